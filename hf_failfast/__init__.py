@@ -1,0 +1,30 @@
+"""Speculative decoding for Hugging Face models with a diffusion language model as drafter (FailFast).
+
+Importing the package makes `custom_generate="hf_failfast"` known to `model.generate`, and does nothing else.
+"""
+
+from .candidate_generator import FailFastCandidateGenerator
+from .config import FailFastConfig
+from .decoding import failfast_decoding
+from .drafters import DiffusionDrafter, DrafterSpec, load_drafter
+from .generate import assisted_generate, generate, register
+from .length_policy import ConfidenceThreshold, FixedLength, LengthPolicy
+from .stats import SpecDecodingStats
+
+register()
+
+__version__ = "0.1.0"
+__all__ = [
+    "ConfidenceThreshold",
+    "DiffusionDrafter",
+    "DrafterSpec",
+    "FailFastCandidateGenerator",
+    "FailFastConfig",
+    "FixedLength",
+    "LengthPolicy",
+    "SpecDecodingStats",
+    "assisted_generate",
+    "failfast_decoding",
+    "generate",
+    "load_drafter",
+]

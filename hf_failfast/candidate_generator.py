@@ -1,0 +1,44 @@
+"""The drafter in transformers' own assisted loop."""
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.candidate_generator import CandidateGenerator
+
+from .drafters import DiffusionDrafter
+from .length_policy import LengthPolicy
+from .stats import RoundRecord, SpecDecodingStats
+
+
+class FailFastCandidateGenerator(CandidateGenerator):
+    """Drafts candidates chunk by chunk for `GenerationMixin._assisted_decoding`; one instance per `generate` call.
+
+    Returns no candidate logits, since the drafts are deterministic: under sampling transformers then samples from the
+    target and compares, which is exact.
+    """
+
+    requires_model_outputs = False
+
+    def __init__(
+        self,
+        drafter: DiffusionDrafter,
+        target: PreTrainedModel,
+        policy: LengthPolicy,
+        max_length: int,
+        eos_token_ids: torch.Tensor | None = None,
+    ) -> None:
+        self.policy = policy
+        self.max_length = max_length
+        self.session = drafter.start(target, max_length, eos_token_ids)
+        self.stats = SpecDecodingStats()
+
+    def get_candidates(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """(the ids (1, n) followed by the draft, None)."""
+        self._draft = self.session.draft(input_ids, self.policy, self.max_length - input_ids.shape[1] - 1)
+        self.stats.host_reads += self._draft.host_reads
+        return torch.cat([input_ids, self._draft.token_ids.to(input_ids.device)], dim=1), None
+
+    def update_candidate_strategy(self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int) -> None:
+        """Takes note that the first `num_matches` tokens of the last draft were accepted."""
+        num_matches = int(num_matches)
+        self.session.accept(num_matches)
+        self.stats.observe(RoundRecord(len(self._draft), num_matches, num_matches + 1, self._draft.passes))

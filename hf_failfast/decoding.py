@@ -1,0 +1,192 @@
+"""The loop: draft, verify, accept. The only place that knows what a round is."""
+
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
+
+from .drafters import DiffusionDrafter, Draft
+from .length_policy import LengthPolicy
+from .runners import EagerRunner
+from .stats import RoundRecord, SpecDecodingStats
+from .stopping import StopRules
+from .support import check_request, left_padding
+from .verification import verify_greedy
+
+
+@torch.no_grad()
+def failfast_decoding(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,  # (1, n)
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    *,
+    drafter: DiffusionDrafter,
+    policy: LengthPolicy,
+    streamer: BaseStreamer | None = None,
+    synced_gpus: bool = False,
+    **model_kwargs: Any,
+) -> GenerateDecoderOnlyOutput | torch.Tensor:
+    """Greedy speculative decoding: the tokens of plain `generate`, several per target forward.
+
+    Called by `generate` like one of transformers' own decoding methods, with everything prepared. Each round drafts,
+    runs the target once over the tokens it has not seen and the draft, and keeps the longest draft prefix that the
+    target would have written, plus the target's own next token. The first round's forward is the prefill.
+
+    Returns the ids (1, n + m), or with `return_dict_in_generate` transformers' output class with one more field,
+    `speculation` (`SpecDecodingStats`). Raises ValueError naming whatever is not supported.
+    """
+    check_request(model, input_ids, generation_config, model_kwargs, synced_gpus)
+    started = perf_counter()
+    stops = StopRules(stopping_criteria, generation_config.max_length)
+    text = _Text(input_ids, left_padding(model_kwargs.get("attention_mask")), stops.max_length, generation_config)
+    runner = EagerRunner(model)
+    cache = runner.new_cache(stops.max_length)
+    session = drafter.start(model, stops.max_length, stops.eos_token_ids)
+    stats = SpecDecodingStats()
+
+    finished = False
+    while not finished:
+        # 1. Draft. The target adds a token to every round, so the draft leaves room for it.
+        draft_started = perf_counter()
+        draft = session.draft(text.visible, policy, max_tokens=stops.max_length - text.length - 1)
+
+        # 2. Verify: one forward over what the target has not seen yet.
+        verify_started = perf_counter()
+        window = torch.cat([text.visible[:, cache.get_seq_length() :], draft.token_ids.to(text.device)], dim=1)
+        logits = runner(window.to(model.device), cache, rows=len(draft) + 1)
+        logits = logits.to(device=text.device, dtype=torch.float32)
+
+        # 3. Accept what the target would have written, up to the first stop.
+        if logits_processor or stops.walked:
+            accepted, finished = _accept_by_walking(text, draft, logits, logits_processor, stops, stats)
+        else:
+            accepted, finished = _accept(text, draft, logits, stops, stats)
+        verify_ended = perf_counter()
+
+        # 4. Stream, and forget what was rejected.
+        emitted = text.emit(streamer)
+        cache.rollback(text.visible.shape[1] - 1)
+        session.accept(accepted)
+        stats.host_reads += draft.host_reads
+        stats.observe(RoundRecord(len(draft), accepted, emitted, draft.passes))
+        stats.draft_seconds += verify_started - draft_started
+        stats.verify_seconds += verify_ended - verify_started
+
+    if streamer is not None:
+        streamer.end()
+    stats.other_seconds = perf_counter() - started - stats.draft_seconds - stats.verify_seconds
+    if not generation_config.return_dict_in_generate:
+        return text.ids
+    output = GenerateDecoderOnlyOutput(
+        sequences=text.ids,
+        scores=text.scores,
+        logits=text.logits,
+        past_key_values=cache.to_dynamic(model.config.get_text_config(decoder=True)),
+    )
+    output["speculation"] = stats
+    return output
+
+
+@dataclass
+class _Text:
+    """The sequence so far, in a buffer of the longest it can get, with what the caller asked to be recorded."""
+
+    prompt: torch.Tensor  # (1, n)
+    padding: int  # leading positions that the models never see
+    max_length: int
+    generation_config: GenerationConfig
+    scores: tuple[torch.Tensor, ...] | None = None  # one (1, vocabulary) per emitted token
+    logits: tuple[torch.Tensor, ...] | None = None
+    length: int = field(init=False)
+    streamed: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = self.streamed = self.prompt.shape[1]
+        self.device = self.prompt.device
+        self._buffer = self.prompt.new_empty(1, max(self.max_length, self.length))
+        self._buffer[:, : self.length] = self.prompt
+        if self.generation_config.return_dict_in_generate:
+            self.scores = () if self.generation_config.output_scores else None
+            self.logits = () if self.generation_config.output_logits else None
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """All ids (1, length), padding included: what processors, criteria and the caller see."""
+        return self._buffer[:, : self.length]
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """The ids without padding: what target and drafter see."""
+        return self._buffer[:, self.padding : self.length]
+
+    def append(self, token_ids: torch.Tensor, scores: torch.Tensor, logits: torch.Tensor) -> None:
+        """Adds m tokens (1, m) with their processed and raw scores (1, m, vocabulary)."""
+        count = token_ids.shape[1]
+        self._buffer[:, self.length : self.length + count] = token_ids
+        self.length += count
+        if self.scores is not None:
+            self.scores += scores.unbind(dim=1)
+        if self.logits is not None:
+            self.logits += logits.unbind(dim=1)
+
+    def emit(self, streamer: BaseStreamer | None) -> int:
+        """Hands the tokens added since the last call to the streamer, and counts them."""
+        count = self.length - self.streamed
+        if streamer is not None:
+            streamer.put(self._buffer[:, self.streamed : self.length].cpu())
+        self.streamed = self.length
+        return count
+
+
+def _accept(
+    text: _Text, draft: Draft, logits: torch.Tensor, stops: StopRules, stats: SpecDecodingStats
+) -> tuple[int, bool]:
+    """Appends the accepted tokens and the bonus token; returns (draft tokens kept, whether the text is complete)."""
+    verified = verify_greedy(draft.token_ids.to(text.device), logits)
+    num_accepted, *token_ids = torch.cat([verified.num_accepted, verified.token_ids[0]]).tolist()  # host sync: round
+    stats.host_reads += 1
+    kept, finished = stops.cut(token_ids[: num_accepted + 1], text.length)
+    count = len(kept)
+    text.append(verified.token_ids[:, :count], logits[:, :count], logits[:, :count])
+    return min(num_accepted, count), finished
+
+
+def _accept_by_walking(
+    text: _Text,
+    draft: Draft,
+    logits: torch.Tensor,
+    processors: LogitsProcessorList,
+    stops: StopRules,
+    stats: SpecDecodingStats,
+) -> tuple[int, bool]:
+    """As `_accept`, token by token in the order of plain `generate`: process, choose, append, ask the criteria.
+
+    Processors and criteria see each true prefix once and nothing else, so that stateful ones stay exact.
+    """
+    draft_ids = draft.token_ids[0].tolist()
+    stats.host_reads += 1
+    for position in range(len(draft) + 1):
+        raw = logits[:, position]
+        scores = processors(text.ids, raw.clone()) if processors else raw
+        choice = scores.argmax(dim=-1, keepdim=True)
+        text.append(choice, scores[:, None], raw[:, None])
+        token_id = int(choice)  # host sync: the next prefix depends on it
+        stats.host_reads += 1
+        finished = stops.ends(token_id, text.length)
+        if stops.walked:
+            finished |= bool(stops.walked(text.ids, text.scores).all())  # host sync: the caller's criteria
+            stats.host_reads += 1
+        is_confirmed = position < len(draft) and token_id == draft_ids[position]
+        if finished or not is_confirmed:
+            return position + is_confirmed, finished
+    raise AssertionError("the bonus position always returns")

@@ -1,0 +1,90 @@
+"""The three attention patterns of diffusion language models: what a pass feeds, sees, and leaves behind.
+
+Positions are absolute. `clean_end` is the number of known tokens (accepted and drafted so far); the positions from
+there on hold noise in the pass. A pattern answers three questions and knows nothing of models, caches or policies.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from .spec import DrafterSpec
+
+
+class AttentionPattern(ABC):
+    """Attention of one kind of diffusion language model."""
+
+    def __init__(self, spec: DrafterSpec) -> None:
+        self.shift = spec.shift
+
+    @abstractmethod
+    def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
+        """(number of noise positions to feed, number of tokens to read) for a pass that should yield `wanted` >= 1."""
+
+    @abstractmethod
+    def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
+        """For each fed position (q,), the end (exclusive) of the slots that its row sees."""
+
+    @abstractmethod
+    def final_length(self, clean_end: int) -> int:
+        """How many leading slots keep their K/V for good once `clean_end` known tokens have been fed."""
+
+
+class CausalCanvas(AttentionPattern):
+    """Known tokens attend causally, so their K/V are final at once; noise sees the past and the whole canvas."""
+
+    def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
+        return wanted - self.shift, wanted
+
+    def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
+        return torch.where(positions < clean_end, positions + 1, window_end)
+
+    def final_length(self, clean_end: int) -> int:
+        return clean_end
+
+
+class BlockCausal(AttentionPattern):
+    """Bidirectional inside absolute blocks, causal between them (Fast-dLLM v2; SDAR; BD3-LM).
+
+    A pass fills the block that holds the next position, to its end, since the models were trained on whole blocks; a
+    chunk that crosses the edge takes a second pass, in which the first block's filled tokens are final.
+    """
+
+    def __init__(self, spec: DrafterSpec) -> None:
+        super().__init__(spec)
+        assert spec.block_size is not None
+        self.block_size = spec.block_size
+
+    def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
+        to_edge = self.block_size - clean_end % self.block_size
+        return to_edge, min(wanted, to_edge)
+
+    def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
+        block_end = (positions // self.block_size + 1) * self.block_size
+        return block_end.clamp(max=window_end)
+
+    def final_length(self, clean_end: int) -> int:
+        return clean_end // self.block_size * self.block_size
+
+
+class Bidirectional(AttentionPattern):
+    """Every row sees the whole window, so every K/V changes with the noise: nothing is final, all is recomputed."""
+
+    def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
+        return wanted - self.shift, wanted
+
+    def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
+        return torch.full_like(positions, window_end)
+
+    def final_length(self, clean_end: int) -> int:
+        return 0
+
+
+def attention_pattern(spec: DrafterSpec) -> AttentionPattern:
+    """The pattern a spec names."""
+    patterns: dict[str, type[AttentionPattern]] = {
+        "causal_canvas": CausalCanvas,
+        "block_causal": BlockCausal,
+        "bidirectional": Bidirectional,
+    }
+    return patterns[spec.attention](spec)

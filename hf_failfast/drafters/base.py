@@ -1,0 +1,107 @@
+"""The interface of every drafter, and the one chunk loop that all of them share."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from ..config import FailFastConfig
+from ..length_policy import LengthPolicy
+
+
+class Chunk(NamedTuple):
+    """Tokens and confidences that one drafting step added."""
+
+    token_ids: torch.Tensor  # (1, n)
+    confidence: torch.Tensor  # (1, n), fp32
+    passes: int  # drafter forwards it took
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the drafter proposes in a round; k may be 0."""
+
+    token_ids: torch.Tensor  # (1, k)
+    confidence: torch.Tensor  # (1, k), fp32
+    passes: int  # drafter forwards
+    host_reads: int
+
+    def __len__(self) -> int:
+        return self.token_ids.shape[1]
+
+
+class DraftSession(ABC):
+    """A drafter at work on one sequence. Holds what the drafter remembers of the tokens seen so far.
+
+    Between two drafts the sequence grows by some prefix of the last draft and one token more, and the owner says so
+    with `accept`.
+    """
+
+    def __init__(self, eos_token_ids: torch.Tensor | None) -> None:
+        self.eos_token_ids = eos_token_ids
+        self.num_tokens = 0  # accepted tokens at the time of the last draft
+
+    def draft(self, token_ids: torch.Tensor, policy: LengthPolicy, max_tokens: int) -> Draft:
+        """Drafts up to `max_tokens` tokens after the accepted ones (1, n): FailFast's chunk rule.
+
+        One chunk at a time until the policy stops, the cap or an end-of-sequence token is reached. The chunk that
+        made the policy stop is kept; tokens behind an end of sequence are not.
+        """
+        self.num_tokens = token_ids.shape[1]
+        cap = min(policy.max_draft_length, max_tokens, self.max_draft_length(self.num_tokens))
+        drafted = token_ids[:, :0]
+        confidence = torch.zeros(1, 0, device=token_ids.device)
+        passes = host_reads = 0
+        extend = cap > 0
+        while extend:
+            length = min(policy.chunk_length, cap - drafted.shape[1])
+            chunk = self.draft_chunk(token_ids, drafted, length)
+            passes += chunk.passes
+            drafted = torch.cat([drafted, chunk.token_ids.to(drafted.device)], dim=1)
+            confidence = torch.cat([confidence, chunk.confidence.to(confidence.device)], dim=1)
+            kept, extend, reads = self._decide(chunk, policy, is_full=drafted.shape[1] == cap)
+            host_reads += reads
+            cut = drafted.shape[1] - length + kept
+            drafted, confidence = drafted[:, :cut], confidence[:, :cut]
+        return Draft(drafted, confidence, passes, host_reads)
+
+    def _decide(self, chunk: Chunk, policy: LengthPolicy, is_full: bool) -> tuple[int, bool, int]:
+        """(tokens of the chunk to keep, whether to extend, host reads made)."""
+        length = chunk.token_ids.shape[1]
+        if self.eos_token_ids is None:
+            if is_full:
+                return length, False, 0
+            return length, bool(policy.should_extend(chunk.confidence)), 1  # host sync: extend
+        is_eos = torch.isin(chunk.token_ids[0], self.eos_token_ids)
+        ended = is_eos.any()
+        kept = torch.where(ended, is_eos.long().argmax() + 1, length)
+        extend = policy.should_extend(chunk.confidence) & ~ended
+        kept_length, go_on = torch.stack([kept, extend.long()]).tolist()  # host sync: kept length and extend
+        return kept_length, bool(go_on) and not is_full, 1
+
+    @abstractmethod
+    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
+        """`length` >= 1 more draft tokens after the accepted (1, n) and the already drafted (1, d) ones."""
+
+    @abstractmethod
+    def accept(self, num_accepted: int) -> None:
+        """The first `num_accepted` tokens of the last draft became part of the sequence, the others did not."""
+
+    @abstractmethod
+    def max_draft_length(self, num_tokens: int) -> int:
+        """The longest draft that the drafter's positions allow behind `num_tokens` accepted tokens; may be < 1."""
+
+
+class DiffusionDrafter(ABC):
+    """A loaded diffusion language model that can draft for targets with its vocabulary.
+
+    config: the chunk rule's numbers that suit this drafter; used where the caller gives none.
+    """
+
+    config: FailFastConfig
+
+    @abstractmethod
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
+        """A session for one sequence of at most `capacity` tokens. Raises ValueError if the target does not fit."""

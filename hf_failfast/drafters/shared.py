@@ -1,0 +1,90 @@
+"""Drafter layers that borrow the target's embedding and head, so that a checkpoint holds only what was trained."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from .spec import DrafterSpec
+
+
+class SharedBody(nn.Module):
+    """Decoder layers, final norm and one mask embedding; optionally a reduced draft vocabulary.
+
+    decoder: the transformers base model (`LlamaModel`, ...), called with `inputs_embeds` only.
+    mask_embedding: (hidden,), what stands at positions to be filled; its id lies beyond the target's vocabulary.
+    spec: names the mask id.
+    draft_vocabulary: (Vd,) target ids that the drafter can propose; None for all of them.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        mask_embedding: torch.Tensor,
+        spec: DrafterSpec,
+        draft_vocabulary: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.config = decoder.config
+        assert spec.mask_token_id is not None  # the body has one learned embedding, for this id
+        self.mask_token_id = spec.mask_token_id
+        self.mask_embedding = nn.Parameter(mask_embedding)
+        self.draft_vocabulary: torch.Tensor | None
+        self.register_buffer("draft_vocabulary", None if draft_vocabulary is None else draft_vocabulary.long())
+        self._reduced_heads: WeakKeyDictionary[nn.Module, nn.Linear] = WeakKeyDictionary()
+
+    def attach(self, target: PreTrainedModel) -> "BorrowingLM":
+        """The drafter as a causal LM on this target's embedding and head; moves the layers to the target's device."""
+        if target.get_input_embeddings().embedding_dim != self.config.hidden_size:
+            raise ValueError(
+                f"The drafter borrows the target's embedding of width {self.config.hidden_size}, "
+                f"but the target's is {target.get_input_embeddings().embedding_dim} wide."
+            )
+        self.to(target.get_input_embeddings().weight.device)
+        return BorrowingLM(self, target.get_input_embeddings(), self._head(target))
+
+    def _head(self, target: PreTrainedModel) -> nn.Module:
+        full = target.get_output_embeddings()
+        if self.draft_vocabulary is None:
+            return full
+        if full not in self._reduced_heads:
+            weight = full.weight[self.draft_vocabulary].detach()
+            head = nn.Linear(weight.shape[1], weight.shape[0], bias=full.bias is not None, device="meta")
+            head.weight = nn.Parameter(weight, requires_grad=False)
+            if full.bias is not None:
+                head.bias = nn.Parameter(full.bias[self.draft_vocabulary].detach(), requires_grad=False)
+            self._reduced_heads[full] = head
+        return self._reduced_heads[full]
+
+
+class BorrowingLM:
+    """A `SharedBody` between one target's embedding and head: the call of a transformers causal LM."""
+
+    def __init__(self, body: SharedBody, embedding: nn.Module, head: nn.Module) -> None:
+        self.body = body
+        self.embedding = embedding
+        self.head = head
+        self.config = body.config
+        self.vocabulary = body.draft_vocabulary
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.body.mask_embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.body.mask_embedding.device
+
+    def __call__(
+        self, *, input_ids: torch.Tensor, logits_to_keep: int | torch.Tensor, **inputs: Any
+    ) -> CausalLMOutput:
+        is_mask = input_ids.eq(self.body.mask_token_id)
+        embeddings = self.embedding(input_ids.masked_fill(is_mask, 0)).to(self.dtype)
+        embeddings = torch.where(is_mask[..., None], self.body.mask_embedding, embeddings)
+        hidden = self.body.decoder(inputs_embeds=embeddings, **inputs).last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return CausalLMOutput(logits=self.head(hidden[:, kept].to(self.head.weight.dtype)))

@@ -1,0 +1,146 @@
+"""The doors: `model.generate(custom_generate=...)` in, the prepared loop out."""
+
+import copy
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from .candidate_generator import FailFastCandidateGenerator
+from .config import FailFastConfig
+from .decoding import failfast_decoding
+from .drafters import DiffusionDrafter, load_drafter
+from .length_policy import ConfidenceThreshold, LengthPolicy
+from .support import check_arguments
+
+NAME = "hf_failfast"
+
+# lm-eval passes the drafter as a path with every request; it must not be loaded anew each time.
+_load_drafter_once = functools.lru_cache(maxsize=4)(load_drafter)
+
+
+def _generate(
+    model: PreTrainedModel,
+    inputs: torch.Tensor | None = None,
+    *,
+    assistant_model: DiffusionDrafter | str | Path | None = None,
+    failfast_config: FailFastConfig | None = None,
+    **kwargs: Any,
+) -> GenerateDecoderOnlyOutput | torch.Tensor:
+    """`model.generate(inputs, **kwargs)`, drafted by `assistant_model`; the output is the target's own.
+
+    assistant_model: a drafter of `load_drafter`, or a checkpoint folder or Hub id (loaded once, in the target's
+        dtype).
+    failfast_config: the chunk rule's numbers; or pass them by name (`confidence_threshold`, `chunk_length`,
+        `max_draft_length`). Default: the drafter's own (`drafter.config`).
+    kwargs: every argument of `generate`; with `return_dict_in_generate=True` the output has one more field,
+        `speculation` (`SpecDecodingStats`).
+
+    Raises ValueError naming any argument or model that is not supported.
+    """
+    drafter, policy = _drafter_and_policy(model, assistant_model, failfast_config, kwargs)
+    check_arguments(kwargs)
+
+    def decode(_: PreTrainedModel, input_ids: torch.Tensor, tokenizer: Any = None, **prepared: Any) -> Any:
+        return failfast_decoding(model, input_ids, drafter=drafter, policy=policy, **prepared)
+
+    return _view(model).generate(inputs, custom_generate=decode, **kwargs)
+
+
+def assisted_generate(
+    model: PreTrainedModel,
+    inputs: torch.Tensor | None = None,
+    *,
+    assistant_model: DiffusionDrafter | str | Path | None = None,
+    failfast_config: FailFastConfig | None = None,
+    **kwargs: Any,
+) -> GenerateDecoderOnlyOutput | torch.Tensor:
+    """As `hf_failfast.generate`, in transformers' own assisted loop with a `FailFastCandidateGenerator`.
+
+    For targets whose cache the slots cannot hold, and as the reference for our own loop. Its limits are transformers'.
+    """
+    drafter, policy = _drafter_and_policy(model, assistant_model, failfast_config, kwargs)
+    generators: list[FailFastCandidateGenerator] = []
+
+    def make_generator(generation_config: Any, **_: Any) -> FailFastCandidateGenerator:
+        eos_token_ids = generation_config._eos_token_tensor
+        generators.append(
+            FailFastCandidateGenerator(drafter, model, policy, generation_config.max_length, eos_token_ids)
+        )
+        return generators[0]
+
+    def decode(view: PreTrainedModel, input_ids: torch.Tensor, **prepared: Any) -> Any:
+        return GenerationMixin._assisted_decoding(view, input_ids, **prepared)
+
+    view = _view(model)
+    view._get_candidate_generator = make_generator
+    output = view.generate(inputs, custom_generate=decode, **kwargs)
+    if isinstance(output, GenerateDecoderOnlyOutput):
+        output["speculation"] = generators[0].stats
+    return output
+
+
+def _drafter_and_policy(
+    model: PreTrainedModel,
+    assistant_model: DiffusionDrafter | str | Path | None,
+    failfast_config: FailFastConfig | None,
+    kwargs: dict[str, Any],
+) -> tuple[DiffusionDrafter, LengthPolicy]:
+    """Resolves the drafter and the chunk rule; takes the rule's options out of `kwargs`."""
+    if isinstance(assistant_model, (str, Path)):
+        assistant_model = _load_drafter_once(str(assistant_model), dtype=model.dtype, device_map=model.device)
+    if not isinstance(assistant_model, DiffusionDrafter):
+        raise ValueError(
+            "`assistant_model` must be a drafter of `hf_failfast.load_drafter`, a checkpoint folder or a Hub id, "
+            f"but is {type(assistant_model).__name__}."
+        )
+    options = {name: kwargs.pop(name) for name in FailFastConfig.field_names() if kwargs.get(name) is not None}
+    config = failfast_config if failfast_config is not None else assistant_model.config
+    return assistant_model, ConfidenceThreshold(config.with_options(options))
+
+
+def _view(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, by reference, with one method replaced: so that `generate` prepares a call for a callable as it
+    does for its own methods. For callables transformers drops `tokenizer`, `streamer` and `synced_gpus`; the model
+    itself stays as it is, and other threads may use it."""
+    view = copy.copy(model)
+    extract = functools.partial(GenerationMixin._extract_generation_mode_kwargs, view)
+    view._extract_generation_mode_kwargs = lambda custom_generate, *arguments: extract(None, *arguments)
+    return view
+
+
+class NamedGenerate(str):
+    """A `custom_generate` value that is both a name and a function.
+
+    transformers hands a function only part of `generate`'s arguments: the drafter, the streamer and the tokenizer are
+    lost on the way. A name it resolves with `load_custom_generate` and hands over everything.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> GenerateDecoderOnlyOutput | torch.Tensor:
+        return _generate(*args, **kwargs)
+
+    __call__.__doc__ = _generate.__doc__
+
+
+generate = NamedGenerate(NAME)
+
+
+def register() -> None:
+    """Makes `custom_generate="hf_failfast"` resolve to `generate`: installed code, so no trust is asked for."""
+    original: Callable[..., Any] = GenerationMixin.load_custom_generate
+
+    @functools.wraps(original)
+    def load_custom_generate(
+        self: GenerationMixin, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any
+    ) -> Callable[..., Any]:
+        if pretrained_model_name_or_path == NAME:
+            return generate
+        return original(self, pretrained_model_name_or_path, *args, **kwargs)
+
+    GenerationMixin.load_custom_generate = load_custom_generate

@@ -1,0 +1,78 @@
+"""What a generation did, in the words and definitions vLLM uses, so that numbers compare."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class RoundRecord(NamedTuple):
+    """One round: a draft, one target forward, the accepted tokens."""
+
+    drafted: int  # draft tokens proposed
+    accepted: int  # draft tokens emitted
+    emitted: int  # tokens emitted, bonus token included
+    drafter_passes: int  # drafter forwards
+
+
+@dataclass
+class SpecDecodingStats:
+    """Counts and wall-clock seconds of one `generate` call. A round is one target forward.
+
+    host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
+    other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
+    """
+
+    drafter_passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    host_reads: int = 0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    other_seconds: float = 0.0
+    records: list[RoundRecord] = field(default_factory=list)
+
+    def observe(self, record: RoundRecord) -> None:
+        """Adds one finished round."""
+        self.records.append(record)
+        self.drafter_passes += record.drafter_passes
+        self.drafted += record.drafted
+        self.accepted += record.accepted
+        self.emitted += record.emitted
+
+    @property
+    def rounds(self) -> int:
+        """Target forwards."""
+        return len(self.records)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over drafted tokens; 0 if nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens emitted per round, bonus token included; plain decoding has 1."""
+        return self.emitted / self.rounds if self.rounds else 0.0
+
+    @property
+    def accepted_per_position(self) -> list[int]:
+        """How many rounds accepted the draft token at position 0, 1, ...; as long as the longest draft."""
+        longest = max((record.drafted for record in self.records), default=0)
+        return [sum(record.accepted > position for record in self.records) for position in range(longest)]
+
+    def as_dict(self) -> dict[str, int | float | list[int]]:
+        """Every count, ratio and time without the per-round records, ready for JSON."""
+        return {
+            "rounds": self.rounds,
+            "drafter_passes": self.drafter_passes,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "emitted": self.emitted,
+            "acceptance_rate": self.acceptance_rate,
+            "mean_acceptance_length": self.mean_acceptance_length,
+            "accepted_per_position": self.accepted_per_position,
+            "draft_seconds": self.draft_seconds,
+            "verify_seconds": self.verify_seconds,
+            "other_seconds": self.other_seconds,
+            "host_reads": self.host_reads,
+        }

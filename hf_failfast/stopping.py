@@ -1,0 +1,35 @@
+"""Where a generation ends: exact on every accepted prefix, never asked about unverified tokens."""
+
+import torch
+from transformers import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+
+
+class StopRules:
+    """The stopping criteria of one call, split by cost.
+
+    Length and end-of-sequence are decided on the host copy of a round's tokens. Everything else (stop strings,
+    `max_time`, the caller's own criteria, stateful or not) is in `walked` and must be asked after every single token.
+    """
+
+    def __init__(self, criteria: StoppingCriteriaList, max_length: int) -> None:
+        self.max_length = max_length
+        eos = [c.eos_token_id.flatten() for c in criteria if type(c) is EosTokenCriteria]
+        self.eos_token_ids = torch.cat(eos).unique() if eos else None
+        self._eos = set() if self.eos_token_ids is None else set(self.eos_token_ids.tolist())
+        for criterion in criteria:
+            if type(criterion) is MaxLengthCriteria:
+                self.max_length = min(self.max_length, criterion.max_length)
+        self.walked = StoppingCriteriaList(
+            criterion for criterion in criteria if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria)
+        )
+
+    def ends(self, token_id: int, length: int) -> bool:
+        """Whether a sequence that has `length` tokens, `token_id` last, is complete by length or end of sequence."""
+        return token_id in self._eos or length >= self.max_length
+
+    def cut(self, token_ids: list[int], length: int) -> tuple[list[int], bool]:
+        """The tokens up to the first that completes a sequence of `length` tokens, and whether there is one."""
+        for count, token_id in enumerate(token_ids, start=1):
+            if self.ends(token_id, length + count):
+                return token_ids[:count], True
+        return token_ids, False

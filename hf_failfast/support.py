@@ -1,0 +1,75 @@
+"""What the loop cannot do yet, refused by name instead of dropped in silence."""
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
+
+# What `generate` itself puts there; the loop derives positions, mask and cache from the tokens.
+DERIVED_MODEL_KWARGS = frozenset(
+    {"attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache", "logits_to_keep"}
+)
+
+# Arguments of `generate` that replace what the loop derives.
+UNSUPPORTED_ARGUMENTS = (
+    "assistant_tokenizer",
+    "cache_position",
+    "inputs_embeds",
+    "logits_to_keep",
+    "past_key_values",
+    "position_ids",
+)
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Raises ValueError on arguments of `generate` that drafting cannot honour."""
+    for name in UNSUPPORTED_ARGUMENTS:
+        if arguments.get(name) is not None:
+            raise ValueError(f"`{name}` is not supported by hf_failfast yet.")
+
+
+def check_request(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    generation_config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+    synced_gpus: bool,
+) -> None:
+    """Raises ValueError naming the first part of a prepared request that the loop does not support."""
+    config = generation_config
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    refusals = {
+        "encoder-decoder targets": model.config.is_encoder_decoder,
+        f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
+        f"`num_return_sequences`={config.num_return_sequences}": (config.num_return_sequences or 1) > 1,
+        f"a batch of {input_ids.shape[0]} prompts (one at a time, please)": input_ids.shape[0] != 1,
+        "sampling (`do_sample=True`)": config.do_sample,
+        "`use_cache=False`": config.use_cache is False,
+        f"`cache_implementation`={config.cache_implementation!r}": config.cache_implementation is not None,
+        "`output_attentions`": config.return_dict_in_generate and config.output_attentions,
+        "`output_hidden_states`": config.return_dict_in_generate and config.output_hidden_states,
+        "`synced_gpus`": synced_gpus,
+        "an empty prompt": input_ids.shape[-1] == 0,
+        f"a prompt of {input_ids.shape[-1]} tokens for a target with `max_position_embeddings`={positions}": (
+            positions is not None and input_ids.shape[-1] > positions
+        ),
+    }
+    given = {name for name, value in model_kwargs.items() if value is not None}
+    refusals |= {f"`{name}`": True for name in given - DERIVED_MODEL_KWARGS}
+    for name, refused in refusals.items():
+        if refused:
+            raise ValueError(f"{name[0].upper() + name[1:]} is not supported by hf_failfast yet.")
+    mode = config.get_generation_mode()
+    if mode != GenerationMode.GREEDY_SEARCH:
+        raise ValueError(f"The generation mode {mode.value!r} is not supported by hf_failfast yet; use greedy search.")
+
+
+def left_padding(attention_mask: torch.Tensor | None) -> int:
+    """How many leading positions of one prompt's mask (1, n) are padding. Raises ValueError on padding elsewhere."""
+    if attention_mask is None:
+        return 0
+    padding = int((attention_mask == 0).sum())
+    if not bool(attention_mask[:, padding:].all()):
+        raise ValueError("`attention_mask` must hide a prefix of the prompt (left padding); others are not supported.")
+    return padding
