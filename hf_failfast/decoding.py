@@ -1,13 +1,14 @@
 """The loop: draft, verify, accept. The only place that knows what a round is."""
 
+from __future__ import annotations
+
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
-    PreTrainedModel,
     StoppingCriteriaList,
 )
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
@@ -20,6 +21,9 @@ from .stopping import StopRules
 from .support import check_request, left_padding, num_positions
 from .text import GeneratedText
 from .verification import verify_greedy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @torch.no_grad()

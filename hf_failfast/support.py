@@ -1,11 +1,16 @@
 """What the loop cannot do yet, refused by name instead of dropped in silence."""
 
+from __future__ import annotations
+
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What `generate` itself puts there; the loop derives positions, mask and cache from the tokens.
 DERIVED_MODEL_KWARGS = frozenset(

@@ -1,12 +1,14 @@
 """From a checkpoint folder or Hub id to a drafter. Nothing of a checkpoint is ever executed."""
 
+from __future__ import annotations
+
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from ..config import FailFastConfig
@@ -14,6 +16,9 @@ from .base import DiffusionDrafter
 from .masked import MaskedDrafter
 from .shared import SharedBody
 from .spec import DrafterSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Model types whose checkpoints hold a native body under another name: (native model type, spec, config key of the
 # block size). Facts as published: Fast-dLLM v2 (arXiv 2509.26328) names no mask id in its config; it is the first id
@@ -50,6 +55,9 @@ def load_drafter(
     Raises:
         ValueError: the checkpoint's kind is unknown, its spec incomplete, or its weights do not fit its config.
     """
+    # transformers' tables of all models are the slow part of its import; only loading needs them.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     given = {
         "attention": attention,
         "block_size": block_size,
@@ -59,6 +67,7 @@ def load_drafter(
     }
     config_dict, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
     own = config_dict.pop("failfast", {})
+    _check_model_type(config_dict.get("model_type"), CONFIG_MAPPING)
     model_type, spec = _spec(config_dict, own, {key: value for key, value in given.items() if value is not None})
     for key in REMOTE_CODE_KEYS:
         config_dict.pop(key, None)
@@ -75,6 +84,14 @@ def load_drafter(
     return MaskedDrafter(model.eval(), spec, FailFastConfig().with_options(options))
 
 
+def _check_model_type(model_type: str | None, native: Collection[str]) -> None:
+    if model_type not in KNOWN_FAMILIES and model_type not in native:
+        raise ValueError(
+            f"The checkpoint's `model_type` is {model_type!r}, which is neither native to transformers nor a known "
+            f"drafter family ({sorted(KNOWN_FAMILIES)}); its own code is never run."
+        )
+
+
 def _spec(config: dict[str, Any], own: dict[str, Any], given: dict[str, Any]) -> tuple[str, DrafterSpec]:
     """(native model type, spec) of a checkpoint; keyword arguments win over the checkpoint."""
     model_type = str(config.get("model_type"))
@@ -83,11 +100,6 @@ def _spec(config: dict[str, Any], own: dict[str, Any], given: dict[str, Any]) ->
         model_type, family, block_key = KNOWN_FAMILIES[model_type]
         values |= family | {"block_size": config.get(block_key)}
     values |= {key: own[key] for key in SPEC_KEYS if key in own} | given
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"The checkpoint's `model_type` is {model_type!r}, which is neither native to transformers nor a known "
-            f"drafter family ({sorted(KNOWN_FAMILIES)}); its own code is never run."
-        )
     if "attention" not in values:
         raise ValueError(
             f"The checkpoint (`model_type` {model_type!r}) does not say how it drafts: pass `attention=` "
@@ -104,6 +116,8 @@ def _load_native(
     device_map: Any,
     hub_kwargs: dict[str, Any],
 ) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
     model, info = AutoModelForCausalLM.from_pretrained(
         name_or_path,
         config=config,
@@ -125,6 +139,8 @@ def _load_shared(
     hub_kwargs: dict[str, Any],
 ) -> SharedBody:
     """Layers without an embedding: the decoder is built with a vocabulary of one, which it never uses."""
+    from transformers import AutoModel
+
     weights = load_file(cached_file(str(name_or_path), "model.safetensors", **hub_kwargs))
     mask_embedding = weights.pop("mask_embedding")
     draft_vocabulary = weights.pop("draft_vocabulary", None)

@@ -1,9 +1,10 @@
 """Drafters whose body is a causal-LM decoder under another attention mask: nearly every public diffusion LM."""
 
-from typing import cast
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
 
 import torch
-from transformers import PreTrainedModel
 
 from ..config import FailFastConfig
 from ..runners import CausalLM, EagerRunner
@@ -11,6 +12,9 @@ from .attention import attention_pattern
 from .base import Chunk, DiffusionDrafter, DraftSession
 from .shared import SharedBody
 from .spec import DrafterSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Checkpoints pad one tokenizer's vocabulary to different sizes (151,936 and 152,064 for Qwen2.5).
 MAX_VOCABULARY_PADDING = 512
@@ -24,7 +28,7 @@ class MaskedDrafter(DiffusionDrafter):
         self.spec = spec
         self.config = config
 
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> "MaskedSession":
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> MaskedSession:
         vocab_size = target.config.get_text_config(decoder=True).vocab_size
         self._check_vocabulary(vocab_size)
         model = self.model.attach(target) if isinstance(self.model, SharedBody) else cast(CausalLM, self.model)
