@@ -80,6 +80,7 @@ def demo(
     from hf_failfast.showcase import DEMO_PROMPTS, show
     from hf_failfast.smollm2 import load_smollm2
 
+    _quiet()
     try:
         target, tokenizer = load_smollm2(_torch_dtype(dtype))
     except FileNotFoundError as error:
@@ -108,6 +109,7 @@ def generate(
     from hf_failfast import load_drafter
     from hf_failfast.showcase import show
 
+    _quiet()
     try:
         model = AutoModelForCausalLM.from_pretrained(target, dtype=_torch_dtype(dtype)).to(device).eval()
         loaded = load_drafter(drafter, dtype=model.dtype, device_map=model.device)
@@ -115,6 +117,14 @@ def generate(
         show(model, AutoTokenizer.from_pretrained(target), loaded, prompt, options, max_new_tokens, repeats)
     except (ValueError, OSError) as error:
         raise typer.Exit(_fail(str(error))) from None
+
+
+def _quiet() -> None:
+    """The output is for reading: no progress bars and no hints of the libraries between the answers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _options(*values: float | int | None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class MethodResult:
     seconds: list[float] = field(default_factory=list)
     new_tokens: list[int] = field(default_factory=list)
     identical: list[bool] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)  # the baseline's top-2 logit gap where a text first differs
     stats: list[SpecDecodingStats] = field(default_factory=list)
 
     @property
@@ -59,7 +60,12 @@ def compare(
     on_progress: Callable[[], None] = lambda: None,
 ) -> list[MethodResult]:
     """Times greedy answers. The first method is the baseline that the others' tokens are compared with."""
-    arguments = {"max_new_tokens": max_new_tokens, "do_sample": False, "return_dict_in_generate": True}
+    arguments = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     results = {name: MethodResult(name) for name in methods}
     for method in methods.values():
         method(inputs=prompts[0], **arguments | {"max_new_tokens": min(16, max_new_tokens)})
@@ -80,14 +86,26 @@ def compare(
 def _record(
     results: Iterable[MethodResult], prompt_length: int, outputs: dict[str, Any], seconds: dict[str, list[float]]
 ) -> None:
-    reference = next(iter(outputs[result.name] for result in results)).sequences
+    reference = next(iter(outputs[result.name] for result in results))
     for result in results:
         output = outputs[result.name]
         result.seconds.append(median(seconds[result.name]))
         result.new_tokens.append(output.sequences.shape[1] - prompt_length)
-        result.identical.append(torch.equal(output.sequences, reference))
+        result.identical.append(torch.equal(output.sequences, reference.sequences))
+        if not result.identical[-1]:
+            result.margins.append(_margin_at_difference(reference, output.sequences, prompt_length))
         if "speculation" in output:
             result.stats.append(output["speculation"])
+
+
+def _margin_at_difference(reference: Any, sequences: torch.Tensor, prompt_length: int) -> float:
+    """How much the baseline preferred its token to its second choice at the first token that another method chose
+    differently: near zero where rounding decided."""
+    both = min(reference.sequences.shape[1], sequences.shape[1])
+    differs = reference.sequences[0, :both] != sequences[0, :both]
+    position = int(differs.long().argmax()) if differs.any() else both - 1
+    best, second = reference.logits[position - prompt_length][0].topk(2).values.tolist()
+    return best - second
 
 
 def summary(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
@@ -102,6 +120,7 @@ def summary(results: Sequence[MethodResult]) -> list[dict[str, Any]]:
                 None if result.mean_acceptance_length is None else round(result.mean_acceptance_length, 3)
             ),
             "identical": sum(result.identical),
+            "largest_margin_at_first_difference": max(result.margins, default=None),
             "prompts": len(result.identical),
         }
         for result in results

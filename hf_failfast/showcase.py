@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .comparison import compare, default_methods, summary
+from .comparison import BASELINE, OURS, Method, compare, default_methods, summary
 from .drafters import DiffusionDrafter
 from .streaming import ACCEPTED_STYLE, ColourStreamer
 
@@ -44,29 +44,69 @@ def show(
     max_new_tokens: int,
     repeats: int,
 ) -> None:
-    """Streams every answer, then times the methods; the last line printed is one JSON document."""
+    """Streams every answer, then times the methods; the last line printed is one JSON document.
+
+    Below float32 the timed texts may part where rounding decides, so the target is then moved to float32 in place
+    and every answer compared once more: that is the check of losslessness.
+    """
     console = Console()
     encoded = [encode_prompt(tokenizer, prompt).to(target.device) for prompt in prompts]
-    streamer = ColourStreamer(tokenizer, console)
-    console.print(f"[{ACCEPTED_STYLE}]Drafted and accepted[/], and the target's own tokens:")
-    for prompt, input_ids in zip(prompts, encoded, strict=True):
-        console.print(f"\n> {prompt}", style="bold", markup=False)
-        target.generate(
-            input_ids,
-            assistant_model=drafter,
-            custom_generate="hf_failfast",
-            streamer=streamer,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            **options,
-        )
+    _stream(
+        target,
+        tokenizer,
+        drafter,
+        dict(zip(prompts, encoded, strict=True)),
+        options | _greedy(max_new_tokens),
+        console,
+    )
     methods = default_methods(target, drafter, options)
+    setting = _setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("Timing", total=len(methods) * len(prompts) * repeats)
+        task = progress.add_task("Timing", total=(len(methods) * repeats + 2) * len(prompts))
         results = compare(methods, encoded, max_new_tokens, repeats, lambda: progress.advance(task))
+        exact = _count_identical(target, methods, encoded, max_new_tokens, lambda: progress.advance(task))
     records = summary(results)
     console.print(_table(records))
-    print(json.dumps({"results": records, "max_new_tokens": max_new_tokens, "repeats": repeats} | _setting(target)))
+    margins = [margin for result in results for margin in result.margins]
+    if margins:
+        console.print(f"Where texts part, the target's two best logits are at most {max(margins):.3f} apart.")
+    console.print(f"In float32, {exact} of {len(prompts)} answers are identical to plain generate, token by token.")
+    print(json.dumps({"results": records, "identical_in_float32": exact} | setting))
+
+
+def _greedy(max_new_tokens: int) -> dict[str, Any]:
+    return {"max_new_tokens": max_new_tokens, "do_sample": False}
+
+
+def _stream(
+    target: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    drafter: DiffusionDrafter,
+    prompts: dict[str, torch.Tensor],
+    arguments: dict[str, Any],
+    console: Console,
+) -> None:
+    streamer = ColourStreamer(tokenizer, console)
+    console.print(f"[{ACCEPTED_STYLE}]Drafted and accepted[/], and the target's own tokens:")
+    for prompt, input_ids in prompts.items():
+        console.print(f"\n> {prompt}", style="bold", markup=False, soft_wrap=True)
+        target.generate(
+            input_ids, assistant_model=drafter, custom_generate="hf_failfast", streamer=streamer, **arguments
+        )
+
+
+def _count_identical(
+    target: PreTrainedModel,
+    methods: dict[str, Method],
+    prompts: Sequence[torch.Tensor],
+    max_new_tokens: int,
+    on_progress: Callable[[], None],
+) -> int:
+    """How many answers of ours equal the baseline's once the target is in float32."""
+    target.float()
+    compared = {name: methods[name] for name in (BASELINE, OURS)}
+    results = compare(compared, prompts, max_new_tokens, repeats=1, on_progress=on_progress)
+    return sum(results[-1].identical)
 
 
 def _table(records: Sequence[dict[str, Any]]) -> Table:

@@ -30,6 +30,9 @@ KNOWN_FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
 # Keys that would point transformers to the checkpoint's own code, or to a class that is not there.
 REMOTE_CODE_KEYS = ("auto_map", "architectures", "model_type")
 
+# The decoder of a drafter that borrows its embedding is built without one of its own.
+_NO_VOCABULARY = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+
 SPEC_KEYS = ("attention", "shift", "mask_token_id", "block_size", "noise")
 
 
@@ -144,7 +147,7 @@ def _load_shared(
     weights = load_file(cached_file(str(name_or_path), "model.safetensors", **hub_kwargs))
     mask_embedding = weights.pop("mask_embedding")
     draft_vocabulary = weights.pop("draft_vocabulary", None)
-    decoder_config = type(config).from_dict(config.to_dict() | {"vocab_size": 1, "pad_token_id": None})
+    decoder_config = type(config).from_dict(config.to_dict() | _NO_VOCABULARY)
     decoder = AutoModel.from_config(decoder_config, dtype=mask_embedding.dtype)
     decoder.config = config
     decoder_weights = {key.removeprefix("model."): value for key, value in weights.items()}
