@@ -105,6 +105,8 @@ def _drafter_and_policy(
         )
     options = {name: kwargs.pop(name) for name in FailFastConfig.field_names() if kwargs.get(name) is not None}
     config = failfast_config if failfast_config is not None else assistant_model.config
+    if not isinstance(config, FailFastConfig):
+        raise ValueError(f"`failfast_config` must be a FailFastConfig, but is {type(config).__name__}.")
     return assistant_model, ConfidenceThreshold(config.with_options(options))
 
 

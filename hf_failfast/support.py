@@ -81,6 +81,8 @@ def left_padding(attention_mask: torch.Tensor | None) -> int:
     if attention_mask is None:
         return 0
     padding = int((attention_mask == 0).sum())
+    if padding == attention_mask.shape[1]:
+        raise ValueError("`attention_mask` hides the whole prompt; an empty prompt is not supported.")
     if not bool(attention_mask[:, padding:].all()):
         raise ValueError("`attention_mask` must hide a prefix of the prompt (left padding); others are not supported.")
     return padding

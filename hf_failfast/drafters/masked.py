@@ -62,6 +62,7 @@ class MaskedSession(DraftSession):
         max_positions = getattr(model.config, "max_position_embeddings", None) or capacity + block
         self.spec = spec
         self.vocab_size = vocab_size
+        self.last_id = model.config.vocab_size - 1  # stands for the target's ids that the drafter does not know
         self.vocabulary: torch.Tensor | None = getattr(model, "vocabulary", None)
         self.pattern = attention_pattern(spec)
         self.runner = EagerRunner(model)
@@ -73,7 +74,7 @@ class MaskedSession(DraftSession):
         return self.last_position - num_tokens
 
     def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        known = torch.cat([token_ids, drafted], dim=1).to(self.device)
+        known = torch.cat([token_ids, drafted], dim=1).to(self.device).clamp(max=self.last_id)
         first = known.shape[1]
         confidences = []
         while known.shape[1] < first + length:

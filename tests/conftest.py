@@ -1,0 +1,326 @@
+"""Tiny random targets and drafters, a scripted drafter, and counters of forwards and host reads."""
+
+import os
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="hf-modules-"))
+
+import copy
+import functools
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+import hf_failfast
+from hf_failfast.drafters import DiffusionDrafter, DraftSession
+from hf_failfast.drafters.base import Chunk
+from hf_failfast.drafters.shared import SharedBody
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+REPOSITORY = Path(__file__).parent.parent
+DATA = Path(__file__).parent / "data"
+
+VOCAB_SIZE = 120  # ids a target knows
+MASK_ID = 121  # in the drafters' vocabulary only
+DRAFTER_VOCAB_SIZE = 128
+POSITIONS = 4096
+
+TARGETS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 16,
+        "final_logit_softcapping": 15.0,
+        "attn_implementation": "eager",
+    },
+    "mistral": {"sliding_window": 16},
+    "gpt2": {},
+    "phi": {"partial_rotary_factor": 0.5},
+    "olmo": {},
+}
+
+
+def tiny_model(model_type: str, seed: int = 0, **options: Any) -> PreTrainedModel:
+    """A random causal LM of the family, with weights large enough that its logits are well apart."""
+    settings = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4 if model_type == "phi" else 2,
+        "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    if model_type == "gpt2":
+        del settings["intermediate_size"], settings["num_key_value_heads"]
+    settings |= TARGETS.get(model_type, {}) | options
+    attention = settings.pop("attn_implementation", None)
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(model_type, **settings)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+@functools.cache
+def target(model_type: str) -> PreTrainedModel:
+    """The target that all tests of a family share; none of them may change it."""
+    return tiny_model(model_type)
+
+
+def prompt(length: int, seed: int = 0) -> torch.Tensor:
+    """Random ids (1, length)."""
+    return torch.randint(VOCAB_SIZE, (1, length), generator=torch.Generator().manual_seed(1000 * seed + length))
+
+
+def plain(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+    """What every test compares with: transformers' own greedy search."""
+    return model.generate(input_ids, do_sample=False, **kwargs)
+
+
+def failfast(model: PreTrainedModel, input_ids: torch.Tensor, drafter: Any, **kwargs: Any) -> Any:
+    """Our loop, through the front door."""
+    return model.generate(input_ids, do_sample=False, assistant_model=drafter, custom_generate="hf_failfast", **kwargs)
+
+
+def assisted(model: PreTrainedModel, input_ids: torch.Tensor, drafter: Any, **kwargs: Any) -> Any:
+    """The same drafter in transformers' assisted loop."""
+    return hf_failfast.assisted_generate(model, input_ids, do_sample=False, assistant_model=drafter, **kwargs)
+
+
+LOOPS = {"failfast": failfast, "assisted": assisted}
+
+
+# Drafters
+
+
+@dataclass
+class ScriptedDrafter(DiffusionDrafter):
+    """Drafts the known continuation, wrong from a chosen place on, with chosen confidences.
+
+    accept_lengths: in round r the draft is right for `accept_lengths[r % len]` tokens, then one token is wrong;
+        None: always right.
+    confidence: of a token, given its index in the draft.
+    """
+
+    reference: torch.Tensor  # (1, n), the target's own text, prompt included
+    accept_lengths: Sequence[int] | None = None
+    confidence: Callable[[int], float] = lambda index: 1.0
+    sees_eos: bool = True  # whether drafts end at an end of sequence
+    config: hf_failfast.FailFastConfig = field(default_factory=hf_failfast.FailFastConfig)
+    sessions: list["ScriptedSession"] = field(default_factory=list)
+
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> "ScriptedSession":
+        self.sessions.append(ScriptedSession(self, capacity, eos_token_ids if self.sees_eos else None))
+        return self.sessions[-1]
+
+
+class ScriptedSession(DraftSession):
+    """Checks on the way that its owner keeps the contract of a session."""
+
+    def __init__(self, drafter: ScriptedDrafter, capacity: int, eos_token_ids: torch.Tensor | None) -> None:
+        super().__init__(eos_token_ids)
+        self.drafter = drafter
+        self.capacity = capacity
+        self.accepted: list[int] = []
+        self.drafted = 0  # tokens of this round's draft so far, as proposed
+        self.expected: int | None = None  # tokens at the time of the next draft
+
+    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
+        known = token_ids.shape[1]
+        assert torch.equal(token_ids, self.drafter.reference[:, :known]), "asked to draft after a false prefix"
+        assert self.expected in (None, known), "the sequence did not grow by what was accepted"
+        start = known + drafted.shape[1]
+        assert start + length <= self.capacity, "asked to draft more than the sequence can hold"
+        ids = self.drafter.reference[:, start : start + length].clone()
+        ids = torch.cat([ids, ids.new_zeros(1, length - ids.shape[1])], dim=1)
+        lengths = self.drafter.accept_lengths
+        if lengths is not None:
+            wrong = lengths[len(self.accepted) % len(lengths)] - drafted.shape[1]
+            if 0 <= wrong < length:
+                ids[:, wrong] = (ids[:, wrong] + 1) % VOCAB_SIZE
+        confidence = [self.drafter.confidence(drafted.shape[1] + index) for index in range(length)]
+        self.drafted = drafted.shape[1] + length
+        return Chunk(ids, torch.tensor([confidence]), 1)
+
+    def accept(self, num_accepted: int) -> None:
+        assert 0 <= num_accepted <= self.drafted, f"{num_accepted} of {self.drafted} draft tokens accepted"
+        self.accepted.append(num_accepted)
+        self.drafted = 0
+        self.expected = self.num_tokens + num_accepted + 1
+
+    def max_draft_length(self, num_tokens: int) -> int:
+        return 10**9
+
+
+DRAFTERS: dict[str, dict[str, Any]] = {
+    "canvas": {"attention": "causal_canvas", "shift": 0},
+    "canvas_shift": {"attention": "causal_canvas", "shift": 1},
+    "block": {"attention": "block_causal", "shift": 0, "block_size": 8},
+    "block_shift": {"attention": "block_causal", "shift": 1, "block_size": 8},
+    "bidirectional": {"attention": "bidirectional", "shift": 0},
+    "bidirectional_shift": {"attention": "bidirectional", "shift": 1},
+}
+
+
+@functools.cache
+def _checkpoint(model_type: str, seed: int) -> str:
+    """A saved drafter: the weights of the family's target itself (seed 0), with rows for the mask id added."""
+    folder = tempfile.mkdtemp(prefix="drafter-")
+    model = copy.deepcopy(target(model_type)) if seed == 0 else tiny_model(model_type, seed)
+    torch.manual_seed(seed)
+    model.resize_token_embeddings(DRAFTER_VOCAB_SIZE, mean_resizing=False)
+    model.save_pretrained(folder)
+    return folder
+
+
+@functools.cache
+def drafter(kind: str, model_type: str = "qwen2", seed: int = 0) -> DiffusionDrafter:
+    """A real drafter that reads the family's target weights by the spec of `DRAFTERS[kind]`.
+
+    With shift 1 and causal rows its first token is the target's own, so that drafts are accepted and rolled back.
+    """
+    return hf_failfast.load_drafter(
+        _checkpoint(model_type, seed), mask_token_id=MASK_ID, dtype=torch.float32, **DRAFTERS[kind]
+    )
+
+
+@functools.cache
+def saved_drafter(kind: str, model_type: str = "qwen2") -> str:
+    """The folder of a drafter whose config says how it drafts."""
+    folder = tempfile.mkdtemp(prefix="drafter-")
+    shutil.copytree(_checkpoint(model_type, 0), folder, dirs_exist_ok=True)
+    file = Path(folder) / "config.json"
+    config = json.loads(file.read_text())
+    options = {"confidence_threshold": 0.3, "chunk_length": 6, "max_draft_length": 30}
+    config["failfast"] = DRAFTERS[kind] | options | {"mask_token_id": MASK_ID}
+    file.write_text(json.dumps(config))
+    return folder
+
+
+@functools.cache
+def shared_drafter(draft_vocabulary: int | None = None) -> DiffusionDrafter:
+    """The layers of the Llama target between the target's own embedding and head; optionally every n-th id only."""
+    folder = Path(tempfile.mkdtemp(prefix="drafter-"))
+    body = target("llama").model
+    weights = {f"model.{name}": value for name, value in body.state_dict().items() if "embed" not in name}
+    weights["mask_embedding"] = torch.full((32,), 0.1)
+    if draft_vocabulary is not None:
+        weights["draft_vocabulary"] = torch.arange(0, VOCAB_SIZE, draft_vocabulary)
+    save_file(weights, folder / "model.safetensors")
+    spec = {"attention": "causal_canvas", "shift": 1, "mask_token_id": VOCAB_SIZE, "shared_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(target("llama").config.to_dict() | {"failfast": spec}))
+    return hf_failfast.load_drafter(folder)
+
+
+# Counters
+
+
+@dataclass
+class Feed:
+    """What one forward was fed."""
+
+    token_ids: list[int]
+    positions: list[int]
+
+
+def _body(model: Any) -> torch.nn.Module:
+    return model.decoder if isinstance(model, SharedBody) else model
+
+
+@contextmanager
+def record_feeds(model: Any) -> Iterator[list[Feed]]:
+    """The feeds of every forward of the model."""
+    feeds: list[Feed] = []
+
+    def hook(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        ids = kwargs["input_ids"][0]
+        positions = kwargs.get("position_ids")
+        with host_reads_paused():
+            feeds.append(Feed(ids.tolist(), [] if positions is None else positions[0].tolist()))
+
+    handle = _body(model).register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield feeds
+    finally:
+        handle.remove()
+
+
+HOST_READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
+_reads = threading.local()
+
+
+@contextmanager
+def host_reads_paused() -> Iterator[None]:
+    """Reads inside of here do not count: those of the tests themselves, and of the models' own forwards."""
+    depth = getattr(_reads, "paused", 0)
+    _reads.paused = depth + 1
+    try:
+        yield
+    finally:
+        _reads.paused = depth
+
+
+@pytest.fixture
+def host_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the transfers from tensor to Python made so far, outside of the models' forwards."""
+    reads: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(torch.Tensor, name)
+
+        def read(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not getattr(_reads, "paused", 0):
+                reads.append(name)
+            with host_reads_paused():
+                return original(self, *args, **kwargs)
+
+        return read
+
+    for name in HOST_READS:
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    forward = torch.nn.Module.__call__
+
+    def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with host_reads_paused():
+            return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", call)
+    return reads
+
+
+# Text
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One character per id."""
+    inner = Tokenizer(models.WordLevel({chr(33 + i): i for i in range(VOCAB_SIZE)}, unk_token="!"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="!")

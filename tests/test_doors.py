@@ -1,0 +1,342 @@
+"""Every way in carries everything a caller can give, and leaves the model as it was."""
+
+import functools
+import importlib.metadata
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    DRAFTERS,
+    MASK_ID,
+    REPOSITORY,
+    ScriptedDrafter,
+    drafter,
+    failfast,
+    plain,
+    prompt,
+    saved_drafter,
+    target,
+    tiny_model,
+)
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerFast, StoppingCriteriaList
+from transformers.generation import BaseStreamer
+
+import hf_failfast
+from hf_failfast import FailFastConfig
+from hf_failfast.drafters import DiffusionDrafter, DraftSession
+
+DOORS: dict[str, dict[str, Any]] = {
+    "name": {"custom_generate": "hf_failfast"},
+    "function": {"custom_generate": hf_failfast.generate},
+    "folder": {"custom_generate": str(REPOSITORY), "trust_remote_code": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks whether the requirements of a folder are installed; a source tree on the path is not."""
+    try:
+        importlib.metadata.version("hf_failfast")
+    except importlib.metadata.PackageNotFoundError:
+        info = tmp_path / "site" / "hf_failfast-0.1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hf_failfast\nVersion: 0.1.0\n")
+        monkeypatch.syspath_prepend(str(info.parent))
+
+
+class Collect(BaseStreamer):
+    """Remembers what it was handed."""
+
+    def __init__(self) -> None:
+        self.parts: list[list[int]] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        assert self.ended == 0, "tokens after the end"
+        self.parts.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_drafter_and_streamer(door: str) -> None:
+    """transformers drops `assistant_model` and `streamer` for functions: nothing would be drafted, nothing shown."""
+    model, input_ids = target("llama"), prompt(12)
+    reference = plain(model, input_ids, max_new_tokens=30)
+    streamer = Collect()
+    output = model.generate(
+        input_ids,
+        assistant_model=ScriptedDrafter(reference, [3, 10, 0]),
+        streamer=streamer,
+        max_new_tokens=30,
+        return_dict_in_generate=True,
+        **DOORS[door],
+    )
+    assert torch.equal(output.sequences, reference)
+    assert output.speculation.accepted > 15
+    assert streamer.parts[0] == input_ids[0].tolist()
+    assert sum(streamer.parts[1:], []) == reference[0, 12:].tolist()
+    assert [len(part) for part in streamer.parts[1:]] == [record.emitted for record in output.speculation.records]
+    assert streamer.ended == 1
+
+
+def test_a_streamer_gets_nothing_behind_a_stop() -> None:
+    """A streamer would show accepted tokens behind the end of sequence before they are dropped."""
+    model, input_ids = target("llama"), prompt(12)
+    reference = plain(model, input_ids, max_new_tokens=30)
+    continuation = reference[0, 12:].tolist()
+    index = next(i for i in range(3, 10) if continuation[i] not in continuation[:i])
+    streamer = Collect()
+    script = ScriptedDrafter(reference, sees_eos=False)
+    failfast(model, input_ids, script, streamer=streamer, max_new_tokens=30, eos_token_id=continuation[index])
+    assert sum(streamer.parts[1:], []) == continuation[: index + 1]
+    assert streamer.ended == 1
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_tokenizer_criteria_and_processors(door: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """transformers drops `tokenizer` for functions: stop strings would raise; user objects would be ignored."""
+    model, input_ids = target("llama"), prompt(12)
+    calls: list[str] = []
+
+    def process(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        calls.append("process")
+        return scores.masked_fill(torch.arange(scores.shape[1]) % 2 == ids[:, -1:] % 2, -torch.inf)
+
+    def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        calls.append("stop")
+        return torch.tensor([ids.shape[1] == limit])
+
+    options: dict[str, Any] = {
+        "max_new_tokens": 30,
+        "logits_processor": LogitsProcessorList([process]),
+        "stopping_criteria": StoppingCriteriaList([stop]),
+    }
+    limit = 100
+    reference = plain(model, input_ids, **options)
+    script = ScriptedDrafter(reference)
+    stop_string = tokenizer.decode(reference[0, 12 + 14 : 12 + 17])
+    for limit in (100, 12 + 8):
+        expected = plain(model, input_ids, stop_strings=stop_string, tokenizer=tokenizer, **options)
+        assert expected.shape[1] == min(limit, 12 + 17)
+        calls.clear()
+        output = model.generate(
+            input_ids, assistant_model=script, stop_strings=stop_string, tokenizer=tokenizer, **options, **DOORS[door]
+        )
+        assert torch.equal(output, expected)
+        assert calls == ["process", "stop"] * (expected.shape[1] - 12)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_generation_config_object(door: str) -> None:
+    """A `generation_config` would be replaced by the model's own."""
+    model, input_ids = target("llama"), prompt(12)
+    reference = plain(model, input_ids, max_new_tokens=30, repetition_penalty=1.4)
+    config = GenerationConfig(
+        max_new_tokens=17, repetition_penalty=1.4, do_sample=False, return_dict_in_generate=True, output_scores=True
+    )
+    output = model.generate(
+        input_ids, generation_config=config, assistant_model=ScriptedDrafter(reference), **DOORS[door]
+    )
+    assert torch.equal(output.sequences, reference[:, : 12 + 17])
+    assert len(output.scores) == 17
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_options(door: str) -> None:
+    """Options of the chunk rule would be dropped or taken for a model's own arguments."""
+    model, input_ids = target("llama"), prompt(12)
+    script = ScriptedDrafter(plain(model, input_ids, max_new_tokens=60), confidence=lambda _: 0.6)
+
+    def longest(**options: Any) -> int:
+        output = model.generate(
+            input_ids,
+            assistant_model=script,
+            max_new_tokens=60,
+            return_dict_in_generate=True,
+            **options,
+            **DOORS[door],
+        )
+        return max(record.drafted for record in output.speculation.records)
+
+    assert longest() == 59  # the drafter's own config: N_max 60, and one token is the target's
+    assert longest(max_draft_length=25) == 25
+    assert longest(chunk_length=7, confidence_threshold=0.61) == 7
+    assert longest(failfast_config=FailFastConfig(0.61, 8)) == 8
+    assert longest(failfast_config=FailFastConfig(0.61, 8), confidence_threshold=0.5, max_draft_length=20) == 20
+    script.config = FailFastConfig(0.7, 5)
+    assert longest() == 5
+    assert longest(failfast_config=FailFastConfig()) == 59
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"confidence_threshold": 1.5}, r"`confidence_threshold` must be a number in \[0, 1\], but is 1.5"),
+        ({"confidence_threshold": "high"}, "`confidence_threshold` must be a number"),
+        ({"confidence_threshold": float("nan")}, "`confidence_threshold` must be a number .* but is nan"),
+        ({"chunk_length": 0}, "`chunk_length` must be an integer >= 1, but is 0"),
+        ({"chunk_length": 2.5}, "`chunk_length` must be an integer >= 1, but is 2.5"),
+        ({"max_draft_length": -3}, "`max_draft_length` must be an integer >= 1, but is -3"),
+        ({"max_draft_length": True}, "`max_draft_length` must be an integer >= 1, but is True"),
+        ({"confidence_treshold": 0.5}, "confidence_treshold"),
+        ({"failfast_config": {"chunk_length": 3}}, "`failfast_config` must be a FailFastConfig"),
+    ],
+)
+@pytest.mark.parametrize("door", DOORS)
+def test_bad_options(door: str, options: dict[str, Any], message: str) -> None:
+    """A mistyped or senseless option would be ignored in silence."""
+    model = target("llama")
+    with pytest.raises(ValueError, match=message):
+        model.generate(prompt(5), assistant_model=drafter("canvas"), max_new_tokens=3, **options, **DOORS[door])
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_drafter_given_by_path(door: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that can only pass strings could not name a drafter; or it would be loaded anew for each request."""
+    loads = []
+    load = hf_failfast.load_drafter
+
+    def counted(name: str, **options: Any) -> DiffusionDrafter:
+        loads.append(options)
+        return load(name, **options)
+
+    monkeypatch.setattr(sys.modules["hf_failfast.generate"], "_load_drafter_once", functools.lru_cache(counted))
+    model, input_ids = target("qwen2"), prompt(12)
+    path = saved_drafter("canvas_shift")
+    for assistant in (path, Path(path), path):
+        output = model.generate(
+            input_ids,
+            assistant_model=assistant,
+            max_new_tokens=20,
+            return_dict_in_generate=True,
+            **DOORS[door],
+        )
+        assert torch.equal(output.sequences, plain(model, input_ids, max_new_tokens=20))
+        assert output.speculation.accepted > 0
+    assert [options["dtype"] for options in loads] == [torch.float32]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_input_ids_by_keyword_and_model_defaults(door: str) -> None:
+    """`generate(**tokenizer(...))` would not work, or the model's own generation defaults be lost on the way."""
+    model, input_ids = tiny_model("qwen2"), prompt(12)
+    model.generation_config = GenerationConfig(max_new_tokens=23, repetition_penalty=1.5, do_sample=False)
+    reference = plain(model, input_ids)
+    assert not torch.equal(reference, plain(model, input_ids, repetition_penalty=1.0))
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        assistant_model=ScriptedDrafter(reference, [4]),
+        **DOORS[door],
+    )
+    assert torch.equal(output, reference)
+
+
+def snapshot(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    return dict(model.__dict__), model.generation_config.to_dict(), model.config.to_dict()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("door", [*DOORS, "assisted"])
+def test_the_model_is_left_as_it_was(door: str, fails: bool) -> None:
+    """A method or setting put on the model for one call would stay there: after an error, or for other threads."""
+    model, input_ids = tiny_model("llama"), prompt(12)
+    reference = plain(model, input_ids, max_new_tokens=40, repetition_penalty=1.1)
+    before, class_before = snapshot(model), dict(type(model).__dict__)
+    during = []
+
+    def watch(index: int) -> float:
+        during.append(dict(model.__dict__) == before[0])
+        if fails:
+            raise RuntimeError("the drafter broke")
+        return 1.0
+
+    script = ScriptedDrafter(reference, [3], confidence=watch)
+    call: Callable[..., Any] = model.generate
+    options = dict(DOORS.get(door, {}), assistant_model=script, max_new_tokens=20, repetition_penalty=1.1)
+    if door == "assisted":
+        call = lambda *args, **kwargs: hf_failfast.assisted_generate(model, *args, **kwargs)  # noqa: E731
+    if fails:
+        with pytest.raises(RuntimeError, match="the drafter broke"):
+            call(input_ids, **options)
+    else:
+        call(input_ids, **options)
+    assert during
+    assert all(during)
+    assert snapshot(model) == before
+    assert dict(type(model).__dict__) == class_before
+    assert torch.equal(plain(model, input_ids, max_new_tokens=40, repetition_penalty=1.1), reference)
+
+
+def test_other_names_reach_transformers(tmp_path: Path) -> None:
+    """The registration would swallow other people's `custom_generate` names."""
+    model = target("llama")
+    with pytest.raises(OSError, match="does not contain a `custom_generate` subdirectory"):
+        model.generate(prompt(5), custom_generate=str(tmp_path), trust_remote_code=True, max_new_tokens=2)
+
+    (tmp_path / "custom_generate").mkdir()
+    (tmp_path / "custom_generate" / "generate.py").write_text(
+        "def generate(model, inputs=None, **kwargs):\n    return inputs + kwargs['added']\n"
+    )
+    output = model.generate(prompt(5), custom_generate=str(tmp_path), trust_remote_code=True, added=7)
+    assert torch.equal(output, prompt(5) + 7)
+
+
+def test_the_folder_needs_trust() -> None:
+    """Code from a folder would run without the caller's consent."""
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        target("llama").generate(
+            prompt(5), custom_generate=str(REPOSITORY), assistant_model=drafter("canvas"), trust_remote_code=False
+        )
+
+
+def test_functions_of_others_still_work() -> None:
+    """Another callable as `custom_generate` would be treated as ours."""
+    seen: dict[str, Any] = {}
+
+    def decode(model: Any, input_ids: torch.Tensor, mine: int = 0, **kwargs: Any) -> torch.Tensor:
+        seen.update(kwargs, mine=mine)
+        return input_ids
+
+    model = target("llama")
+    assert torch.equal(model.generate(prompt(5), custom_generate=decode, mine=3, max_new_tokens=2), prompt(5))
+    assert seen["mine"] == 3
+
+
+def test_called_directly() -> None:
+    """`hf_failfast.generate(model, ...)`, the fourth way in, would not take the same arguments."""
+    model, input_ids = target("llama"), prompt(12)
+    reference = plain(model, input_ids, max_new_tokens=10)
+    output = hf_failfast.generate(model, input_ids, assistant_model=ScriptedDrafter(reference), max_new_tokens=10)
+    assert torch.equal(output, reference)
+
+
+class ForeignDrafter(DiffusionDrafter):
+    """A drafter of somebody else: the two abstract methods are all it has."""
+
+    config = FailFastConfig()
+
+    def start(self, target: Any, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
+        inner = drafter("canvas_shift", "qwen2")
+        return inner.start(target, capacity, eos_token_ids)
+
+
+def test_a_drafter_of_somebody_else() -> None:
+    """The doors would only take drafters of `load_drafter`."""
+    model, input_ids = target("qwen2"), prompt(12)
+    output = failfast(model, input_ids, ForeignDrafter(), max_new_tokens=12)
+    assert torch.equal(output, plain(model, input_ids, max_new_tokens=12))
+
+
+def test_saved_drafters_carry_their_spec() -> None:
+    """A checkpoint of this project would need its spec again as keyword arguments."""
+    loaded = hf_failfast.load_drafter(saved_drafter("canvas_shift"))
+    assert (loaded.spec.attention, loaded.spec.shift) == ("causal_canvas", DRAFTERS["canvas_shift"]["shift"])
+    assert loaded.spec.mask_token_id == MASK_ID
+    assert loaded.config == FailFastConfig(0.3, 6, 30)

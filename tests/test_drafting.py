@@ -1,0 +1,332 @@
+"""The chunk rule, what is never proposed, and the K/V that a session keeps between passes."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import (
+    DRAFTERS,
+    LOOPS,
+    MASK_ID,
+    VOCAB_SIZE,
+    Feed,
+    ScriptedDrafter,
+    drafter,
+    failfast,
+    plain,
+    prompt,
+    record_feeds,
+    shared_drafter,
+    target,
+    tiny_model,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength, load_drafter
+from hf_failfast.drafters import Draft
+from hf_failfast.drafters.masked import MaskedDrafter
+from hf_failfast.length_policy import LengthPolicy
+
+BLOCK = 8
+
+
+def policy(tau: float = 0.45, chunk_length: int = 10, max_draft_length: int = 60) -> ConfidenceThreshold:
+    return ConfidenceThreshold(FailFastConfig(tau, chunk_length, max_draft_length))
+
+
+def draft_by_script(
+    confidence: Callable[[int], float],
+    rule: LengthPolicy,
+    max_tokens: int = 1000,
+    eos: Sequence[int] = (),
+) -> Draft:
+    """One draft behind a prompt of 5 tokens; draft token i is `50 + i`."""
+    reference = torch.cat([prompt(5), torch.arange(50, 200)[None]], dim=1)
+    script = ScriptedDrafter(reference, confidence=confidence)
+    session = script.start(target("llama"), 300, torch.tensor(eos) if eos else None)
+    draft = session.draft(reference[:, :5], rule, max_tokens)
+    assert draft.token_ids[0].tolist() == list(range(50, 50 + len(draft)))
+    assert draft.confidence.shape == draft.token_ids.shape
+    return draft
+
+
+# The chunk rule
+
+
+@pytest.mark.parametrize(("first_unsure", "length"), [(0, 10), (9, 10), (10, 20), (19, 20), (25, 30), (59, 60)])
+def test_a_draft_grows_while_the_newest_chunk_is_sure(first_unsure: int, length: int) -> None:
+    """Drafting would go on after an unsure token, or the unsure chunk be dropped instead of kept."""
+    draft = draft_by_script(lambda index: 0.1 if index == first_unsure else 0.9, policy())
+    assert (len(draft), draft.passes) == (length, length // 10)
+
+
+def test_only_the_newest_chunk_counts() -> None:
+    """A policy that looks at earlier chunks again would also have to be right about them: it never sees them."""
+    seen = []
+
+    class Spy(LengthPolicy):
+        def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
+            assert type(confidence) is torch.Tensor
+            seen.append(confidence[0].tolist())
+            return torch.tensor(len(seen) < 3)
+
+    draft = draft_by_script(lambda index: index / 100, Spy(4, 60))
+    assert len(draft) == 12
+    assert seen == [pytest.approx([i / 100 for i in range(k, k + 4)]) for k in (0, 4, 8)]
+
+
+@pytest.mark.parametrize(("confidence", "length"), [(0.45, 60), (0.4499, 10), (float("nan"), 10)])
+def test_the_threshold_is_inclusive_and_nan_is_unsure(confidence: float, length: int) -> None:
+    """`>=` would be `>`, or a broken drafter would be trusted with ever longer drafts."""
+    exact = torch.tensor(0.45).item() if confidence == 0.45 else confidence
+    assert len(draft_by_script(lambda _: exact, policy(tau=torch.tensor(0.45).item()))) == length
+
+
+@pytest.mark.parametrize(
+    ("chunk_length", "cap", "chunks"), [(10, 25, [10, 10, 5]), (10, 4, [4]), (3, 7, [3, 3, 1]), (1, 2, [1, 1])]
+)
+def test_cap_means_cap(chunk_length: int, cap: int, chunks: list[int]) -> None:
+    """A last chunk would overshoot N_max, or the remaining length of the text."""
+    for rule, room in ((policy(0.45, chunk_length, cap), 1000), (policy(0.45, chunk_length, 500), cap)):
+        draft = draft_by_script(lambda _: 1.0, rule, max_tokens=room)
+        assert (len(draft), draft.passes) == (cap, len(chunks))
+
+
+@pytest.mark.parametrize("room", [0, -1])
+def test_no_room_no_pass(room: int) -> None:
+    """The last token of a text would cost a drafter pass, or a draft of length -1."""
+    draft = draft_by_script(lambda _: 1.0, policy(), max_tokens=room)
+    assert (len(draft), draft.passes, draft.host_reads) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("index", [0, 3, 9, 10, 14, 24])
+def test_drafting_ends_behind_an_end_of_sequence(index: int) -> None:
+    """The end of sequence itself would be cut, tokens behind it be kept, or another chunk be drafted."""
+    draft = draft_by_script(lambda _: 1.0, policy(0.45, 10, 25), eos=[50 + index, 50 + index + 2])
+    assert (len(draft), draft.passes) == (index + 1, index // 10 + 1)
+
+
+def test_fixed_length_never_extends() -> None:
+    """The static baseline would grow."""
+    assert len(draft_by_script(lambda _: 1.0, FixedLength(7))) == 7
+
+
+@pytest.mark.parametrize("kind", ["canvas", "canvas_shift", "bidirectional", "bidirectional_shift"])
+def test_one_pass_per_chunk(kind: str) -> None:
+    """A canvas would be filled in several passes."""
+    session = drafter(kind).start(target("qwen2"), 200, None)
+    with record_feeds(drafter(kind).model) as feeds, torch.no_grad():
+        draft = session.draft(prompt(33), policy(tau=0.0, max_draft_length=40), 100)
+    assert (len(draft), draft.passes, len(feeds)) == (40, 4, 4)
+
+
+def test_passes_of_a_block_causal_chunk() -> None:
+    """A chunk that crosses the edge of a block takes one pass for each block it touches, and no more."""
+    session = drafter("block_shift").start(target("qwen2"), 200, None)
+    with record_feeds(drafter("block_shift").model) as feeds, torch.no_grad():
+        draft = session.draft(prompt(20), FixedLength(10), 100)  # positions 20 to 29: blocks 16-23 and 24-31
+    assert (len(draft), draft.passes, len(feeds)) == (10, 2, 2)
+    assert [feed.positions[-1] for feed in feeds] == [23, 31]
+
+
+# What is never proposed
+
+
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_mask_and_padding_ids_are_never_proposed(kind: str, tmp_path: Path) -> None:
+    """A head that prefers the mask token or a padding row would waste the draft, or crash the target."""
+    body = tiny_model("qwen2", vocab_size=128, tie_word_embeddings=True)
+    favourites = [7, *range(VOCAB_SIZE, 128)]  # 7 is the mask here
+    with torch.no_grad():
+        body.get_input_embeddings().weight[favourites] *= 50
+    body.save_pretrained(tmp_path)
+    loaded = load_drafter(tmp_path, mask_token_id=7, dtype=torch.float32, **DRAFTERS[kind])
+    assert isinstance(loaded, MaskedDrafter)
+    session = loaded.start(target("qwen2"), 200, None)
+    proposed, unrestricted = [], []
+    choose = session._choose
+
+    def spy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        unrestricted.extend(logits.argmax(-1).flatten().tolist())
+        probability = logits.double().softmax(-1)
+        ids, confidence = choose(logits)
+        expected = probability.gather(-1, ids[..., None])[..., 0].float()
+        torch.testing.assert_close(confidence, expected, atol=1e-6, rtol=1e-4)  # forbidden ids count as doubt
+        return ids, confidence
+
+    session._choose = spy  # type: ignore[method-assign]
+    with torch.no_grad():
+        for seed in range(8):
+            draft = session.draft(prompt(20, seed), FixedLength(10), 100)
+            session.cache.rollback(0)
+            proposed += draft.token_ids[0].tolist()
+            assert draft.confidence.max() < 1
+    assert set(unrestricted) & set(favourites), "the head does not prefer what it may not propose"
+    assert not set(proposed) & set(favourites)
+
+
+# Drafters that borrow the target's embedding and head
+
+
+@pytest.mark.parametrize("every", [None, 1, 3])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_drafter_between_the_targets_embedding_and_head(loop: str, every: int | None) -> None:
+    """The mask id, beyond the target's embedding, would be looked up in it; or reduced ids be taken for whole ones."""
+    model, proposer = target("llama"), shared_drafter(every)
+    options = {"max_new_tokens": 30, "return_dict_in_generate": True}
+    output = LOOPS[loop](model, prompt(20), proposer, confidence_threshold=0.02, chunk_length=4, **options)
+    reference = plain(model, prompt(20), max_new_tokens=30)
+    assert torch.equal(output.sequences, reference)
+    first_is_possible = [every is None or token % every == 0 for token in reference[0, 20:].tolist()]
+    assert output.speculation.accepted >= (sum(first_is_possible) // 2 if every == 3 else 12)
+    session = proposer.start(model, 100, None)
+    with torch.no_grad():
+        draft = session.draft(prompt(33), FixedLength(20), 50)
+    assert all(token < VOCAB_SIZE and token % (every or 1) == 0 for token in draft.token_ids[0].tolist())
+
+
+def test_a_reduced_vocabulary_changes_nothing_but_the_choice() -> None:
+    """The reduced head would have other rows than the target's, or its order be mixed up."""
+    model = target("llama")
+    with torch.no_grad():
+        whole = shared_drafter().start(model, 100, None).draft(prompt(33), FixedLength(20), 50)
+        same = shared_drafter(1).start(model, 100, None).draft(prompt(33), FixedLength(20), 50)
+    assert whole.token_ids.tolist() == same.token_ids.tolist()
+    torch.testing.assert_close(whole.confidence, same.confidence)
+
+
+def test_a_borrowed_embedding_of_another_width_is_refused() -> None:
+    """A drafter for another model of the same tokenizer would fail deep in its first layer."""
+    with pytest.raises(ValueError, match="embedding of width 32, but the target's is 64 wide"):
+        shared_drafter().start(tiny_model("llama", hidden_size=64), 100, None)
+
+
+# The K/V between passes
+
+
+def clean_reads(feeds: list[Feed], text: list[int]) -> list[list[int]]:
+    """Per forward, the positions fed with the text's own token behind slots that hold the text's own prefix."""
+    slots: list[int] = []
+    reads = []
+    for feed in feeds:
+        start = feed.positions[0]
+        assert start <= len(slots), "a slot was skipped"
+        slots[start:] = feed.token_ids
+        right = 0
+        while right < min(len(slots), len(text)) and slots[right] == text[right]:
+            right += 1
+        reads.append(list(range(start, right)))
+    return reads
+
+
+def test_the_target_reads_every_token_once() -> None:
+    """An accepted token, or the prompt, would be run through the target again."""
+    model, proposer = target("qwen2"), drafter("canvas_shift")
+    options = {"confidence_threshold": 0.02, "chunk_length": 4, "max_draft_length": 12}
+    with record_feeds(model) as feeds:
+        output = failfast(model, prompt(37), proposer, max_new_tokens=60, return_dict_in_generate=True, **options)
+    text, stats = output.sequences[0].tolist(), output.speculation
+    assert 10 < stats.accepted < stats.drafted
+    assert sum(clean_reads(feeds, text), []) == list(range(len(text) - 1))
+    assert sum(len(feed.token_ids) for feed in feeds) == 37 + stats.drafted + stats.rounds - 1
+
+
+def grow_text(kind: str) -> tuple[list[int], list[Feed], int]:
+    """Twelve rounds that accept 0 to 12 tokens: (text, the drafter's feeds, tokens known to the last draft)."""
+    proposer, text = drafter(kind), prompt(37)
+    session = proposer.start(target("qwen2"), 400, None)
+    with record_feeds(proposer.model) as feeds, torch.no_grad():
+        for accepted in (0, 12, 5, 1, 4, 8, 9, 12, 12, 3, 0, 7):
+            draft = session.draft(text, policy(tau=0.0, chunk_length=4, max_draft_length=12), 300)
+            assert len(draft) == 12
+            session.accept(accepted)
+            text = torch.cat([text, draft.token_ids[:, :accepted], torch.tensor([[accepted]])], dim=1)
+        known = text.shape[1] - accepted - 1  # the last round read all that was accepted before it
+    return text[0].tolist(), feeds, known
+
+
+@pytest.mark.parametrize("kind", ["canvas", "canvas_shift"])
+def test_a_canvas_drafter_reads_every_token_once(kind: str) -> None:
+    """A pass would re-read the prefix, or drafted tokens that were accepted."""
+    text, feeds, known = grow_text(kind)
+    reads = sum(clean_reads(feeds, text), [])
+    assert reads == list(range(len(reads)))
+    assert len(reads) >= known
+
+
+@pytest.mark.parametrize("kind", ["block", "block_shift"])
+def test_a_block_causal_drafter_reads_a_complete_block_once(kind: str) -> None:
+    """A pass would read more than the unfinished block again."""
+    text, feeds, known = grow_text(kind)
+    complete: list[int] = []
+    for feed, reads in zip(feeds, clean_reads(feeds, text), strict=True):
+        assert feed.positions[0] % BLOCK == 0
+        complete += [position for position in reads if position < (reads[-1] + 1) // BLOCK * BLOCK]
+    assert complete == list(range(len(complete)))
+    assert len(complete) >= known // BLOCK * BLOCK
+
+
+@functools.cache
+def session_drafter(name: str) -> MaskedDrafter:
+    if name == "shared":
+        proposer = shared_drafter(3)
+        assert isinstance(proposer, MaskedDrafter)
+        return proposer
+    kind, _, family = name.partition("@")
+    loaded = drafter(kind, family or "qwen2", seed=3)
+    assert isinstance(loaded, MaskedDrafter)
+    return loaded
+
+
+@pytest.mark.parametrize("name", [*DRAFTERS, "canvas_shift@mistral", "canvas@gemma2", "block_shift@gpt2", "shared"])
+@settings(max_examples=12)
+@given(
+    length=st.integers(1, 40),
+    tau=st.sampled_from([0.0, 0.05, 0.1, 1.0]),
+    chunk_length=st.sampled_from([1, 3, 8, 10]),
+    rounds=st.lists(st.tuples(st.floats(0, 1), st.integers(0, VOCAB_SIZE - 1)), min_size=1, max_size=5),
+)
+def test_slots_give_what_a_fresh_session_gives(
+    name: str, length: int, tau: float, chunk_length: int, rounds: list[tuple[float, int]]
+) -> None:
+    """A slot of a rejected token, a mask or an unfinished block would live on: drafts would silently get worse."""
+    proposer, model = session_drafter(name), target("llama")
+    rule = policy(tau, chunk_length, 20)
+    session = proposer.start(model, 200, None)
+    text = prompt(length)
+    with torch.no_grad():
+        for share, bonus in rounds:
+            draft = session.draft(text, rule, 20)
+            fresh = proposer.start(model, 200, None).draft(text, rule, 20)
+            assert draft.token_ids.tolist() == fresh.token_ids.tolist()
+            torch.testing.assert_close(draft.confidence, fresh.confidence, atol=1e-4, rtol=0)
+            accepted = round(share * len(draft))
+            session.accept(accepted)
+            text = torch.cat([text, draft.token_ids[:, :accepted], torch.tensor([[bonus]])], dim=1)
+
+
+def full_attention_draft(proposer: MaskedDrafter, text: torch.Tensor, wanted: int) -> torch.Tensor:
+    """One pass of a canvas or bidirectional drafter without slots: an explicit mask over the whole text."""
+    noise = wanted - proposer.spec.shift
+    ids = torch.cat([text, torch.full((1, noise), MASK_ID)], dim=1)
+    size, known = ids.shape[1], text.shape[1]
+    visible = torch.ones(size, size, dtype=torch.bool)
+    if proposer.spec.attention == "causal_canvas":
+        visible[:known] = torch.ones(known, size, dtype=torch.bool).tril()
+    model = proposer.model
+    logits = model(input_ids=ids, attention_mask=visible[None, None], use_cache=False, logits_to_keep=0).logits
+    logits[..., VOCAB_SIZE:] = -torch.inf
+    return logits[:, known - proposer.spec.shift :].argmax(-1)[:, :wanted]
+
+
+@pytest.mark.parametrize("kind", ["canvas", "canvas_shift", "bidirectional", "bidirectional_shift"])
+def test_a_pass_is_one_forward_under_the_mask_of_its_attention(kind: str) -> None:
+    """The mask by limits would show clean tokens the noise, or the noise less than the whole canvas."""
+    proposer = session_drafter(kind)
+    with torch.no_grad():
+        for length in (1, 2, 17, 33):
+            draft = proposer.start(target("qwen2"), 100, None).draft(prompt(length), FixedLength(6), 50)
+            assert draft.token_ids.tolist() == full_attention_draft(proposer, prompt(length), 6).tolist()

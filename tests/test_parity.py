@@ -1,0 +1,312 @@
+"""The tokens are those of plain `generate`, whatever the drafter does: the promise of the package."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    DRAFTERS,
+    LOOPS,
+    TARGETS,
+    ScriptedDrafter,
+    drafter,
+    failfast,
+    plain,
+    prompt,
+    target,
+    tiny_model,
+)
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria
+from transformers.generation import GenerateDecoderOnlyOutput
+
+ALL_LENGTHS = list(range(11))  # accept lengths 0 to 10
+UNUSED_ID = 119  # occurs in no text of `test_end_of_sequence_inside_an_accepted_block`
+
+
+def scripted(model: PreTrainedModel, input_ids: torch.Tensor, **options: Any) -> ScriptedDrafter:
+    """Knows 60 tokens of the target's continuation."""
+    return ScriptedDrafter(plain(model, input_ids, max_new_tokens=60), **options)
+
+
+def first_new(reference: torch.Tensor, start: int, earliest: int) -> int:
+    """The first index >= `earliest` of the continuation behind `start` whose token has not occurred in it before."""
+    continuation = reference[0, start:].tolist()
+    return next(i for i in range(earliest, len(continuation)) if continuation[i] not in continuation[:i])
+
+
+@pytest.mark.parametrize("kind", DRAFTERS)
+@pytest.mark.parametrize("family", TARGETS)
+def test_every_drafter_on_every_target(family: str, kind: str) -> None:
+    """A drafter's mask, its slots or its roll-back would leak into the text, or a target's cache would not rewind."""
+    model, input_ids = target(family), prompt(33)
+    reference = plain(model, input_ids, max_new_tokens=16)
+    for generate in LOOPS.values():
+        output = generate(model, input_ids, drafter(kind, family), max_new_tokens=16, return_dict_in_generate=True)
+        assert torch.equal(output.sequences, reference)
+        assert output.speculation.drafted > 0
+        if kind == "canvas_shift":  # its first row is the target's own: accepting and rolling back both happen
+            assert 0 < output.speculation.accepted < output.speculation.drafted
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 200])
+@pytest.mark.parametrize("family", TARGETS)
+def test_prompt_and_text_lengths(family: str, length: int) -> None:
+    """A prompt of one token, or a text that ends within the first round, would be an edge of a slice or a block."""
+    model, input_ids = target(family), prompt(length)
+    reference = plain(model, input_ids, max_new_tokens=60)
+    for generate in LOOPS.values():
+        for new_tokens in (1, 2, 3, 40):
+            script = ScriptedDrafter(reference, [3, 0, 10, 1, 10, 7])
+            output = generate(model, input_ids, script, max_new_tokens=new_tokens)
+            assert torch.equal(output, reference[:, : length + new_tokens])
+    for kind in ("canvas_shift", "block_shift"):
+        output = failfast(model, input_ids, drafter(kind, family), max_new_tokens=12)
+        assert torch.equal(output, reference[:, : length + 12])
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_prompt_of_2000_tokens(family: str) -> None:
+    """A long prefill would differ from plain generation's: another mask, or windows that do not slide."""
+    model, input_ids = target(family), prompt(2000)
+    reference = plain(model, input_ids, max_new_tokens=8)
+    for generate in LOOPS.values():
+        script = ScriptedDrafter(reference, [2, 0, 3])
+        assert torch.equal(generate(model, input_ids, script, max_new_tokens=8), reference)
+    assert torch.equal(failfast(model, input_ids, drafter("canvas_shift", family), max_new_tokens=8), reference)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("length", ALL_LENGTHS)
+def test_every_accept_length(length: int, loop: str) -> None:
+    """Some number of accepted tokens, none and all included, would leave a slot too many or too few."""
+    model, input_ids = target("mistral"), prompt(20)
+    script = scripted(model, input_ids, accept_lengths=[length])
+    output = LOOPS[loop](
+        model, input_ids, script, max_new_tokens=45, return_dict_in_generate=True, max_draft_length=10
+    )
+    assert torch.equal(output.sequences, script.reference[:, : 20 + 45])
+    records = output.speculation.records
+    assert {record.accepted for record in records[:-1]} == {length}
+
+
+@pytest.mark.parametrize(
+    ("loop", "sees_eos"),
+    [("failfast", True), ("failfast", False), ("assisted", True)],  # transformers 5.17 leaves the cut to the drafter
+)
+def test_end_of_sequence_inside_an_accepted_block(loop: str, sees_eos: bool) -> None:
+    """Accepted draft tokens behind an end of sequence would be emitted, or the text would run on."""
+    model, input_ids = target("llama"), prompt(9)
+    reference = plain(model, input_ids, max_new_tokens=60)
+    for earliest in range(12):
+        end = first_new(reference, 9, earliest)
+        for eos in (int(reference[0, 9 + end]), [UNUSED_ID, int(reference[0, 9 + end])]):
+            script = ScriptedDrafter(reference, sees_eos=sees_eos)
+            options = {"max_new_tokens": 40, "eos_token_id": eos, "pad_token_id": 0}
+            expected = reference[:, : 9 + end + 1]
+            assert torch.equal(plain(model, input_ids, **options), expected)
+            assert torch.equal(LOOPS[loop](model, input_ids, script, **options), expected)
+
+
+@pytest.mark.parametrize("kind", ["scripted", "canvas_shift", "block_shift"])
+@pytest.mark.parametrize("family", TARGETS)
+def test_left_padded_prompt(family: str, kind: str) -> None:
+    """Padding would be attended to, or shift the positions."""
+    model = target(family)
+    input_ids = torch.cat([torch.zeros(1, 5, dtype=torch.long), prompt(21)], dim=1)
+    mask = torch.ones_like(input_ids)
+    mask[:, :5] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 20, "repetition_penalty": 1.3}
+    reference = plain(model, input_ids, **options)
+    if kind == "scripted":
+        proposer: Any = ScriptedDrafter(reference[:, 5:], [4, 0, 10])
+    else:
+        proposer = drafter(kind, family)
+    assert torch.equal(failfast(model, input_ids, proposer, **options), reference)
+
+
+class Alternate(LogitsProcessor):
+    """A user's processor: odd tokens follow even ones, and the other way round."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        is_same = torch.arange(scores.shape[1]) % 2 == input_ids[:, -1:] % 2
+        return scores.masked_fill(is_same, -torch.inf)
+
+
+class BanByCall(LogitsProcessor):
+    """A stateful processor: what it bans depends on how often it was called. Remembers the lengths it was shown."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.calls.append(input_ids.shape[1])
+        scores[:, len(self.calls) % 2 :: 3] = -torch.inf  # in place, as some processors do
+        return scores
+
+
+STATELESS: dict[str, dict[str, Any]] = {
+    "repetition_penalty": {"repetition_penalty": 1.5},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
+    "suppress_tokens": {"suppress_tokens": list(range(0, 120, 3))},
+    "bad_words_ids": {"bad_words_ids": [[i] for i in range(0, 120, 4)] + [[i, i + 2] for i in range(1, 100)]},
+    "user": {"logits_processor": [Alternate()]},
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", STATELESS)
+def test_logits_processors(name: str, loop: str) -> None:
+    """A processor would see a false prefix, or not be asked for a position inside the block."""
+    model, input_ids = target("qwen3"), prompt(15)
+    options = {"max_new_tokens": 30} | STATELESS[name]
+    reference = plain(model, input_ids, **options)
+    assert not torch.equal(reference, plain(model, input_ids, max_new_tokens=30)), "the processor changes nothing"
+    script = ScriptedDrafter(reference, [2, 10, 0, 5])
+    assert torch.equal(LOOPS[loop](model, input_ids, script, **options), reference)
+
+
+@pytest.mark.parametrize("name", ["min_new_tokens", "min_length"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_minimal_length(name: str, loop: str) -> None:
+    """The end of sequence would be taken too early, or drafting would stop at one that may not come yet."""
+    model, input_ids = target("qwen3"), prompt(15)
+    reference = plain(model, input_ids, max_new_tokens=60)
+    eos = int(reference[0, 15 + first_new(reference, 15, 4)])
+    options = {"max_new_tokens": 40, "eos_token_id": eos, "pad_token_id": 0}
+    options[name] = 12 if name == "min_new_tokens" else 27
+    expected = plain(model, input_ids, **options)
+    assert expected.shape[1] >= 27
+    script = ScriptedDrafter(expected, [10, 3, 10])
+    assert torch.equal(LOOPS[loop](model, input_ids, script, **options), expected)
+
+
+@pytest.mark.parametrize("lengths", [None, [0], [2, 10, 0, 5]])
+def test_stateful_processor(lengths: list[int] | None) -> None:
+    """A processor that counts would be called for rejected positions too, or twice for one."""
+    model, input_ids = target("qwen3"), prompt(15)
+    expected, actual = BanByCall(), BanByCall()
+    reference = plain(model, input_ids, max_new_tokens=30, logits_processor=[expected])
+    script = ScriptedDrafter(reference, lengths)
+    output = failfast(model, input_ids, script, max_new_tokens=30, logits_processor=[actual])
+    assert torch.equal(output, reference)
+    assert actual.calls == expected.calls == list(range(15, 45))
+
+
+class StopAt(StoppingCriteria):
+    """Ends a text at a length; remembers every prefix and the number of scores it was shown."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.seen: list[tuple[list[int], int]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.seen.append((input_ids[0].tolist(), -1 if scores is None else len(scores)))
+        return torch.full((input_ids.shape[0],), input_ids.shape[1] >= self.length)
+
+
+@pytest.mark.parametrize("output_scores", [False, True])
+@pytest.mark.parametrize("new_tokens", [1, 2, 7, 10, 11, 12, 25])
+def test_user_criterion_inside_an_accepted_block(new_tokens: int, output_scores: bool) -> None:
+    """A criterion would be shown unverified or several tokens at once, and the text end too late."""
+    model, input_ids = target("olmo"), prompt(15)
+    options = {"max_new_tokens": 30, "return_dict_in_generate": True, "output_scores": output_scores}
+    expected, actual = StopAt(15 + new_tokens), StopAt(15 + new_tokens)
+    reference = plain(model, input_ids, stopping_criteria=[expected], **options)
+    script = scripted(model, input_ids, accept_lengths=[10, 4])
+    output = failfast(model, input_ids, script, stopping_criteria=[actual], **options)
+    assert torch.equal(output.sequences, reference.sequences)
+    assert actual.seen == expected.seen
+    assert output.speculation.emitted == new_tokens
+
+
+@pytest.mark.parametrize("start", range(12))
+def test_stop_string_inside_an_accepted_block(start: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Text behind a stop string would be emitted, or a string that two rounds complete be missed."""
+    model, input_ids = target("phi"), prompt(15)
+    script = scripted(model, input_ids, accept_lengths=[5, 10])
+    stop = tokenizer.decode(script.reference[0, 15 + start : 15 + start + 3])
+    options = {"max_new_tokens": 40, "stop_strings": [stop], "tokenizer": tokenizer}
+    reference = plain(model, input_ids, **options)
+    assert reference.shape[1] <= 15 + start + 3
+    assert torch.equal(failfast(model, input_ids, script, **options), reference)
+
+
+def test_max_time() -> None:
+    """A time limit would be asked once a round instead of once a token."""
+    model, input_ids = target("phi"), prompt(15)
+    script = scripted(model, input_ids)
+    assert failfast(model, input_ids, script, max_new_tokens=40, max_time=1e-9).shape[1] == 15 + 1
+    output = failfast(model, input_ids, script, max_new_tokens=40, max_time=600.0)
+    assert torch.equal(output, script.reference[:, : 15 + 40])
+
+
+@pytest.mark.parametrize("processors", [{}, {"repetition_penalty": 1.4}])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_scores_and_logits(loop: str, processors: dict[str, float]) -> None:
+    """Scores would be missing for some tokens, hold rejected positions, or raw and processed ones be mixed up."""
+    model, input_ids = target("gemma2"), prompt(15)
+    options = {"max_new_tokens": 30, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    reference = plain(model, input_ids, **options, **processors)
+    script = ScriptedDrafter(reference.sequences, [4, 10, 0])
+    output = LOOPS[loop](model, input_ids, script, **options, **processors)
+    assert torch.equal(output.sequences, reference.sequences)
+    for name in ("scores", "logits"):
+        assert len(output[name]) == 30
+        assert all(step.dtype == torch.float32 for step in output[name])
+        torch.testing.assert_close(torch.cat(output[name]), torch.cat(reference[name]), atol=1e-4, rtol=1e-4)
+
+
+class BanInPlace(LogitsProcessor):
+    """Overwrites the scores that it was given, as some processors do."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, ::3] = -torch.inf
+        return scores
+
+
+def test_raw_logits_stay_raw() -> None:
+    """A processor that works in place would change the raw logits too."""
+    model, input_ids = target("gemma2"), prompt(15)
+    options = {"max_new_tokens": 20, "return_dict_in_generate": True, "output_logits": True}
+    reference = plain(model, input_ids, suppress_tokens=list(range(0, 120, 3)), **options)
+    script = ScriptedDrafter(reference.sequences, [4, 10, 0])
+    output = failfast(model, input_ids, script, logits_processor=[BanInPlace()], **options)
+    torch.testing.assert_close(torch.cat(output.logits), torch.cat(reference.logits), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_the_returned_cache_continues_plain_generation(family: str) -> None:
+    """The slots handed back would hold rejected tokens, or more of a sliding window than the model expects."""
+    model, input_ids = target(family), prompt(20)
+    script = scripted(model, input_ids, accept_lengths=[4, 10, 0])
+    for new_tokens in (1, 13):
+        output = failfast(model, input_ids, script, max_new_tokens=new_tokens, return_dict_in_generate=True)
+        assert output.past_key_values.get_seq_length() == 20 + new_tokens - 1
+        continued = plain(model, output.sequences, past_key_values=output.past_key_values, max_new_tokens=30)
+        assert torch.equal(continued, script.reference[:, : 20 + new_tokens + 30])
+
+
+def test_return_types() -> None:
+    """A caller that asks for a tensor would get an output object, or one that asks for scores get none."""
+    model, input_ids = target("llama"), prompt(5)
+    script = scripted(model, input_ids)
+    assert type(failfast(model, input_ids, script, max_new_tokens=5)) is torch.Tensor
+    output = failfast(model, input_ids, script, max_new_tokens=5, return_dict_in_generate=True)
+    assert type(output) is GenerateDecoderOnlyOutput
+    assert output.scores is None
+    assert output.logits is None
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_drafts_stay_inside_the_positions_of_the_target(loop: str) -> None:
+    """Plain generation ends before a learned position table does; a draft would run over its end and crash."""
+    model, input_ids = tiny_model("gpt2", max_position_embeddings=48), prompt(30)
+    reference = plain(model, input_ids, max_new_tokens=18)
+    eos = int(reference[0, 30 + first_new(reference, 30, 3)])
+    options = {"max_new_tokens": 100, "eos_token_id": eos, "pad_token_id": 0}
+    expected = plain(model, input_ids, **options)
+    assert expected.shape[1] < 48
+    options |= {"confidence_threshold": 0.0, "return_dict_in_generate": True}
+    output = LOOPS[loop](model, input_ids, drafter("canvas"), **options)
+    assert torch.equal(output.sequences, expected)
+    assert output.speculation.records[0].drafted == 48 - 30

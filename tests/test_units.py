@@ -1,0 +1,160 @@
+"""Config, length policy, verification and stop rules, on literal values."""
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StoppingCriteriaList
+
+from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength
+from hf_failfast.stopping import StopRules
+from hf_failfast.verification import verify_greedy
+
+# Config
+
+
+def test_defaults_are_the_papers() -> None:
+    """A run without options would not be FailFast."""
+    config = FailFastConfig()
+    assert (config.confidence_threshold, config.chunk_length, config.max_draft_length) == (0.45, 10, 60)
+    assert FailFastConfig.field_names() == ("confidence_threshold", "chunk_length", "max_draft_length")
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf"), True, None, "0.5", torch.tensor(0.5)])
+def test_bad_threshold(value: Any) -> None:
+    """A threshold that no confidence, or every one, meets would be taken in silence."""
+    with pytest.raises(ValueError, match=r"`confidence_threshold` must be a number in \[0, 1\], but is"):
+        FailFastConfig(confidence_threshold=value)
+
+
+@pytest.mark.parametrize("name", ["chunk_length", "max_draft_length"])
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, None, "3"])
+def test_bad_lengths(name: str, value: Any) -> None:
+    """A draft of no or of a fractional number of tokens would fail deep in the loop."""
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, but is {value!r}"):
+        FailFastConfig(**{name: value})
+
+
+def test_edges_are_allowed() -> None:
+    """The bounds themselves would be refused, or numbers of numpy."""
+    FailFastConfig(0, 1, 1)
+    FailFastConfig(1, np.int64(3), np.int32(4))
+    FailFastConfig(np.float32(0.5))
+
+
+def test_with_options() -> None:
+    """A mistyped option would be dropped; a changed one not be checked; the original be changed."""
+    config = FailFastConfig()
+    assert config.with_options({"chunk_length": 3}) == FailFastConfig(chunk_length=3)
+    assert config.with_options({}) == config == FailFastConfig()
+    with pytest.raises(ValueError, match=r"Unknown FailFast option \['chunk'\]; the options are \['confidence_thresh"):
+        config.with_options({"chunk": 3})
+    with pytest.raises(ValueError, match="`chunk_length`"):
+        config.with_options({"chunk_length": 0})
+    with pytest.raises(FrozenInstanceError):
+        config.chunk_length = 3  # type: ignore[misc]
+
+
+# Length policy
+
+
+@pytest.mark.parametrize(
+    ("confidence", "extends"),
+    [([0.5, 0.9], True), ([0.9, 0.49], False), ([0.49, 0.9], False), ([float("nan"), 0.9], False), ([0.5], True)],
+)
+def test_confidence_threshold(confidence: list[float], extends: bool) -> None:
+    """The mean, or only the last token, would decide."""
+    decision = ConfidenceThreshold(FailFastConfig(0.5)).should_extend(torch.tensor([confidence]))
+    assert decision.dtype == torch.bool
+    assert decision.shape == ()
+    assert bool(decision) is extends
+
+
+def test_fixed_length() -> None:
+    """The static baseline would have a cap other than its chunk."""
+    policy = FixedLength(7)
+    assert (policy.chunk_length, policy.max_draft_length) == (7, 7)
+    assert not bool(policy.should_extend(torch.ones(1, 7)))
+
+
+# Verification
+
+
+def scores(*token_ids: int) -> torch.Tensor:
+    """(1, k + 1, 6) whose argmax is the given ids."""
+    return torch.nn.functional.one_hot(torch.tensor([token_ids]), 6).float()
+
+
+@pytest.mark.parametrize(
+    ("draft", "own", "accepted"),
+    [
+        ([], [3], 0),
+        ([1, 2, 3], [1, 2, 3, 4], 3),
+        ([1, 2, 3], [0, 2, 3, 4], 0),
+        ([1, 2, 3], [1, 0, 3, 4], 1),  # the right token behind a wrong one does not count
+        ([1, 2, 3], [1, 2, 0, 4], 2),
+        ([5, 5], [5, 5, 5], 2),
+    ],
+)
+def test_verify_greedy(draft: list[int], own: list[int], accepted: int) -> None:
+    """Tokens behind the first wrong one would be accepted."""
+    verified = verify_greedy(torch.tensor([draft], dtype=torch.long), scores(*own))
+    assert verified.token_ids.tolist() == [own]
+    assert verified.num_accepted.tolist() == [accepted]
+
+
+def test_ties_break_as_argmax_does() -> None:
+    """Of equal scores another token than plain generation's would be taken."""
+    tied = torch.zeros(1, 2, 6)
+    tied[0, 0, [2, 4]] = 1.0
+    verified = verify_greedy(torch.tensor([[4]]), tied)
+    assert verified.token_ids[0, 0] == tied[:, 0].argmax(dim=-1)
+    assert verified.num_accepted.tolist() == [0]
+
+
+# Stop rules
+
+
+def rules(*criteria: Any, max_length: int = 100) -> StopRules:
+    return StopRules(StoppingCriteriaList(criteria), max_length)
+
+
+def test_cut() -> None:
+    """The token that ends a text would be cut off, or one behind it be kept."""
+    stops = rules(MaxLengthCriteria(20), EosTokenCriteria(torch.tensor([7, 9])))
+    assert stops.cut([1, 2, 3], 10) == ([1, 2, 3], False)
+    assert stops.cut([1, 9, 3, 7], 10) == ([1, 9], True)
+    assert stops.cut([7], 10) == ([7], True)
+    assert stops.cut([1, 2, 3], 17) == ([1, 2, 3], True)
+    assert stops.cut([1, 2, 3], 18) == ([1, 2], True)
+    assert stops.cut([], 10) == ([], False)
+    assert stops.eos_token_ids is not None
+    assert stops.eos_token_ids.tolist() == [7, 9]
+    assert stops.max_length == 20
+
+
+def test_no_end_of_sequence() -> None:
+    """Without an end-of-sequence id, id 0 or None would end a text."""
+    stops = rules()
+    assert stops.eos_token_ids is None
+    assert stops.cut([0, 1], 10) == ([0, 1], False)
+    assert not stops.ends(0, 99)
+    assert stops.ends(0, 100)
+
+
+def test_what_is_walked() -> None:
+    """A subclass with its own rule would be taken for the built-in one; the built-in ones be walked."""
+
+    class Patient(EosTokenCriteria):
+        pass
+
+    class Longer(MaxLengthCriteria):
+        pass
+
+    own = [MaxTimeCriteria(9.0), Patient(torch.tensor([3])), Longer(5)]
+    stops = rules(MaxLengthCriteria(20), EosTokenCriteria(torch.tensor([7])), *own)
+    assert list(stops.walked) == own
+    assert stops.max_length == 20
+    assert not stops.ends(3, 10)
