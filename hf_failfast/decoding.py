@@ -16,11 +16,12 @@ from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 from .drafters import DiffusionDrafter, Draft
 from .length_policy import LengthPolicy
 from .runners import EagerRunner
+from .scoring import TokenChoice
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules
 from .support import check_request, left_padding, num_positions
 from .text import GeneratedText
-from .verification import verify_greedy
+from .verification import verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,8 @@ def failfast_decoding(
     synced_gpus: bool = False,
     **model_kwargs: Any,
 ) -> GenerateDecoderOnlyOutput | torch.Tensor:
-    """Greedy speculative decoding: the tokens of plain `generate`, several per target forward.
+    """Speculative decoding: plain `generate`'s tokens (greedy) or its distribution of tokens (sampling), several per
+    target forward.
 
     Called by `generate` like one of transformers' own decoding methods, with everything prepared. Each round drafts,
     runs the target once over the tokens it has not seen and the draft, and keeps the longest draft prefix that the
@@ -51,6 +53,7 @@ def failfast_decoding(
     """
     check_request(model, input_ids, generation_config, model_kwargs, synced_gpus)
     started = perf_counter()
+    choice = TokenChoice(logits_processor, generation_config.do_sample)
     stops = StopRules(stopping_criteria, generation_config.max_length)
     text = GeneratedText(
         input_ids, left_padding(model_kwargs.get("attention_mask")), stops.max_length, generation_config
@@ -75,10 +78,8 @@ def failfast_decoding(
         logits = logits.to(device=text.device, dtype=torch.float32)
 
         # 3. Accept what the target would have written, up to the first stop.
-        if logits_processor or stops.walked:
-            accepted, finished = _accept_by_walking(text, draft, logits, logits_processor, stops, stats)
-        else:
-            accepted, finished = _accept(text, draft, logits, stops, stats)
+        accept = _accept if choice.is_rowwise and not stops.walked else _accept_by_walking
+        accepted, finished = accept(text, draft, logits, choice, stops, stats)
         verify_ended = perf_counter()
 
         # 4. Stream, and forget what was rejected.
@@ -106,15 +107,21 @@ def failfast_decoding(
 
 
 def _accept(
-    text: GeneratedText, draft: Draft, logits: torch.Tensor, stops: StopRules, stats: SpecDecodingStats
+    text: GeneratedText,
+    draft: Draft,
+    logits: torch.Tensor,
+    choice: TokenChoice,
+    stops: StopRules,
+    stats: SpecDecodingStats,
 ) -> tuple[int, bool]:
     """Appends the accepted tokens and the bonus token; returns (draft tokens kept, whether the text is complete)."""
-    verified = verify_greedy(draft.token_ids.to(text.device), logits)
+    scores = choice.scores(text.ids, logits)
+    verified = verify(draft.token_ids.to(text.device), choice.choose(scores))
     num_accepted, *token_ids = torch.cat([verified.num_accepted, verified.token_ids[0]]).tolist()  # host sync: round
     stats.host_reads += 1
     kept, finished = stops.cut(token_ids[: num_accepted + 1], text.length)
     count = len(kept)
-    text.append(verified.token_ids[:, :count], logits[:, :count], logits[:, :count])
+    text.append(verified.token_ids[:, :count], scores[:, :count], logits[:, :count])
     return min(num_accepted, count), finished
 
 
@@ -122,7 +129,7 @@ def _accept_by_walking(
     text: GeneratedText,
     draft: Draft,
     logits: torch.Tensor,
-    processors: LogitsProcessorList,
+    choice: TokenChoice,
     stops: StopRules,
     stats: SpecDecodingStats,
 ) -> tuple[int, bool]:
@@ -133,11 +140,11 @@ def _accept_by_walking(
     draft_ids = draft.token_ids[0].tolist()
     stats.host_reads += 1
     for position in range(len(draft) + 1):
-        raw = logits[:, position]
-        scores = processors(text.ids, raw.clone()) if processors else raw
-        choice = scores.argmax(dim=-1, keepdim=True)
-        text.append(choice, scores[:, None], raw[:, None])
-        token_id = int(choice)  # host sync: the next prefix depends on it
+        raw = logits[:, position : position + 1]
+        scores = choice.scores(text.ids, raw)
+        chosen = choice.choose(scores)
+        text.append(chosen, scores, raw)
+        token_id = int(chosen)  # host sync: the next prefix depends on it
         stats.host_reads += 1
         finished = stops.ends(token_id, text.length)
         if stops.walked:

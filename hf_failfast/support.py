@@ -50,7 +50,6 @@ def check_request(
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
         f"`num_return_sequences`={config.num_return_sequences}": (config.num_return_sequences or 1) > 1,
         f"a batch of {input_ids.shape[0]} prompts (one at a time, please)": input_ids.shape[0] != 1,
-        "sampling (`do_sample=True`)": config.do_sample,
         "`use_cache=False`": config.use_cache is False,
         f"`cache_implementation`={config.cache_implementation!r}": config.cache_implementation is not None,
         "`output_attentions`": config.return_dict_in_generate and config.output_attentions,
@@ -67,8 +66,8 @@ def check_request(
         if refused:
             raise ValueError(f"{name[0].upper() + name[1:]} is not supported by hf_failfast yet.")
     mode = config.get_generation_mode()
-    if mode != GenerationMode.GREEDY_SEARCH:
-        raise ValueError(f"The generation mode {mode.value!r} is not supported by hf_failfast yet; use greedy search.")
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(f"The generation mode {mode.value!r} is not supported by hf_failfast yet.")
 
 
 def num_positions(model: PreTrainedModel) -> int:
