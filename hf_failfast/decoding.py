@@ -60,6 +60,9 @@ def failfast_decoding(
     )
     runner = EagerRunner(model)
     cache = runner.new_cache(stops.max_length)
+    past = model_kwargs["past_key_values"]
+    if past.get_seq_length():
+        cache.load(past, text.padding)
     session = drafter.start(model, stops.max_length, stops.eos_token_ids)
     stats = SpecDecodingStats()
     # The target adds a token to every round, so a draft leaves room for it; and it stays within learned positions.
@@ -94,13 +97,15 @@ def failfast_decoding(
     if streamer is not None:
         streamer.end()
     stats.other_seconds = perf_counter() - started - stats.draft_seconds - stats.verify_seconds
+    if generation_config.return_dict_in_generate or getattr(past, "_is_user_defined", False):
+        cache.store(past, text.padding)
     if not generation_config.return_dict_in_generate:
         return text.ids
     output = GenerateDecoderOnlyOutput(
         sequences=text.ids,
         scores=text.scores,
         logits=text.logits,
-        past_key_values=cache.to_dynamic(model.config.get_text_config(decoder=True)),
+        past_key_values=past,
     )
     output["speculation"] = stats
     return output
