@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hf_failfast
 from hf_failfast import DiffusionDrafter, SpecDecodingStats
+from hf_failfast.drafters.masked import MaskedSession
 
 transformers.logging.set_verbosity_error()
 
@@ -91,3 +92,24 @@ def check_parity(
     assert output.speculation.drafted > 0
     stats: SpecDecodingStats = output.speculation
     return stats
+
+
+@torch.no_grad()
+def replay(session: MaskedSession, prompt: list[int], output: list[int], steps: list[dict[str, Any]], end: int) -> None:
+    """Every step of a recorded generation: the same masks in, the same ids and confidences out.
+
+    `end` is the length of the window; the positions between the prompt's end and `end` that a step does not list are
+    filled already, as in the output. Where the original would write the mask token itself, we choose another.
+    """
+    mask_token_id = cast(int, session.spec.mask_token_id)
+    known = torch.tensor([prompt])
+    for step in steps:
+        canvas = torch.tensor([output[len(prompt) : end]])
+        masked = torch.tensor(step["pos"]) - len(prompt)
+        canvas[:, masked] = mask_token_id
+        ids, confidence = session.denoise(known, canvas, canvas.shape[1])
+        compared = torch.tensor(step["tok"]) != mask_token_id
+        assert ids[0, masked][compared].tolist() == [token_id for token_id in step["tok"] if token_id != mask_token_id]
+        torch.testing.assert_close(
+            confidence[0, masked][compared], torch.tensor(step["conf"])[compared], atol=1e-4, rtol=0
+        )

@@ -14,8 +14,9 @@ from transformers.utils.hub import cached_file
 from .families import DFLASH, DIFFUSION_GEMMA, DIT, Family, bodies, block_size_of_name, find_family, nearest_family
 from .spec import DrafterSpec
 
-# Keys that would point transformers to the checkpoint's own code, or to a class that is not there.
-REMOTE_CODE_KEYS = ("auto_map", "architectures", "model_type")
+# Keys that would point transformers to the checkpoint's own code, to a class that is not there, or to an attention
+# kernel that does not take the runner's masks (SDAR asks for flex attention).
+DROPPED_KEYS = ("auto_map", "architectures", "model_type", "attn_implementation", "_attn_implementation")
 
 SPEC_KEYS = ("attention", "shift", "mask_token_id", "block_size", "noise", "alignment")
 OWN_BODIES = (DIT, DFLASH, DIFFUSION_GEMMA)
@@ -70,7 +71,7 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
     for theirs, ours in (family.config_keys if family else {}).items():
         if config.get(theirs) is not None:
             config[ours] = config.pop(theirs)
-    for key in REMOTE_CODE_KEYS:
+    for key in DROPPED_KEYS:
         config.pop(key, None)
     return Checkpoint(name, config, family, body, spec, own, hub_kwargs)
 
