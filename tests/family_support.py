@@ -95,11 +95,18 @@ def check_parity(
 
 
 @torch.no_grad()
-def replay(session: MaskedSession, prompt: list[int], output: list[int], steps: list[dict[str, Any]], end: int) -> None:
+def replay(
+    session: MaskedSession,
+    prompt: list[int],
+    output: list[int],
+    steps: list[dict[str, Any]],
+    end: int,
+    block: int | None = None,
+) -> None:
     """Every step of a recorded generation: the same masks in, the same ids and confidences out.
 
     `end` is the length of the window; the positions between the prompt's end and `end` that a step does not list are
-    filled already, as in the output. Where the original would write the mask token itself, we choose another.
+    filled already, as in the output, or still masks if they lie in a later block of the given length. Where the original would write the mask token itself, we choose another.
     """
     mask_token_id = cast(int, session.spec.mask_token_id)
     known = torch.tensor([prompt])
@@ -107,6 +114,8 @@ def replay(session: MaskedSession, prompt: list[int], output: list[int], steps: 
         canvas = torch.tensor([output[len(prompt) : end]])
         masked = torch.tensor(step["pos"]) - len(prompt)
         canvas[:, masked] = mask_token_id
+        if block is not None:
+            canvas[:, (int(masked[0]) // block + 1) * block :] = mask_token_id
         ids, confidence = session.denoise(known, canvas, canvas.shape[1])
         compared = torch.tensor(step["tok"]) != mask_token_id
         assert ids[0, masked][compared].tolist() == [token_id for token_id in step["tok"] if token_id != mask_token_id]

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from .checkpoint import Checkpoint
 from .shared import SharedBody
@@ -27,6 +27,7 @@ def load_native(
         model, info = (auto_class or AutoModelForCausalLM).from_pretrained(
             checkpoint.name,
             config=checkpoint.native_config(),
+            generation_config=GenerationConfig(),  # a drafter never generates; some checkpoints' own is not loadable
             dtype=dtype,
             device_map=device_map,
             use_safetensors=None if allow_pickle else True,
