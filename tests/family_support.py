@@ -106,7 +106,8 @@ def replay(
     """Every step of a recorded generation: the same masks in, the same ids and confidences out.
 
     `end` is the length of the window; the positions between the prompt's end and `end` that a step does not list are
-    filled already, as in the output, or still masks if they lie in a later block of the given length. Where the original would write the mask token itself, we choose another.
+    filled already, as in the output, or still masks if they lie in a later block of the given length. Where the
+    original would write the mask token itself, we choose another.
     """
     mask_token_id = cast(int, session.spec.mask_token_id)
     known = torch.tensor([prompt])

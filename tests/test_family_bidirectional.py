@@ -125,9 +125,11 @@ def test_the_prefix_cache_feeds_less_and_stays_close(family: str) -> None:
     fed = dict.fromkeys(sessions, 0)
     for name, session in sessions.items():
         runner = session.runner
+
         def count(window: torch.Tensor, *rest: Any, name: str = name, runner: Any = runner) -> torch.Tensor:
             fed[name] += window.shape[1]
             return runner(window, *rest)
+
         session.runner = count  # type: ignore[assignment]
     text = torch.randint(0, 200, (1, 40), generator=torch.Generator().manual_seed(0))
     same = total = 0
@@ -184,7 +186,7 @@ def tiny_gpt2(vocab_size: int, **sizes: Any) -> GPT2LMHeadModel:
 
 
 def test_diffugpt_is_a_wrapper_without_a_config(tmp_path: Path) -> None:
-    """Weights of a wrapper class: GPT-2's under other names, with its causal-mask buffers, and no sizes in a config."""
+    """Weights of a wrapper class: GPT-2's under other names, its causal-mask buffers too, and no sizes in a config."""
     sizes = {"n_embd": 64, "n_layer": 2, "n_head": 1, "n_positions": 64, "tie_word_embeddings": True}
     model = tiny_gpt2(128, **sizes)
     model.save_pretrained(tmp_path / "gpt2")

@@ -24,7 +24,11 @@ RUNS = [
 def load(folder: str, **options: Any) -> MaskedDrafter:
     mask_token_id, block_size = CASES[folder]
     drafter = load_drafter(
-        DATA / folder / "checkpoint", mask_token_id=mask_token_id, block_size=block_size, dtype=torch.float32, **options
+        DATA / folder / "checkpoint",
+        mask_token_id=mask_token_id,
+        block_size=block_size,
+        dtype=torch.float32,
+        **options,
     )
     assert isinstance(drafter, MaskedDrafter)
     return drafter
@@ -49,7 +53,7 @@ def test_enough_runs_are_compared() -> None:
 
 @pytest.mark.parametrize(("folder", "index", "run"), RUNS)
 def test_every_step_of_the_original(folder: str, index: int, run: dict[str, Any]) -> None:
-    """Ids and confidences of every denoising step, from the same masks; each block behind its finished predecessors."""
+    """Ids and confidences of every denoising step, from the same masks; each block behind the finished ones."""
     drafter = load(folder)
     session = drafter.start(drafter.model, 256, None)
     block = run["block_length"]
@@ -128,7 +132,7 @@ def test_public_formats_load_and_draft(name: str, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_a_fresh_block_is_a_block_of_its_own() -> None:
-    """With the text at a block edge both alignments agree; elsewhere a free block still drafts a whole chunk at once."""
+    """With the text at a block edge both alignments agree; elsewhere a free block still takes a whole chunk."""
     absolute, free = load("sdar/case_2"), load("sdar/case_2", alignment="free")
     sessions = [drafter.start(drafter.model, 256, None) for drafter in (absolute, free)]
     assert isinstance(sessions[1].pattern, FreeBlocks)

@@ -19,7 +19,7 @@ SPEC = DrafterSpec("block_causal", 1, MASK_ID, 32)
 
 
 def is_adaptive(run: dict[str, Any]) -> bool:
-    """Without the separate static function, the reuse of rejected tokens (off by default), and the bug at 32 tokens."""
+    """Without the separate static function, the reuse of rejected tokens (off by default), and the bug at 32."""
     adaptive = run["fn"] == "generate_draft_tokens_arbitrary_length" and run["last_round_rejected"] is None
     return adaptive and len(run["prefix"]) != 32
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.hub import cached_file
 
-from .families import DFLASH, DIFFUSION_GEMMA, DIT, Family, bodies, block_size_of_name, find_family, nearest_family
+from .families import DFLASH, DIFFUSION_GEMMA, DIT, Family, block_size_of_name, bodies, find_family, nearest_family
 from .spec import DrafterSpec
 
 # Keys that would point transformers to the checkpoint's own code, to a class that is not there, or to an attention
@@ -133,7 +133,9 @@ def _spec(
     hub_kwargs: dict[str, Any],
 ) -> DrafterSpec:
     values: dict[str, Any] = {"shift": 0, "mask_token_id": None, **(family.spec if family else {})}
-    block_key = next((key for key, ours in family.config_keys.items() if ours == "block_size"), None) if family else None
+    block_key = (
+        next((key for key, ours in family.config_keys.items() if ours == "block_size"), None) if family else None
+    )
     block_size = config.get(block_key or "block_size") or block_size_of_name(name)
     mask_token_id = (config.get("dflash_config") or config).get("mask_token_id")
     if mask_token_id is None and family is not None and family.body == DIT:

@@ -43,9 +43,7 @@ class Denoising:
         return masked & torch.zeros_like(masked).scatter(1, order, True)
 
 
-def most_likely(
-    logits: torch.Tensor, vocab_size: int, mask_token_id: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def most_likely(logits: torch.Tensor, vocab_size: int, mask_token_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Admissible ids and their probability under the drafter's whole distribution, both (1, r), from (1, r, V).
 
     The mask token and ids the target does not know (>= vocab_size) are not admissible; their mass counts as doubt.

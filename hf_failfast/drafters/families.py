@@ -105,7 +105,11 @@ FAMILIES = (
         required_key="block_size",
     ),
     Family(
-        "Stable-DiffCoder", "llama", "llama", BLOCKS | {"mask_token_id": 5, "block_size": 4}, marks=("stablediffcoder",)
+        "Stable-DiffCoder",
+        "llama",
+        "llama",
+        BLOCKS | {"mask_token_id": 5, "block_size": 4},
+        marks=("stablediffcoder",),
     ),
     # dllm's AR-to-diffusion checkpoints: one model type, two attentions, told apart by name.
     Family("dllm bd3lm", "a2d-qwen3", "qwen3", DLLM_BD3LM | {"mask_token_id": QWEN3_MASK}, marks=("bd3lm",)),

@@ -37,8 +37,8 @@ def load_drafter(
 ) -> DiffusionDrafter:
     """Loads a diffusion drafter from a checkpoint folder or Hub id.
 
-    How the checkpoint drafts comes from its config and the table of known families (`families.py`), or from the keyword
-    arguments, which win: so any causal-LM checkpoint can be tried. See `DrafterSpec` for `attention` to `alignment`,
+    How the checkpoint drafts comes from its config and the table of known families (`families.py`), or from the
+    keyword arguments, which win: so any causal-LM checkpoint can be tried. See `DrafterSpec` for `attention` to `alignment`,
     `DraftingOptions` for `mode` and `prefix_block`, `Denoising` for `denoising_steps` and `denoising_threshold`.
     `dtype="auto"` keeps the checkpoint's dtype; `device_map` and `hub_kwargs` (`revision`, `token`, `cache_dir`, ...)
     are those of `from_pretrained`. Pickle weights execute code when read, and are refused without `allow_pickle`.
@@ -62,7 +62,9 @@ def load_drafter(
     options = DraftingOptions(Denoising(denoising_steps, denoising_threshold), mode, prefix_block)
     if checkpoint.body in (DFLASH, DIFFUSION_GEMMA):
         if options != DraftingOptions():
-            raise ValueError(f"{checkpoint.body} drafts in its own way: `mode`, `denoising_*`, `prefix_block` do not fit.")
+            raise ValueError(
+                f"{checkpoint.body} drafts in its own way: `mode`, `denoising_*`, `prefix_block` do not fit."
+            )
         raise NotImplementedError(checkpoint.body)
     model = _load_body(checkpoint, dtype, device_map, allow_pickle)
     return MaskedDrafter(model.eval(), checkpoint.spec, config, options)

@@ -40,7 +40,7 @@ class MaskedDrafter(DiffusionDrafter):
         model: PreTrainedModel | SharedBody,
         spec: DrafterSpec,
         config: FailFastConfig,
-        options: DraftingOptions = DraftingOptions(),  # noqa: B008 (frozen)
+        options: DraftingOptions = DraftingOptions(),
     ) -> None:
         self.model = model
         self.spec = spec
@@ -72,7 +72,7 @@ class MaskedSession(DraftSession):
         capacity: int,  # tokens of the whole sequence
         vocab_size: int,  # ids from here on are unknown to the target
         eos_token_ids: torch.Tensor | None,
-        options: DraftingOptions = DraftingOptions(),  # noqa: B008 (frozen)
+        options: DraftingOptions = DraftingOptions(),
     ) -> None:
         self.device = model.device
         super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
@@ -132,11 +132,9 @@ class MaskedSession(DraftSession):
             confidence = torch.where(masked, new_confidence, confidence)
             passes += 1
 
-    def denoise(
-        self, known: torch.Tensor, canvas: torch.Tensor, num_read: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def denoise(self, known: torch.Tensor, canvas: torch.Tensor, num_read: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One pass over the known tokens (1, n) that are not in the slots, which it commits, and the canvas behind
-        them; gives the choice for the first `num_read` = r positions behind the known ones: ids and confidences (1, r).
+        them; its choice for the first `num_read` = r positions behind the known ones, ids and confidences (1, r).
         """
         clean_end = known.shape[1]
         start = self.pattern.reusable_length(self.cache.get_seq_length(), clean_end)

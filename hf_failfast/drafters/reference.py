@@ -110,7 +110,8 @@ class ReferenceSession(DraftSession):
         first = text.length // self.block_size * self.block_size
         missing = first + self.block_size - text.length
         text.append(
-            torch.full((1, missing), self.mask_token_id, device=self.device), torch.zeros(1, missing, device=self.device)
+            torch.full((1, missing), self.mask_token_id, device=self.device),
+            torch.zeros(1, missing, device=self.device),
         )
         for offset in range(first, first + self.block_size, self.small_block_size):
             small = torch.arange(offset, min(offset + self.small_block_size, text.length), device=self.device)
@@ -129,7 +130,9 @@ class ReferenceSession(DraftSession):
                     if not confident or len(self.recorded) >= policy.max_draft_length:
                         return end, True
                     end += policy.chunk_length
-        text.append(*self._run(text.ids[:, first:], torch.tensor([self.block_size - 1], device=self.device), commit=True))
+        text.append(
+            *self._run(text.ids[:, first:], torch.tensor([self.block_size - 1], device=self.device), commit=True)
+        )
         self.num_prefix = 0
         return end, False
 

@@ -54,7 +54,9 @@ def load_shared(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: An
     decoder_config = type(config).from_dict(config.to_dict() | {"vocab_size": 1, "pad_token_id": None})
     decoder = AutoModel.from_config(decoder_config, dtype=mask_embedding.dtype)
     decoder.config = config
-    result = decoder.load_state_dict({key.removeprefix("model."): value for key, value in weights.items()}, strict=False)
+    result = decoder.load_state_dict(
+        {key.removeprefix("model."): value for key, value in weights.items()}, strict=False
+    )
     check_keys([key for key in result.missing_keys if key != "embed_tokens.weight"], result.unexpected_keys)
     body = SharedBody(decoder, mask_embedding, checkpoint.spec, draft_vocabulary)
     if device_map is not None:
@@ -119,6 +121,6 @@ def _check_format(checkpoint: Checkpoint, allow_pickle: bool) -> None:
         raise ValueError(f"{checkpoint.name!r} holds no weights that could be loaded (no {SAFETENSORS[0]}).")
     if not allow_pickle:
         raise ValueError(
-            f"{checkpoint.name!r} holds its weights as a pickle only, which can execute code when read: convert them to "
-            "safetensors, or pass `allow_pickle=True` if you trust their author."
+            f"{checkpoint.name!r} holds its weights as a pickle only, which can execute code when read: convert them "
+            "to safetensors, or pass `allow_pickle=True` if you trust their author."
         )
