@@ -10,11 +10,15 @@ from ..config import FailFastConfig
 from .base import DiffusionDrafter
 from .checkpoint import Checkpoint, read_checkpoint
 from .denoising import Denoising
+from .dit import DiT, DiTConfig
 from .families import DFLASH, DIFFUSION_GEMMA, DIT
 from .masked import DraftingMode, DraftingOptions, MaskedDrafter
 from .shared import SharedBody
 from .spec import Alignment, AttentionKind, DrafterSpec, Noise
-from .weights import load_native, load_shared
+from .weights import load_into, load_native, load_shared
+
+# Stored next to the weights: constants, and the ends of the noise schedule of BD3-LM's training.
+DIT_BUFFERS = (r"rotary_emb\.inv_freq$", r"^sampling_eps_m(in|ax)$")
 
 
 def load_drafter(
@@ -72,9 +76,12 @@ def load_drafter(
 
 def _load_body(
     checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool
-) -> PreTrainedModel | SharedBody:
+) -> PreTrainedModel | SharedBody | DiT:
     if checkpoint.body == DIT:
-        raise NotImplementedError
+        with torch.device("meta"):
+            transformer = DiT(DiTConfig(**checkpoint.config))
+        load_into(transformer, checkpoint, dtype, device_map, ignored=DIT_BUFFERS)
+        return transformer
     if checkpoint.own.get("shared_embeddings"):
         return load_shared(checkpoint, dtype, device_map)
     model = load_native(checkpoint, dtype, device_map, allow_pickle)

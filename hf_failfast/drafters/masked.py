@@ -11,6 +11,7 @@ from ..runners import CausalLM, EagerRunner
 from .attention import attention_pattern
 from .base import Chunk, DiffusionDrafter, DraftSession
 from .denoising import Denoising, most_likely
+from .dit import DiT
 from .reference import ReferenceSession
 from .shared import SharedBody
 from .spec import DrafterSpec
@@ -37,7 +38,7 @@ class MaskedDrafter(DiffusionDrafter):
 
     def __init__(
         self,
-        model: PreTrainedModel | SharedBody,
+        model: PreTrainedModel | SharedBody | DiT,
         spec: DrafterSpec,
         config: FailFastConfig,
         options: DraftingOptions = DraftingOptions(),
