@@ -3,6 +3,8 @@
 Importing the package makes `custom_generate="hf_failfast"` known to `model.generate`, and does nothing else.
 """
 
+from pathlib import Path
+
 from .candidate_generator import FailFastCandidateGenerator
 from .config import FailFastConfig
 from .decoding import failfast_decoding
@@ -14,7 +16,12 @@ from .stats import SpecDecodingStats
 register()
 
 __version__ = "0.1.0"
+
+# The drafter that ships with the package, made for SmolLM2-135M-Instruct.
+BUNDLED_DRAFTER = Path(__file__).parent / "assets" / "smollm2-135m-drafter"
+
 __all__ = [
+    "BUNDLED_DRAFTER",
     "ConfidenceThreshold",
     "DiffusionDrafter",
     "DrafterSpec",

@@ -1,12 +1,19 @@
 """The drafter in transformers' own assisted loop."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
-from transformers import PreTrainedModel
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from .drafters import DiffusionDrafter
 from .length_policy import LengthPolicy
 from .stats import RoundRecord, SpecDecodingStats
+from .support import num_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class FailFastCandidateGenerator(CandidateGenerator):
@@ -27,13 +34,14 @@ class FailFastCandidateGenerator(CandidateGenerator):
         eos_token_ids: torch.Tensor | None = None,
     ) -> None:
         self.policy = policy
-        self.max_length = max_length
+        # The target adds a token to every round, so a draft leaves room for it; and it stays within learned positions.
+        self.longest_drafted = min(max_length - 1, num_positions(target))
         self.session = drafter.start(target, max_length, eos_token_ids)
         self.stats = SpecDecodingStats()
 
     def get_candidates(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, None]:
         """(the ids (1, n) followed by the draft, None)."""
-        self._draft = self.session.draft(input_ids, self.policy, self.max_length - input_ids.shape[1] - 1)
+        self._draft = self.session.draft(input_ids, self.policy, self.longest_drafted - input_ids.shape[1])
         self.stats.host_reads += self._draft.host_reads
         return torch.cat([input_ids, self._draft.token_ids.to(input_ids.device)], dim=1), None
 

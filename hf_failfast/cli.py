@@ -3,9 +3,16 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens per answer, at most.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Timed runs per prompt and method; the median counts.")]
+Dtype = Annotated[str, typer.Option(help="torch dtype of both models, or auto for the target checkpoint's.")]
+ConfidenceThreshold = Annotated[float | None, typer.Option(help="tau; by default the drafter's own.")]
+ChunkLength = Annotated[int | None, typer.Option(help="N; by default the drafter's own.")]
+MaxDraftLength = Annotated[int | None, typer.Option(help="N_max; by default the drafter's own.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,8 +44,8 @@ def train(
     seed: Annotated[int, typer.Option(help="Decides the data and the training.")] = 0,
 ) -> None:
     """Train a diffusion drafter for any causal LM on answers that the target writes itself."""
-    from hf_failfast.training.config import DataConfig, TrainingConfig
-    from hf_failfast.training.run import Job, run
+    from .training.config import DataConfig, TrainingConfig
+    from .training.run import Job, run
 
     data_config = DataConfig(
         questions=questions, answer_tokens=answer_tokens, batch_size=synthesis_batch_size, seed=seed
@@ -57,6 +64,89 @@ def train(
     )
     command = shlex.join(["hf-failfast", *sys.argv[1:]])
     run(Job(target, output, data or output / "data", licence, command, threads), data_config, training_config)
+
+
+@app.command()
+def demo(
+    max_new_tokens: MaxNewTokens = 128,
+    repeats: Repeats = 3,
+    dtype: Dtype = "bfloat16",
+    confidence_threshold: ConfidenceThreshold = None,
+    chunk_length: ChunkLength = None,
+    max_draft_length: MaxDraftLength = None,
+) -> None:
+    """SmolLM2-135M-Instruct with the bundled drafter: a few answers, then the comparison with plain generate."""
+    from hf_failfast import BUNDLED_DRAFTER, load_drafter
+    from hf_failfast.showcase import DEMO_PROMPTS, show
+    from hf_failfast.smollm2 import load_smollm2
+
+    _quiet()
+    try:
+        target, tokenizer = load_smollm2(_torch_dtype(dtype))
+    except FileNotFoundError as error:
+        raise typer.Exit(_fail(str(error))) from None
+    drafter = load_drafter(BUNDLED_DRAFTER, dtype=target.dtype, device_map=target.device)
+    options = _options(confidence_threshold, chunk_length, max_draft_length)
+    show(target, tokenizer, drafter, DEMO_PROMPTS, options, max_new_tokens, repeats)
+
+
+@app.command()
+def generate(
+    target: Annotated[str, typer.Option(help="Folder or Hub name of the causal LM.")],
+    drafter: Annotated[str, typer.Option(help="Folder or Hub name of its diffusion drafter.")],
+    prompt: Annotated[list[str], typer.Option(help="What to answer; may be given several times.")],
+    max_new_tokens: MaxNewTokens = 128,
+    repeats: Repeats = 3,
+    dtype: Dtype = "auto",
+    device: Annotated[str, typer.Option(help="Where both models run.")] = "cpu",
+    confidence_threshold: ConfidenceThreshold = None,
+    chunk_length: ChunkLength = None,
+    max_draft_length: MaxDraftLength = None,
+) -> None:
+    """Answer prompts with any target and drafter, then compare with plain generate."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_failfast import load_drafter
+    from hf_failfast.showcase import show
+
+    _quiet()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=_torch_dtype(dtype)).to(device).eval()
+        loaded = load_drafter(drafter, dtype=model.dtype, device_map=model.device)
+        options = _options(confidence_threshold, chunk_length, max_draft_length)
+        show(model, AutoTokenizer.from_pretrained(target), loaded, prompt, options, max_new_tokens, repeats)
+    except (ValueError, OSError) as error:
+        raise typer.Exit(_fail(str(error))) from None
+
+
+def _quiet() -> None:
+    """The output is for reading: no progress bars and no hints of the libraries between the answers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _options(*values: float | int | None) -> dict[str, Any]:
+    """The FailFast options that were given, by name; the drafter's own numbers stand for the others."""
+    from hf_failfast.config import FailFastConfig
+
+    given = zip(FailFastConfig.field_names(), values, strict=True)
+    return {name: value for name, value in given if value is not None}
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    dtype = getattr(torch, name, None)
+    if name != "auto" and not isinstance(dtype, torch.dtype):
+        raise typer.BadParameter(f"{name!r} is not a torch dtype; try float32 or bfloat16.", param_hint="--dtype")
+    return dtype or name
+
+
+def _fail(message: str) -> int:
+    typer.echo(f"hf-failfast: {message}", err=True)
+    return 1
 
 
 if __name__ == "__main__":

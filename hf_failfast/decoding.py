@@ -1,14 +1,14 @@
 """The loop: draft, verify, accept. The only place that knows what a round is."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
-    PreTrainedModel,
     StoppingCriteriaList,
 )
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
@@ -18,8 +18,12 @@ from .length_policy import LengthPolicy
 from .runners import EagerRunner
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules
-from .support import check_request, left_padding
+from .support import check_request, left_padding, num_positions
+from .text import GeneratedText
 from .verification import verify_greedy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @torch.no_grad()
@@ -48,17 +52,21 @@ def failfast_decoding(
     check_request(model, input_ids, generation_config, model_kwargs, synced_gpus)
     started = perf_counter()
     stops = StopRules(stopping_criteria, generation_config.max_length)
-    text = _Text(input_ids, left_padding(model_kwargs.get("attention_mask")), stops.max_length, generation_config)
+    text = GeneratedText(
+        input_ids, left_padding(model_kwargs.get("attention_mask")), stops.max_length, generation_config
+    )
     runner = EagerRunner(model)
     cache = runner.new_cache(stops.max_length)
     session = drafter.start(model, stops.max_length, stops.eos_token_ids)
     stats = SpecDecodingStats()
+    # The target adds a token to every round, so a draft leaves room for it; and it stays within learned positions.
+    longest_drafted = min(stops.max_length - 1, text.padding + num_positions(model))
 
     finished = False
     while not finished:
-        # 1. Draft. The target adds a token to every round, so the draft leaves room for it.
+        # 1. Draft.
         draft_started = perf_counter()
-        draft = session.draft(text.visible, policy, max_tokens=stops.max_length - text.length - 1)
+        draft = session.draft(text.visible, policy, longest_drafted - text.length)
 
         # 2. Verify: one forward over what the target has not seen yet.
         verify_started = perf_counter()
@@ -97,59 +105,8 @@ def failfast_decoding(
     return output
 
 
-@dataclass
-class _Text:
-    """The sequence so far, in a buffer of the longest it can get, with what the caller asked to be recorded."""
-
-    prompt: torch.Tensor  # (1, n)
-    padding: int  # leading positions that the models never see
-    max_length: int
-    generation_config: GenerationConfig
-    scores: tuple[torch.Tensor, ...] | None = None  # one (1, vocabulary) per emitted token
-    logits: tuple[torch.Tensor, ...] | None = None
-    length: int = field(init=False)
-    streamed: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.length = self.streamed = self.prompt.shape[1]
-        self.device = self.prompt.device
-        self._buffer = self.prompt.new_empty(1, max(self.max_length, self.length))
-        self._buffer[:, : self.length] = self.prompt
-        if self.generation_config.return_dict_in_generate:
-            self.scores = () if self.generation_config.output_scores else None
-            self.logits = () if self.generation_config.output_logits else None
-
-    @property
-    def ids(self) -> torch.Tensor:
-        """All ids (1, length), padding included: what processors, criteria and the caller see."""
-        return self._buffer[:, : self.length]
-
-    @property
-    def visible(self) -> torch.Tensor:
-        """The ids without padding: what target and drafter see."""
-        return self._buffer[:, self.padding : self.length]
-
-    def append(self, token_ids: torch.Tensor, scores: torch.Tensor, logits: torch.Tensor) -> None:
-        """Adds m tokens (1, m) with their processed and raw scores (1, m, vocabulary)."""
-        count = token_ids.shape[1]
-        self._buffer[:, self.length : self.length + count] = token_ids
-        self.length += count
-        if self.scores is not None:
-            self.scores += scores.unbind(dim=1)
-        if self.logits is not None:
-            self.logits += logits.unbind(dim=1)
-
-    def emit(self, streamer: BaseStreamer | None) -> int:
-        """Hands the tokens added since the last call to the streamer, and counts them."""
-        count = self.length - self.streamed
-        if streamer is not None:
-            streamer.put(self._buffer[:, self.streamed : self.length].cpu())
-        self.streamed = self.length
-        return count
-
-
 def _accept(
-    text: _Text, draft: Draft, logits: torch.Tensor, stops: StopRules, stats: SpecDecodingStats
+    text: GeneratedText, draft: Draft, logits: torch.Tensor, stops: StopRules, stats: SpecDecodingStats
 ) -> tuple[int, bool]:
     """Appends the accepted tokens and the bonus token; returns (draft tokens kept, whether the text is complete)."""
     verified = verify_greedy(draft.token_ids.to(text.device), logits)
@@ -162,7 +119,7 @@ def _accept(
 
 
 def _accept_by_walking(
-    text: _Text,
+    text: GeneratedText,
     draft: Draft,
     logits: torch.Tensor,
     processors: LogitsProcessorList,

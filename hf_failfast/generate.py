@@ -1,13 +1,15 @@
 """The doors: `model.generate(custom_generate=...)` in, the prepared loop out."""
 
+from __future__ import annotations
+
 import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .candidate_generator import FailFastCandidateGenerator
@@ -16,6 +18,9 @@ from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter, load_drafter
 from .length_policy import ConfidenceThreshold, LengthPolicy
 from .support import check_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "hf_failfast"
 

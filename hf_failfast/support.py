@@ -1,10 +1,16 @@
 """What the loop cannot do yet, refused by name instead of dropped in silence."""
 
-from typing import Any
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What `generate` itself puts there; the loop derives positions, mask and cache from the tokens.
 DERIVED_MODEL_KWARGS = frozenset(
@@ -38,7 +44,7 @@ def check_request(
 ) -> None:
     """Raises ValueError naming the first part of a prepared request that the loop does not support."""
     config = generation_config
-    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    positions = num_positions(model)
     refusals = {
         "encoder-decoder targets": model.config.is_encoder_decoder,
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
@@ -52,7 +58,7 @@ def check_request(
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,
         f"a prompt of {input_ids.shape[-1]} tokens for a target with `max_position_embeddings`={positions}": (
-            positions is not None and input_ids.shape[-1] > positions
+            input_ids.shape[-1] > positions
         ),
     }
     given = {name for name, value in model_kwargs.items() if value is not None}
@@ -63,6 +69,11 @@ def check_request(
     mode = config.get_generation_mode()
     if mode != GenerationMode.GREEDY_SEARCH:
         raise ValueError(f"The generation mode {mode.value!r} is not supported by hf_failfast yet; use greedy search.")
+
+
+def num_positions(model: PreTrainedModel) -> int:
+    """The positions the target was made for; unlimited where its config names none."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
 
 
 def left_padding(attention_mask: torch.Tensor | None) -> int:

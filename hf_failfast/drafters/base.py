@@ -1,14 +1,18 @@
 """The interface of every drafter, and the one chunk loop that all of them share."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
 from ..config import FailFastConfig
 from ..length_policy import LengthPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Chunk(NamedTuple):

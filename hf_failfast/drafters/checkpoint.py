@@ -1,5 +1,7 @@
 """What a checkpoint folder or Hub id holds, from its config and headers alone: no weight is read, nothing executed."""
 
+from __future__ import annotations
+
 import json
 import re
 from dataclasses import dataclass
@@ -8,7 +10,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.hub import cached_file
 
 from .families import DFLASH, DIFFUSION_GEMMA, DIT, Family, block_size_of_name, bodies, find_family, nearest_family
@@ -46,6 +47,8 @@ class Checkpoint:
 
     def native_config(self) -> PreTrainedConfig:
         """The config of the transformers model that is the body."""
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
         config: PreTrainedConfig = CONFIG_MAPPING[self.body].from_dict(self.config)
         return config
 
@@ -56,6 +59,9 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
     Raises:
         ValueError: the checkpoint's kind is unknown or its spec incomplete; names the nearest known family.
     """
+    # transformers' tables of all models are the slow part of its import; only loading needs them.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     name = str(name_or_path)
     config = _read_config(name, hub_kwargs)
     own = config.pop("failfast", {})

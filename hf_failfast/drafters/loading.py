@@ -1,10 +1,11 @@
 """From a checkpoint folder or Hub id to a drafter. Nothing of a checkpoint is ever executed."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ..config import FailFastConfig
 from .base import DiffusionDrafter
@@ -16,6 +17,9 @@ from .masked import DraftingMode, DraftingOptions, MaskedDrafter
 from .shared import SharedBody
 from .spec import Alignment, AttentionKind, DrafterSpec, Noise
 from .weights import load_into, load_native, load_shared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Stored next to the weights: constants, and the ends of the noise schedule of BD3-LM's training.
 DIT_BUFFERS = (r"rotary_emb\.inv_freq$", r"^sampling_eps_m(in|ax)$")

@@ -1,10 +1,11 @@
 """Drafters whose body is a causal-LM decoder under another attention mask: nearly every public diffusion LM."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
-from transformers import PreTrainedModel
 
 from ..config import FailFastConfig
 from ..runners import CausalLM, EagerRunner
@@ -16,6 +17,9 @@ from .reference import ReferenceSession
 from .shared import SharedBody
 from .spec import DrafterSpec
 from .vocabulary import check_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DraftingMode = Literal["fused", "reference"]
 
@@ -81,6 +85,7 @@ class MaskedSession(DraftSession):
         max_positions = getattr(model.config, "max_position_embeddings", None) or capacity + block
         self.spec = spec
         self.vocab_size = vocab_size
+        self.last_id = model.config.vocab_size - 1  # stands for the target's ids that the drafter does not know
         self.vocabulary: torch.Tensor | None = getattr(model, "vocabulary", None)
         self.denoising = options.denoising
         self.pattern = attention_pattern(spec, options.prefix_block)
@@ -93,7 +98,7 @@ class MaskedSession(DraftSession):
         return self.last_position - num_tokens
 
     def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        known = torch.cat([token_ids, drafted], dim=1).to(self.device)
+        known = torch.cat([token_ids, drafted], dim=1).to(self.device).clamp(max=self.last_id)
         first = known.shape[1]
         confidences = []
         passes = 0

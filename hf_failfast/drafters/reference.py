@@ -52,6 +52,7 @@ class ReferenceSession(DraftSession):
         self.block_size = spec.block_size
         self.mask_token_id = cast(int, spec.mask_token_id)
         self.vocab_size = vocab_size
+        self.last_id = model.config.vocab_size - 1  # stands for the target's ids that the drafter does not know
         self.small_block_size = small_block_size
         self.denoising = Denoising(threshold=threshold)
         self.max_blocks = max_blocks
@@ -68,7 +69,9 @@ class ReferenceSession(DraftSession):
         self.num_tokens = start = token_ids.shape[1]
         self.recorded, self.passes = [], []
         cap = min(max_tokens, self.max_draft_length(start))
-        text = _Text(token_ids.to(self.device), torch.ones(token_ids.shape, device=self.device))
+        text = _Text(
+            token_ids.to(self.device).clamp(max=self.last_id), torch.ones(token_ids.shape, device=self.device)
+        )
         end = start + policy.chunk_length
         if cap > 0:
             self._read_prefix(text)

@@ -1,14 +1,18 @@
 """Drafter layers that borrow the target's embedding and head, so that a checkpoint holds only what was trained."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from .spec import DrafterSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class SharedBody(nn.Module):
@@ -37,7 +41,7 @@ class SharedBody(nn.Module):
         self.register_buffer("draft_vocabulary", None if draft_vocabulary is None else draft_vocabulary.long())
         self._reduced_heads: WeakKeyDictionary[nn.Module, nn.Linear] = WeakKeyDictionary()
 
-    def attach(self, target: PreTrainedModel) -> "BorrowingLM":
+    def attach(self, target: PreTrainedModel) -> BorrowingLM:
         """The drafter as a causal LM on this target's embedding and head; moves the layers to the target's device."""
         if target.get_input_embeddings().embedding_dim != self.config.hidden_size:
             raise ValueError(

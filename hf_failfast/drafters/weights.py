@@ -1,17 +1,26 @@
 """Weights of a checkpoint into its body: once, in their dtype, every key accounted for, pickles refused."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from .checkpoint import Checkpoint
 from .shared import SharedBody
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# The decoder of a drafter that borrows its embedding is built without one of its own.
+_NO_VOCABULARY = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -21,6 +30,8 @@ def load_native(
     checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool, auto_class: Any = None
 ) -> PreTrainedModel:
     """The transformers model that is the checkpoint's body. Raises ValueError if the weights do not fit it."""
+    from transformers import AutoModelForCausalLM
+
     _check_format(checkpoint, allow_pickle)
     family = checkpoint.family
     try:
@@ -47,11 +58,13 @@ def load_native(
 
 def load_shared(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any) -> SharedBody:
     """Layers without an embedding: the decoder is built with a vocabulary of one, which it never uses."""
+    from transformers import AutoModel
+
     weights = read_weights(checkpoint)
     mask_embedding = weights.pop("mask_embedding")
     draft_vocabulary = weights.pop("draft_vocabulary", None)
     config = checkpoint.native_config()
-    decoder_config = type(config).from_dict(config.to_dict() | {"vocab_size": 1, "pad_token_id": None})
+    decoder_config = type(config).from_dict(config.to_dict() | _NO_VOCABULARY)
     decoder = AutoModel.from_config(decoder_config, dtype=mask_embedding.dtype)
     decoder.config = config
     result = decoder.load_state_dict(

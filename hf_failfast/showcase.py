@@ -1,0 +1,136 @@
+"""What a user sees of a target and drafter pair: answers as they are written, then the measured comparison."""
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .comparison import BASELINE, OURS, Method, compare, default_methods, summary
+from .drafters import DiffusionDrafter
+from .streaming import ACCEPTED_STYLE, ColourStreamer
+
+DEMO_PROMPTS = (
+    "What is the difference between a comet and an asteroid?",
+    "Write a Python function that checks whether a number is prime.",
+    "List ten countries in Europe with their capitals.",
+    "A box holds 12 pencils. How many pencils are there in 7 boxes? Explain step by step.",
+)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
+    """The prompt's ids (1, n), as a user turn where the tokenizer has a chat template."""
+    if tokenizer.chat_template is None:
+        return tokenizer(prompt, return_tensors="pt").input_ids
+    messages = [{"role": "user", "content": prompt}]
+    encoded = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    return encoded["input_ids"]
+
+
+def show(
+    target: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    drafter: DiffusionDrafter,
+    prompts: Sequence[str],
+    options: dict[str, Any],
+    max_new_tokens: int,
+    repeats: int,
+) -> None:
+    """Streams every answer, then times the methods; the last line printed is one JSON document.
+
+    Below float32 the timed texts may part where rounding decides, so the target is then moved to float32 in place
+    and every answer compared once more: that is the check of losslessness.
+    """
+    console = Console()
+    encoded = [encode_prompt(tokenizer, prompt).to(target.device) for prompt in prompts]
+    _stream(
+        target,
+        tokenizer,
+        drafter,
+        dict(zip(prompts, encoded, strict=True)),
+        options | _greedy(max_new_tokens),
+        console,
+    )
+    methods = default_methods(target, drafter, options)
+    setting = _setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("Timing", total=(len(methods) * repeats + 2) * len(prompts))
+        results = compare(methods, encoded, max_new_tokens, repeats, lambda: progress.advance(task))
+        exact = _count_identical(target, methods, encoded, max_new_tokens, lambda: progress.advance(task))
+    records = summary(results)
+    console.print(_table(records))
+    margins = [margin for result in results for margin in result.margins]
+    if margins:
+        console.print(f"Where texts part, the target's two best logits are at most {max(margins):.3f} apart.")
+    console.print(f"In float32, {exact} of {len(prompts)} answers are identical to plain generate, token by token.")
+    print(json.dumps({"results": records, "identical_in_float32": exact} | setting))
+
+
+def _greedy(max_new_tokens: int) -> dict[str, Any]:
+    return {"max_new_tokens": max_new_tokens, "do_sample": False}
+
+
+def _stream(
+    target: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    drafter: DiffusionDrafter,
+    prompts: dict[str, torch.Tensor],
+    arguments: dict[str, Any],
+    console: Console,
+) -> None:
+    streamer = ColourStreamer(tokenizer, console)
+    console.print(f"[{ACCEPTED_STYLE}]Drafted and accepted[/], and the target's own tokens:")
+    for prompt, input_ids in prompts.items():
+        console.print(f"\n> {prompt}", style="bold", markup=False, soft_wrap=True)
+        target.generate(
+            input_ids, assistant_model=drafter, custom_generate="hf_failfast", streamer=streamer, **arguments
+        )
+
+
+def _count_identical(
+    target: PreTrainedModel,
+    methods: dict[str, Method],
+    prompts: Sequence[torch.Tensor],
+    max_new_tokens: int,
+    on_progress: Callable[[], None],
+) -> int:
+    """How many answers of ours equal the baseline's once the target is in float32."""
+    target.float()
+    compared = {name: methods[name] for name in (BASELINE, OURS)}
+    results = compare(compared, prompts, max_new_tokens, repeats=1, on_progress=on_progress)
+    return sum(results[-1].identical)
+
+
+def _table(records: Sequence[dict[str, Any]]) -> Table:
+    table = Table("method", "tokens/s", "speedup", "mean acceptance length", "identical")
+    for record in records:
+        length = record["mean_acceptance_length"]
+        is_identical = record["identical"] == record["prompts"]
+        table.add_row(
+            record["method"],
+            f"{record['tokens_per_second']:.1f}",
+            f"{record['speedup']:.2f}x",
+            "" if length is None else f"{length:.2f}",
+            "yes" if is_identical else f"{record['identical']} of {record['prompts']}",
+        )
+    return table
+
+
+def _setting(target: PreTrainedModel) -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "device": str(target.device),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }

@@ -1,0 +1,1 @@
+"""Training of a causal-canvas diffusion drafter from the target itself."""

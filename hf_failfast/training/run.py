@@ -1,0 +1,47 @@
+"""The whole of `hf-failfast train`: load the target, synthesise what is missing, train, export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .config import DataConfig, TrainingConfig
+from .data import load_examples, synthesise
+from .export import Provenance
+from .loop import Trainer
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where everything is; `threads` bounds training, not synthesis; `licence` is the target's."""
+
+    target: str
+    output: Path
+    data: Path
+    licence: str
+    command: str
+    threads: int | None = None
+
+    @property
+    def target_name(self) -> str:
+        """A Hub name as it is; of a longer path its last part."""
+        path = Path(self.target)
+        return self.target if len(path.parts) <= 2 and not path.is_absolute() else path.name
+
+
+def run(job: Job, data_config: DataConfig, training_config: TrainingConfig) -> None:
+    """Continues whatever an earlier run left in the data and output folders."""
+    console = Console()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(job.target, dtype=torch.bfloat16).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(job.target)
+    manifest = synthesise(model, tokenizer, data_config, job.data, job.target_name, console)
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    provenance = Provenance(job.target_name, job.licence, job.command, manifest)
+    trainer = Trainer(model, load_examples(job.data), training_config, job.output, provenance)
+    del model  # the drafter keeps the embedding and its part of the head
+    record = trainer.train(console)
+    console.print(f"{job.output}: {record.get('held_out', 'nothing left to train')}")
