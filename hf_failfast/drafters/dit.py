@@ -206,8 +206,8 @@ class _TimestepEmbedding(nn.Module):
         half = FREQUENCIES // 2
         rates = torch.exp(torch.arange(half, device=sigma.device) * (-math.log(10_000.0) / half))
         angles = sigma[:, None] * rates
-        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype)
-        embedding: torch.Tensor = self.mlp(features)
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        embedding: torch.Tensor = self.mlp(features.to(next(self.mlp.parameters()).dtype))
         return embedding
 
 

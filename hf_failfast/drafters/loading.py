@@ -46,10 +46,10 @@ def load_drafter(
     """Loads a diffusion drafter from a checkpoint folder or Hub id.
 
     How the checkpoint drafts comes from its config and the table of known families (`families.py`), or from the
-    keyword arguments, which win: so any causal-LM checkpoint can be tried. See `DrafterSpec` for `attention` to `alignment`,
-    `DraftingOptions` for `mode` and `prefix_block`, `Denoising` for `denoising_steps` and `denoising_threshold`.
-    `dtype="auto"` keeps the checkpoint's dtype; `device_map` and `hub_kwargs` (`revision`, `token`, `cache_dir`, ...)
-    are those of `from_pretrained`. Pickle weights execute code when read, and are refused without `allow_pickle`.
+    keyword arguments, which win: so any causal-LM checkpoint can be tried. See `DrafterSpec` for `attention` to
+    `alignment`, `DraftingOptions` for `mode` and `prefix_block`, `Denoising` for `denoising_steps` and
+    `denoising_threshold`. `dtype="auto"` keeps the checkpoint's dtype; `device_map` and `hub_kwargs` (`revision`,
+    `token`, `cache_dir`, ...) are those of `from_pretrained`. Pickle weights execute code when read, and are refused without `allow_pickle`.
 
     Raises:
         ValueError: the checkpoint's kind is unknown, its spec incomplete, or its weights do not fit its config.

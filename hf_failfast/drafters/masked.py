@@ -151,6 +151,10 @@ class MaskedSession(DraftSession):
         rows = torch.arange(num_read, device=self.device) + (clean_end - self.spec.shift - start)
         logits = self.runner(window, self.cache, rows, self.pattern.limit(positions, clean_end, end))
         self.cache.rollback(self.pattern.final_length(clean_end))
+        return self._choose(logits)
+
+    def _choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target's ids of the best choices and their probability, both (1, r)."""
         if self.vocabulary is None:
             return most_likely(logits, self.vocab_size, self.spec.mask_token_id)
         ids, confidence = most_likely(logits, logits.shape[-1], None)
