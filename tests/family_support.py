@@ -81,7 +81,7 @@ def check_parity(
     """Both loops must write what the target writes alone; returns the statistics of our loop."""
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(0, target.config.vocab_size, (1, 21), generator=generator)
-    settings = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    settings = {"max_new_tokens": tokens, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
     plain = target.generate(prompt, **settings)
     settings |= {"assistant_model": drafter, "return_dict_in_generate": True, **options}
     output = target.generate(prompt, custom_generate="hf_failfast", **settings)

@@ -157,7 +157,8 @@ def _spec(
             f"`block_size=`. {_nearest(model_type)}"
         )
     if values["attention"] != "block_causal":
-        values.pop("block_size", None)
+        if family is None or family.body != DFLASH:  # whose block is the length of a draft
+            values.pop("block_size", None)
         values.pop("alignment", None)
     if values["mask_token_id"] is None and values.get("noise", "mask") == "mask":
         values["mask_token_id"] = _mask_of_tokenizer(name, hub_kwargs)

@@ -11,6 +11,7 @@ from ..config import FailFastConfig
 from .base import DiffusionDrafter
 from .checkpoint import Checkpoint, read_checkpoint
 from .denoising import Denoising
+from .dflash import load_dflash
 from .dit import DiT, DiTConfig
 from .families import DFLASH, DIFFUSION_GEMMA, DIT
 from .masked import DraftingMode, DraftingOptions, MaskedDrafter
@@ -49,7 +50,8 @@ def load_drafter(
     keyword arguments, which win: so any causal-LM checkpoint can be tried. See `DrafterSpec` for `attention` to
     `alignment`, `DraftingOptions` for `mode` and `prefix_block`, `Denoising` for `denoising_steps` and
     `denoising_threshold`. `dtype="auto"` keeps the checkpoint's dtype; `device_map` and `hub_kwargs` (`revision`,
-    `token`, `cache_dir`, ...) are those of `from_pretrained`. Pickle weights execute code when read, and are refused without `allow_pickle`.
+    `token`, `cache_dir`, ...) are those of `from_pretrained`. Pickle weights can execute code when they are read, and
+    are refused without `allow_pickle`.
 
     Raises:
         ValueError: the checkpoint's kind is unknown, its spec incomplete, or its weights do not fit its config.
@@ -73,9 +75,24 @@ def load_drafter(
             raise ValueError(
                 f"{checkpoint.body} drafts in its own way: `mode`, `denoising_*`, `prefix_block` do not fit."
             )
-        raise NotImplementedError(checkpoint.body)
+        return _load_own_kind(checkpoint, config, dtype, device_map, allow_pickle)
     model = _load_body(checkpoint, dtype, device_map, allow_pickle)
     return MaskedDrafter(model.eval(), checkpoint.spec, config, options)
+
+
+def _load_own_kind(
+    checkpoint: Checkpoint,
+    config: FailFastConfig,
+    dtype: torch.dtype | str,
+    device_map: Any,
+    allow_pickle: bool,
+) -> DiffusionDrafter:
+    """The drafters that are no masked drafters."""
+    if checkpoint.body == DFLASH:
+        # Chunks of one block come from one pass, so that short ones cost the drafter nothing.
+        default = {} if "chunk_length" in checkpoint.own else {"chunk_length": 4}
+        return load_dflash(checkpoint, config.with_options(default), dtype, device_map)
+    raise NotImplementedError(checkpoint.body)
 
 
 def _load_body(
