@@ -12,6 +12,7 @@ from .base import DiffusionDrafter
 from .checkpoint import Checkpoint, read_checkpoint
 from .denoising import Denoising
 from .dflash import load_dflash
+from .diffusion_gemma import load_diffusion_gemma
 from .dit import DiT, DiTConfig
 from .families import DFLASH, DIFFUSION_GEMMA, DIT
 from .masked import DraftingMode, DraftingOptions, MaskedDrafter
@@ -92,7 +93,7 @@ def _load_own_kind(
         # Chunks of one block come from one pass, so that short ones cost the drafter nothing.
         default = {} if "chunk_length" in checkpoint.own else {"chunk_length": 4}
         return load_dflash(checkpoint, config.with_options(default), dtype, device_map)
-    raise NotImplementedError(checkpoint.body)
+    return load_diffusion_gemma(checkpoint, config, dtype, device_map, allow_pickle)
 
 
 def _load_body(

@@ -34,11 +34,13 @@ def load_native(
 
     _check_format(checkpoint, allow_pickle)
     family = checkpoint.family
+    # A drafter never generates, and for some checkpoints transformers cannot load the settings of their generation.
+    defaults = {} if auto_class else {"generation_config": GenerationConfig()}
     try:
         model, info = (auto_class or AutoModelForCausalLM).from_pretrained(
             checkpoint.name,
             config=checkpoint.native_config(),
-            generation_config=GenerationConfig(),  # a drafter never generates; some checkpoints' own is not loadable
+            **defaults,
             dtype=dtype,
             device_map=device_map,
             use_safetensors=None if allow_pickle else True,
