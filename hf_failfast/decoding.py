@@ -58,12 +58,12 @@ def failfast_decoding(
     text = GeneratedText(
         input_ids, left_padding(model_kwargs.get("attention_mask")), stops.max_length, generation_config
     )
-    runner = EagerRunner(model)
+    session = drafter.start(model, stops.max_length, stops.eos_token_ids)
+    runner = EagerRunner(model, session.target_layers)
     cache = runner.new_cache(stops.max_length)
     past = model_kwargs["past_key_values"]
     if past.get_seq_length():
         cache.load(past, text.padding)
-    session = drafter.start(model, stops.max_length, stops.eos_token_ids)
     stats = SpecDecodingStats()
     # The target adds a token to every round, so a draft leaves room for it; and it stays within learned positions.
     longest_drafted = min(stops.max_length - 1, text.padding + num_positions(model))
@@ -76,7 +76,8 @@ def failfast_decoding(
 
         # 2. Verify: one forward over what the target has not seen yet.
         verify_started = perf_counter()
-        window = torch.cat([text.visible[:, cache.get_seq_length() :], draft.token_ids.to(text.device)], dim=1)
+        seen = cache.get_seq_length()
+        window = torch.cat([text.visible[:, seen:], draft.token_ids.to(text.device)], dim=1)
         logits = runner(window.to(model.device), cache, rows=len(draft) + 1)
         logits = logits.to(device=text.device, dtype=torch.float32)
 
@@ -89,6 +90,8 @@ def failfast_decoding(
         emitted = text.emit(streamer)
         cache.rollback(text.visible.shape[1] - 1)
         session.accept(accepted)
+        if runner.hidden_states is not None:
+            session.observe(runner.hidden_states[:, : text.visible.shape[1] - 1 - seen])
         stats.host_reads += draft.host_reads
         stats.observe(RoundRecord(len(draft), accepted, emitted, draft.passes))
         stats.draft_seconds += verify_started - draft_started
