@@ -68,12 +68,29 @@ class SlotCache(Cache):
             assert length <= layer.length, f"cannot roll back {layer.length} slots to {length}"
             layer.length = length
 
-    def to_dynamic(self, config: PreTrainedConfig) -> DynamicCache:
-        """The valid slots as transformers' default cache for a model of this config (copies them)."""
-        cache = DynamicCache(config=config)
-        for index, layer in enumerate(self.layers):
-            cache.update(layer.keys[:, :, : layer.length], layer.values[:, :, : layer.length], index)
-        return cache
+    def load(self, past: Cache, padding: int) -> None:
+        """Fills empty slots with the K/V of an earlier call's cache, without those of its `padding` leading tokens.
+
+        A sliding-window layer has kept the newest entries only; the older slots stay zero, and the mask hides them.
+        """
+        length = past.get_seq_length() - padding
+        for slots, layer in zip(self.layers, past.layers, strict=True):
+            kept = min(layer.keys.shape[-2], length)
+            slots.lazy_initialization(layer.keys, layer.values)
+            slots.keys[:, :, length - kept : length] = layer.keys[:, :, -kept:]
+            slots.values[:, :, length - kept : length] = layer.values[:, :, -kept:]
+            slots.length = length
+
+    def store(self, past: Cache, padding: int) -> None:
+        """Appends to an earlier call's cache what it does not hold yet; hidden padding becomes zeros."""
+        stored = past.get_seq_length()
+        for index, slots in enumerate(self.layers):
+            new = [slots.keys[:, :, : slots.length], slots.values[:, :, : slots.length]]
+            if stored:
+                new = [states[:, :, stored - padding :] for states in new]
+            elif padding:
+                new = [torch.nn.functional.pad(states, (0, 0, padding, 0)) for states in new]
+            past.update(*new, index)
 
 
 def layer_windows(config: PreTrainedConfig) -> list[int | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.generation.candidate_generator import CandidateGenerator
@@ -24,6 +24,7 @@ class FailFastCandidateGenerator(CandidateGenerator):
     """
 
     requires_model_outputs = False
+    model_kwargs_overrides = {"output_hidden_states": True}
 
     def __init__(
         self,
@@ -37,10 +38,23 @@ class FailFastCandidateGenerator(CandidateGenerator):
         # The target adds a token to every round, so a draft leaves room for it; and it stays within learned positions.
         self.longest_drafted = min(max_length - 1, num_positions(target))
         self.session = drafter.start(target, max_length, eos_token_ids)
+        self.requires_model_outputs = bool(self.session.target_layers)
+        self.num_observed = 0  # tokens whose hidden states the session has
         self.stats = SpecDecodingStats()
 
-    def get_candidates(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """(the ids (1, n) followed by the draft, None)."""
+    def get_candidates(
+        self, input_ids: torch.Tensor, model_outputs: Any = None, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        """(the ids (1, n) followed by the draft, None).
+
+        model_outputs: of the last verify forward, where the session drafts from hidden states; its first rows belong
+            to the tokens that were accepted since the forward before.
+        """
+        if model_outputs is not None:
+            count = input_ids.shape[1] - 1 - self.num_observed
+            layers = [model_outputs.hidden_states[layer][:, :count] for layer in self.session.target_layers]
+            self.session.observe(torch.cat(layers, dim=-1))
+            self.num_observed += count
         self._draft = self.session.draft(input_ids, self.policy, self.longest_drafted - input_ids.shape[1])
         self.stats.host_reads += self._draft.host_reads
         return torch.cat([input_ids, self._draft.token_ids.to(input_ids.device)], dim=1), None

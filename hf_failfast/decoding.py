@@ -16,11 +16,12 @@ from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 from .drafters import DiffusionDrafter, Draft
 from .length_policy import LengthPolicy
 from .runners import EagerRunner
+from .scoring import TokenChoice
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules
 from .support import check_request, left_padding, num_positions
 from .text import GeneratedText
-from .verification import verify_greedy
+from .verification import verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,8 @@ def failfast_decoding(
     synced_gpus: bool = False,
     **model_kwargs: Any,
 ) -> GenerateDecoderOnlyOutput | torch.Tensor:
-    """Greedy speculative decoding: the tokens of plain `generate`, several per target forward.
+    """Speculative decoding: plain `generate`'s tokens (greedy) or its distribution of tokens (sampling), several per
+    target forward.
 
     Called by `generate` like one of transformers' own decoding methods, with everything prepared. Each round drafts,
     runs the target once over the tokens it has not seen and the draft, and keeps the longest draft prefix that the
@@ -51,13 +53,17 @@ def failfast_decoding(
     """
     check_request(model, input_ids, generation_config, model_kwargs, synced_gpus)
     started = perf_counter()
+    choice = TokenChoice(logits_processor, generation_config.do_sample)
     stops = StopRules(stopping_criteria, generation_config.max_length)
     text = GeneratedText(
         input_ids, left_padding(model_kwargs.get("attention_mask")), stops.max_length, generation_config
     )
-    runner = EagerRunner(model)
-    cache = runner.new_cache(stops.max_length)
     session = drafter.start(model, stops.max_length, stops.eos_token_ids)
+    runner = EagerRunner(model, session.target_layers)
+    cache = runner.new_cache(stops.max_length)
+    past = model_kwargs["past_key_values"]
+    if past.get_seq_length():
+        cache.load(past, text.padding)
     stats = SpecDecodingStats()
     # The target adds a token to every round, so a draft leaves room for it; and it stays within learned positions.
     longest_drafted = min(stops.max_length - 1, text.padding + num_positions(model))
@@ -70,21 +76,22 @@ def failfast_decoding(
 
         # 2. Verify: one forward over what the target has not seen yet.
         verify_started = perf_counter()
-        window = torch.cat([text.visible[:, cache.get_seq_length() :], draft.token_ids.to(text.device)], dim=1)
+        seen = cache.get_seq_length()
+        window = torch.cat([text.visible[:, seen:], draft.token_ids.to(text.device)], dim=1)
         logits = runner(window.to(model.device), cache, rows=len(draft) + 1)
         logits = logits.to(device=text.device, dtype=torch.float32)
 
         # 3. Accept what the target would have written, up to the first stop.
-        if logits_processor or stops.walked:
-            accepted, finished = _accept_by_walking(text, draft, logits, logits_processor, stops, stats)
-        else:
-            accepted, finished = _accept(text, draft, logits, stops, stats)
+        accept = _accept if choice.is_rowwise and not stops.walked else _accept_by_walking
+        accepted, finished = accept(text, draft, logits, choice, stops, stats)
         verify_ended = perf_counter()
 
         # 4. Stream, and forget what was rejected.
         emitted = text.emit(streamer)
         cache.rollback(text.visible.shape[1] - 1)
         session.accept(accepted)
+        if runner.hidden_states is not None:
+            session.observe(runner.hidden_states[:, : text.visible.shape[1] - 1 - seen])
         stats.host_reads += draft.host_reads
         stats.observe(RoundRecord(len(draft), accepted, emitted, draft.passes))
         stats.draft_seconds += verify_started - draft_started
@@ -93,28 +100,36 @@ def failfast_decoding(
     if streamer is not None:
         streamer.end()
     stats.other_seconds = perf_counter() - started - stats.draft_seconds - stats.verify_seconds
+    if generation_config.return_dict_in_generate or getattr(past, "_is_user_defined", False):
+        cache.store(past, text.padding)
     if not generation_config.return_dict_in_generate:
         return text.ids
     output = GenerateDecoderOnlyOutput(
         sequences=text.ids,
         scores=text.scores,
         logits=text.logits,
-        past_key_values=cache.to_dynamic(model.config.get_text_config(decoder=True)),
+        past_key_values=past,
     )
     output["speculation"] = stats
     return output
 
 
 def _accept(
-    text: GeneratedText, draft: Draft, logits: torch.Tensor, stops: StopRules, stats: SpecDecodingStats
+    text: GeneratedText,
+    draft: Draft,
+    logits: torch.Tensor,
+    choice: TokenChoice,
+    stops: StopRules,
+    stats: SpecDecodingStats,
 ) -> tuple[int, bool]:
     """Appends the accepted tokens and the bonus token; returns (draft tokens kept, whether the text is complete)."""
-    verified = verify_greedy(draft.token_ids.to(text.device), logits)
+    scores = choice.scores(text.ids, logits)
+    verified = verify(draft.token_ids.to(text.device), choice.choose(scores))
     num_accepted, *token_ids = torch.cat([verified.num_accepted, verified.token_ids[0]]).tolist()  # host sync: round
     stats.host_reads += 1
     kept, finished = stops.cut(token_ids[: num_accepted + 1], text.length)
     count = len(kept)
-    text.append(verified.token_ids[:, :count], logits[:, :count], logits[:, :count])
+    text.append(verified.token_ids[:, :count], scores[:, :count], logits[:, :count])
     return min(num_accepted, count), finished
 
 
@@ -122,7 +137,7 @@ def _accept_by_walking(
     text: GeneratedText,
     draft: Draft,
     logits: torch.Tensor,
-    processors: LogitsProcessorList,
+    choice: TokenChoice,
     stops: StopRules,
     stats: SpecDecodingStats,
 ) -> tuple[int, bool]:
@@ -133,11 +148,11 @@ def _accept_by_walking(
     draft_ids = draft.token_ids[0].tolist()
     stats.host_reads += 1
     for position in range(len(draft) + 1):
-        raw = logits[:, position]
-        scores = processors(text.ids, raw.clone()) if processors else raw
-        choice = scores.argmax(dim=-1, keepdim=True)
-        text.append(choice, scores[:, None], raw[:, None])
-        token_id = int(choice)  # host sync: the next prefix depends on it
+        raw = logits[:, position : position + 1]
+        scores = choice.scores(text.ids, raw)
+        chosen = choice.choose(scores)
+        text.append(chosen, scores, raw)
+        token_id = int(chosen)  # host sync: the next prefix depends on it
         stats.host_reads += 1
         finished = stops.ends(token_id, text.length)
         if stops.walked:

@@ -27,14 +27,19 @@ class EagerRunner:
 
     A mask is one rule: row i of the window sees the slots < limit[i]. Without limits the window is causal and
     transformers builds the mask, so that any attention implementation works for the target.
+
+    hidden_layers: indices into the model's `hidden_states`; `self.hidden_states` then holds them, side by side, for
+        every row of the last window (1, q, width of all), whichever rows' logits were asked for.
     """
 
-    def __init__(self, model: CausalLM) -> None:
+    def __init__(self, model: CausalLM, hidden_layers: tuple[int, ...] = ()) -> None:
         config = model.config.get_text_config(decoder=True)
         self.model = model
         self.windows = layer_windows(config)
         self.layer_types = getattr(config, "layer_types", None)
         self.is_eager_attention = config._attn_implementation == "eager"
+        self.hidden_layers = hidden_layers
+        self.hidden_states: torch.Tensor | None = None
 
     def new_cache(self, capacity: int) -> SlotCache:
         """Empty slots for `capacity` positions."""
@@ -59,7 +64,10 @@ class EagerRunner:
             use_cache=True,
             logits_to_keep=rows,
             return_dict=True,
+            **({"output_hidden_states": True} if self.hidden_layers else {}),
         )
+        if self.hidden_layers:
+            self.hidden_states = torch.cat([outputs.hidden_states[layer] for layer in self.hidden_layers], dim=-1)
         return outputs.logits
 
     def _mask(self, positions: torch.Tensor, limit: torch.Tensor, end: int) -> torch.Tensor | dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ UNSUPPORTED_ARGUMENTS = (
     "cache_position",
     "inputs_embeds",
     "logits_to_keep",
-    "past_key_values",
     "position_ids",
 )
 
@@ -50,7 +49,6 @@ def check_request(
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
         f"`num_return_sequences`={config.num_return_sequences}": (config.num_return_sequences or 1) > 1,
         f"a batch of {input_ids.shape[0]} prompts (one at a time, please)": input_ids.shape[0] != 1,
-        "sampling (`do_sample=True`)": config.do_sample,
         "`use_cache=False`": config.use_cache is False,
         f"`cache_implementation`={config.cache_implementation!r}": config.cache_implementation is not None,
         "`output_attentions`": config.return_dict_in_generate and config.output_attentions,
@@ -61,14 +59,28 @@ def check_request(
             input_ids.shape[-1] > positions
         ),
     }
+    refusals |= _cache_refusals(model_kwargs.get("past_key_values"), input_ids.shape[-1])
     given = {name for name, value in model_kwargs.items() if value is not None}
     refusals |= {f"`{name}`": True for name in given - DERIVED_MODEL_KWARGS}
     for name, refused in refusals.items():
         if refused:
             raise ValueError(f"{name[0].upper() + name[1:]} is not supported by hf_failfast yet.")
     mode = config.get_generation_mode()
-    if mode != GenerationMode.GREEDY_SEARCH:
-        raise ValueError(f"The generation mode {mode.value!r} is not supported by hf_failfast yet; use greedy search.")
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(f"The generation mode {mode.value!r} is not supported by hf_failfast yet.")
+
+
+def _cache_refusals(past: Cache | None, prompt_length: int) -> dict[str, bool]:
+    """The cache of an earlier call must be a dynamic one, and the prompt must repeat its text and go on."""
+    if past is None:
+        return {}
+    cached = past.get_seq_length()
+    return {
+        f"a {type(past).__name__} as `past_key_values`": type(past) is not DynamicCache,
+        f"a prompt of {prompt_length} tokens for `past_key_values` that hold {cached} of them": (
+            cached > 0 and cached >= prompt_length
+        ),
+    }
 
 
 def num_positions(model: PreTrainedModel) -> int:

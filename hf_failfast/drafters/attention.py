@@ -1,4 +1,4 @@
-"""The three attention patterns of diffusion language models: what a pass feeds, sees, and leaves behind.
+"""The attention patterns of diffusion language models: what a pass feeds, sees, and leaves behind.
 
 Positions are absolute. `clean_end` is the number of known tokens (accepted and drafted so far); the positions from
 there on hold noise in the pass. A pattern answers three questions and knows nothing of models, caches or policies.
@@ -28,6 +28,10 @@ class AttentionPattern(ABC):
     @abstractmethod
     def final_length(self, clean_end: int) -> int:
         """How many leading slots keep their K/V for good once `clean_end` known tokens have been fed."""
+
+    def reusable_length(self, cached: int, clean_end: int) -> int:
+        """How many of the cached slots the next pass may build on."""
+        return cached
 
 
 class CausalCanvas(AttentionPattern):
@@ -67,11 +71,30 @@ class BlockCausal(AttentionPattern):
         return clean_end // self.block_size * self.block_size
 
 
-class Bidirectional(AttentionPattern):
-    """Every row sees the whole window, so every K/V changes with the noise: nothing is final, all is recomputed."""
+class FreeBlocks(BlockCausal):
+    """A fresh block of noise right behind the last token, whatever the alignment of the clean blocks before it.
+
+    The sampler of dllm's bd3lm checkpoints left-pads each prompt to a block edge, so that drafting always starts on a
+    fresh block. Here the clean blocks keep their edges, and with them their K/V; the last, incomplete one counts as a
+    block of its own.
+    """
 
     def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
-        return wanted - self.shift, wanted
+        return self.block_size, min(wanted, self.block_size)
+
+    def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
+        clean = super().limit(positions, clean_end, clean_end)
+        return torch.where(positions < clean_end, clean, window_end)
+
+
+class Bidirectional(AttentionPattern):
+    """Every row sees the whole window, so every K/V changes with the noise: nothing is final, all is recomputed.
+
+    The models see how many masks follow, so that a pass feeds exactly as many as it should fill, with shift too.
+    """
+
+    def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
+        return wanted, wanted
 
     def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
         return torch.full_like(positions, window_end)
@@ -80,8 +103,36 @@ class Bidirectional(AttentionPattern):
         return 0
 
 
-def attention_pattern(spec: DrafterSpec) -> AttentionPattern:
-    """The pattern a spec names."""
+class CachedPrefix(Bidirectional):
+    """Bidirectional, with the K/V of whole blocks of known tokens frozen as they were when last computed.
+
+    An approximation (Fast-dLLM, arXiv 2505.22618, section 3.2): the frozen K/V saw the masks of an earlier pass. They
+    are computed anew once per block, in the pass in which the text first reaches into the next block. Of the authors'
+    variants this is the prefix cache; they renew per generated block, here blocks are absolute.
+    """
+
+    def __init__(self, spec: DrafterSpec, block_size: int) -> None:
+        super().__init__(spec)
+        self.block_size = block_size
+
+    def final_length(self, clean_end: int) -> int:
+        return clean_end // self.block_size * self.block_size
+
+    def reusable_length(self, cached: int, clean_end: int) -> int:
+        return cached if cached >= self.final_length(clean_end - self.shift) else 0
+
+
+def attention_pattern(spec: DrafterSpec, prefix_block: int | None = None) -> AttentionPattern:
+    """The pattern a spec names; `prefix_block` asks for the approximate prefix cache of a bidirectional model."""
+    if prefix_block is not None:
+        if spec.attention != "bidirectional" or prefix_block < 1:
+            raise ValueError(
+                "`prefix_block` must be an integer >= 1 and needs bidirectional attention, "
+                f"but is {prefix_block!r} with attention {spec.attention!r}."
+            )
+        return CachedPrefix(spec, prefix_block)
+    if spec.alignment == "free":
+        return FreeBlocks(spec)
     patterns: dict[str, type[AttentionPattern]] = {
         "causal_canvas": CausalCanvas,
         "block_causal": BlockCausal,

@@ -40,8 +40,12 @@ class DraftSession(ABC):
     """A drafter at work on one sequence. Holds what the drafter remembers of the tokens seen so far.
 
     Between two drafts the sequence grows by some prefix of the last draft and one token more, and the owner says so
-    with `accept`.
+    with `accept`. A session that drafts from the target's hidden states names the ones it needs in `target_layers`
+    (indices into transformers' `hidden_states`: 0 is the embedding), and is handed those of every token before the
+    last accepted one with `observe`, as soon as the target has computed them: before the next draft.
     """
+
+    target_layers: tuple[int, ...] = ()
 
     def __init__(self, eos_token_ids: torch.Tensor | None) -> None:
         self.eos_token_ids = eos_token_ids
@@ -92,6 +96,10 @@ class DraftSession(ABC):
     @abstractmethod
     def accept(self, num_accepted: int) -> None:
         """The first `num_accepted` tokens of the last draft became part of the sequence, the others did not."""
+
+    def observe(self, hidden_states: torch.Tensor) -> None:
+        """The target's hidden states (1, m, width of all `target_layers`) of the next m tokens not yet handed over."""
+        raise NotImplementedError(f"{type(self).__name__} names no `target_layers`")
 
     @abstractmethod
     def max_draft_length(self, num_tokens: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 
@@ -10,38 +11,59 @@ from ..config import FailFastConfig
 from ..runners import CausalLM, EagerRunner
 from .attention import attention_pattern
 from .base import Chunk, DiffusionDrafter, DraftSession
+from .denoising import Denoising, most_likely
+from .dit import DiT
+from .reference import ReferenceSession
 from .shared import SharedBody
 from .spec import DrafterSpec
+from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Checkpoints pad one tokenizer's vocabulary to different sizes (151,936 and 152,064 for Qwen2.5).
-MAX_VOCABULARY_PADDING = 512
+DraftingMode = Literal["fused", "reference"]
+
+
+@dataclass(frozen=True)
+class DraftingOptions:
+    """How a masked drafter works, apart from what its checkpoint demands.
+
+    mode: `fused` (K/V commit and drafting share a pass) or `reference` (Fast-dLLM v2's published pass sequence).
+    prefix_block: block of the approximate prefix cache of a bidirectional model; None recomputes exactly.
+    """
+
+    denoising: Denoising = Denoising()
+    mode: DraftingMode = "fused"
+    prefix_block: int | None = None
 
 
 class MaskedDrafter(DiffusionDrafter):
     """A native transformers causal LM (or layers that borrow the target's embedding and head) read by a spec."""
 
-    def __init__(self, model: PreTrainedModel | SharedBody, spec: DrafterSpec, config: FailFastConfig) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | SharedBody | DiT,
+        spec: DrafterSpec,
+        config: FailFastConfig,
+        options: DraftingOptions = DraftingOptions(),
+    ) -> None:
         self.model = model
         self.spec = spec
         self.config = config
+        self.options = options
+        attention_pattern(spec, options.prefix_block)  # raises now, not at the first draft
+        if options.mode not in get_args(DraftingMode):
+            raise ValueError(f"`mode` must be one of {list(get_args(DraftingMode))}, but is {options.mode!r}.")
+        if options.mode == "reference" and (spec.attention != "block_causal" or spec.shift != 1):
+            raise ValueError("`mode='reference'` is Fast-dLLM v2's: block_causal attention with shift 1.")
 
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> MaskedSession:
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
         vocab_size = target.config.get_text_config(decoder=True).vocab_size
-        self._check_vocabulary(vocab_size)
+        check_vocabulary(self.model.config.get_text_config(decoder=True).vocab_size, vocab_size)
         model = self.model.attach(target) if isinstance(self.model, SharedBody) else cast(CausalLM, self.model)
-        return MaskedSession(model, self.spec, capacity, vocab_size, eos_token_ids)
-
-    def _check_vocabulary(self, vocab_size: int) -> None:
-        own = self.model.config.get_text_config(decoder=True).vocab_size
-        padding = abs(own - vocab_size)
-        if padding > min(MAX_VOCABULARY_PADDING, max(own, vocab_size) // 8):
-            raise ValueError(
-                f"The drafter's vocabulary has {own} entries and the target's {vocab_size}: they cannot come from the "
-                "same tokenizer. Use a drafter made for the target's tokenizer."
-            )
+        if self.options.mode == "reference":
+            return ReferenceSession(model, self.spec, capacity, vocab_size, eos_token_ids)
+        return MaskedSession(model, self.spec, capacity, vocab_size, eos_token_ids, self.options)
 
 
 class MaskedSession(DraftSession):
@@ -55,6 +77,7 @@ class MaskedSession(DraftSession):
         capacity: int,  # tokens of the whole sequence
         vocab_size: int,  # ids from here on are unknown to the target
         eos_token_ids: torch.Tensor | None,
+        options: DraftingOptions = DraftingOptions(),
     ) -> None:
         self.device = model.device
         super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
@@ -64,9 +87,10 @@ class MaskedSession(DraftSession):
         self.vocab_size = vocab_size
         self.last_id = model.config.vocab_size - 1  # stands for the target's ids that the drafter does not know
         self.vocabulary: torch.Tensor | None = getattr(model, "vocabulary", None)
-        self.pattern = attention_pattern(spec)
+        self.denoising = options.denoising
+        self.pattern = attention_pattern(spec, options.prefix_block)
         self.runner = EagerRunner(model)
-        self.cache = self.runner.new_cache((capacity // block + 1) * block)
+        self.cache = self.runner.new_cache((capacity // block + 2) * block)
         self.last_position = max_positions // block * block
         self.generator = torch.Generator(self.device).manual_seed(0)
 
@@ -77,22 +101,51 @@ class MaskedSession(DraftSession):
         known = torch.cat([token_ids, drafted], dim=1).to(self.device).clamp(max=self.last_id)
         first = known.shape[1]
         confidences = []
+        passes = 0
         while known.shape[1] < first + length:
-            new_ids, confidence = self._denoise(known, first + length - known.shape[1])
-            known = torch.cat([known, new_ids], dim=1)
-            confidences.append(confidence)
-        return Chunk(known[:, first:], torch.cat(confidences, dim=1), len(confidences))
+            chunk = self._fill(known, first + length - known.shape[1])
+            known = torch.cat([known, chunk.token_ids], dim=1)
+            confidences.append(chunk.confidence)
+            passes += chunk.passes
+        return Chunk(known[:, first:], torch.cat(confidences, dim=1), passes)
 
     def accept(self, num_accepted: int) -> None:
         final = self.pattern.final_length(self.num_tokens + num_accepted)
         self.cache.rollback(min(self.cache.get_seq_length(), final))
 
-    def _denoise(self, known: torch.Tensor, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass: commits the known tokens (1, n) that are not in the slots; gives ids and confidences (1, r)."""
+    def _fill(self, known: torch.Tensor, wanted: int) -> Chunk:
+        """The next tokens behind the known ones (1, n), as many of the wanted ones as the attention pattern allows."""
         clean_end = known.shape[1]
-        start = self.cache.get_seq_length()
         num_noise, num_read = self.pattern.plan(clean_end, wanted)
-        window = torch.cat([known[:, start:], self._noise(num_noise)], dim=1)
+        canvas = self._noise(num_noise)
+        token_ids, confidence = self.denoise(known, canvas, num_read)
+        if self.denoising.is_single_pass:
+            return Chunk(token_ids, confidence, 1)
+        masked = torch.ones_like(token_ids, dtype=torch.bool)
+        passes = 1
+        while True:
+            masked &= ~self.denoising.choose(confidence, masked, passes - 1)
+            if not bool(masked.any()):  # host sync: another pass or not
+                return Chunk(token_ids, confidence, passes)
+            fed = min(num_noise, num_read)
+            filled = torch.where(masked[:, :fed], canvas[:, :fed], token_ids[:, :fed])
+            canvas = torch.cat([filled, canvas[:, fed:]], dim=1)
+            # With a shift, the first position is predicted by the last known token, which must be in the window again.
+            kept = self.pattern.final_length(clean_end - self.spec.shift)
+            self.cache.rollback(min(self.cache.get_seq_length(), kept))
+            new_ids, new_confidence = self.denoise(known, canvas, num_read)
+            token_ids = torch.where(masked, new_ids, token_ids)
+            confidence = torch.where(masked, new_confidence, confidence)
+            passes += 1
+
+    def denoise(self, known: torch.Tensor, canvas: torch.Tensor, num_read: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass over the known tokens (1, n) that are not in the slots, which it commits, and the canvas behind
+        them; its choice for the first `num_read` = r positions behind the known ones, ids and confidences (1, r).
+        """
+        clean_end = known.shape[1]
+        start = self.pattern.reusable_length(self.cache.get_seq_length(), clean_end)
+        self.cache.rollback(start)
+        window = torch.cat([known[:, start:], canvas], dim=1)
         end = start + window.shape[1]
         positions = torch.arange(start, end, device=self.device)
         rows = torch.arange(num_read, device=self.device) + (clean_end - self.spec.shift - start)
@@ -100,23 +153,14 @@ class MaskedSession(DraftSession):
         self.cache.rollback(self.pattern.final_length(clean_end))
         return self._choose(logits)
 
+    def _choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target's ids of the best choices and their probability, both (1, r)."""
+        if self.vocabulary is None:
+            return most_likely(logits, self.vocab_size, self.spec.mask_token_id)
+        ids, confidence = most_likely(logits, logits.shape[-1], None)
+        return self.vocabulary[ids], confidence
+
     def _noise(self, length: int) -> torch.Tensor:
         if self.spec.noise == "random":
             return torch.randint(self.vocab_size, (1, length), generator=self.generator, device=self.device)
         return torch.full((1, length), cast(int, self.spec.mask_token_id), device=self.device)
-
-    def _choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Most likely admissible ids and their probability under the drafter's whole distribution, both (1, r).
-
-        The mask token and ids the target does not know are not admissible; their mass counts as doubt.
-        """
-        logits = logits.float()
-        normaliser = logits.logsumexp(dim=-1)
-        if self.vocabulary is None:
-            logits = logits[..., : self.vocab_size]
-            if self.spec.mask_token_id is not None and self.spec.mask_token_id < logits.shape[-1]:
-                logits[..., self.spec.mask_token_id] = -torch.inf
-        best, ids = logits.max(dim=-1)
-        if self.vocabulary is not None:
-            ids = self.vocabulary[ids]
-        return ids, (best - normaliser).exp()

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 AttentionKind = Literal["causal_canvas", "block_causal", "bidirectional"]
 Noise = Literal["mask", "random"]
+Alignment = Literal["absolute", "free"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class DrafterSpec:
     shift: 1 if the row of position p - 1 predicts the token at p (as in the AR model it came from), 0 if row p does.
     mask_token_id: the id fed at positions to be filled; None only with random noise.
     noise: what stands at positions to be filled: the mask token or uniformly random tokens (DiffusionGemma).
+    alignment: where the block that is drafted begins. `absolute`: at a multiple of the block size, as in training on
+        packed text; `free`: right behind the last token (models that were trained on left-padded prompts).
     """
 
     attention: AttentionKind
@@ -23,6 +26,7 @@ class DrafterSpec:
     mask_token_id: int | None
     block_size: int | None = None
     noise: Noise = "mask"
+    alignment: Alignment = "absolute"
 
     def __post_init__(self) -> None:
         if self.attention not in get_args(AttentionKind):
@@ -40,3 +44,7 @@ class DrafterSpec:
             raise ValueError(
                 f"`block_size` must be an integer >= 1 for block_causal attention, but is {self.block_size!r}."
             )
+        if self.alignment not in get_args(Alignment):
+            raise ValueError(f"`alignment` must be one of {list(get_args(Alignment))}, but is {self.alignment!r}.")
+        if self.alignment == "free" and (self.attention != "block_causal" or self.shift != 0):
+            raise ValueError("`alignment` can be 'free' only for block_causal attention without shift.")

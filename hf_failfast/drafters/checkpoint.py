@@ -1,0 +1,182 @@
+"""What a checkpoint folder or Hub id holds, from its config and headers alone: no weight is read, nothing executed."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
+from transformers.utils.hub import cached_file
+
+from .families import DFLASH, DIFFUSION_GEMMA, DIT, Family, block_size_of_name, bodies, find_family, nearest_family
+from .spec import DrafterSpec
+
+# Keys that would point transformers to the checkpoint's own code, to a class that is not there, or to an attention
+# kernel that does not take the runner's masks (SDAR asks for flex attention).
+DROPPED_KEYS = ("auto_map", "architectures", "model_type", "attn_implementation", "_attn_implementation")
+
+SPEC_KEYS = ("attention", "shift", "mask_token_id", "block_size", "noise", "alignment")
+OWN_BODIES = (DIT, DFLASH, DIFFUSION_GEMMA)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is understood.
+
+    config: its config in the body's own keys, without references to code.
+    family: None for drafters of this project and for causal LMs with a spec of the caller's.
+    body: the native model type, or one of `OWN_BODIES`.
+    own: the section that this project's trainer writes into a config; may be empty.
+    """
+
+    name: str
+    config: dict[str, Any]
+    family: Family | None
+    body: str
+    spec: DrafterSpec
+    own: dict[str, Any]
+    hub_kwargs: dict[str, Any]
+
+    def file(self, name: str) -> str | None:
+        """The local path of one of its files; None if it has none of that name."""
+        return find_file(self.name, name, self.hub_kwargs)
+
+    def native_config(self) -> PreTrainedConfig:
+        """The config of the transformers model that is the body."""
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        config: PreTrainedConfig = CONFIG_MAPPING[self.body].from_dict(self.config)
+        return config
+
+
+def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs: dict[str, Any]) -> Checkpoint:
+    """Reads config and spec; `given` are the spec values of the caller, which win over the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint's kind is unknown or its spec incomplete; names the nearest known family.
+    """
+    # transformers' tables of all models are the slow part of its import; only loading needs them.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    name = str(name_or_path)
+    config = _read_config(name, hub_kwargs)
+    own = config.pop("failfast", {})
+    family = find_family(config, name)
+    model_type = str(config.get("model_type"))
+    body = family.body if family else bodies().get(model_type, model_type)
+    if body not in CONFIG_MAPPING and body not in OWN_BODIES:
+        raise ValueError(
+            f"The checkpoint's `model_type` is {model_type!r}, which is neither native to transformers nor a known "
+            f"drafter family, and a checkpoint's own code is never run. {_nearest(model_type)}"
+        )
+    spec = _spec(name, config, family, own, given, hub_kwargs)
+    for theirs, ours in (family.config_keys if family else {}).items():
+        if config.get(theirs) is not None:
+            config[ours] = config.pop(theirs)
+    for key in DROPPED_KEYS:
+        config.pop(key, None)
+    return Checkpoint(name, config, family, body, spec, own, hub_kwargs)
+
+
+def find_file(name_or_path: str, file_name: str, hub_kwargs: dict[str, Any]) -> str | None:
+    """The local path of a checkpoint's file (fetched from the Hub if need be); None if there is none."""
+    path: str | None = cached_file(
+        name_or_path,
+        file_name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub_kwargs,
+    )
+    return path
+
+
+def weight_shapes(path: str) -> dict[str, tuple[list[int], str]]:
+    """Name -> (shape, safetensors dtype) from a file's header. Raises ValueError on a damaged file."""
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            return {key: (value.get_shape(), value.get_dtype()) for key, value in slices.items()}
+    except SafetensorError as error:
+        raise ValueError(f"The weight file {Path(path).name} is damaged or incomplete: {error}.") from error
+
+
+def _read_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    has_config = find_file(name, "config.json", hub_kwargs) is not None
+    config = PreTrainedConfig.get_config_dict(name, **hub_kwargs)[0] if has_config else {}
+    if "model_type" not in config:
+        path = find_file(name, "model.safetensors", hub_kwargs)
+        shapes = weight_shapes(path) if path else {}
+        if not any(key.startswith("denoise_model.") for key in shapes):
+            raise ValueError(f"{name!r} has no config.json that names a `model_type`; it is no checkpoint to load.")
+        config = config | _diffugpt_config(shapes)
+    return config
+
+
+def _diffugpt_config(shapes: dict[str, tuple[list[int], str]]) -> dict[str, Any]:
+    """DiffuGPT's wrapper saves weights without GPT-2's config: the sizes are in the shapes, 64 per head in GPT-2."""
+    vocab_size, width = shapes["embed_tokens.weight"][0]
+    layers = {int(found.group(1)) for key in shapes if (found := re.match(r"denoise_model\.h\.(\d+)\.", key))}
+    return {
+        "model_type": "diffugpt",
+        "vocab_size": vocab_size,
+        "n_embd": width,
+        "n_layer": len(layers),
+        "n_head": max(width // 64, 1),
+        "n_positions": shapes["denoise_model.wpe.weight"][0][0],
+    }
+
+
+def _spec(
+    name: str,
+    config: dict[str, Any],
+    family: Family | None,
+    own: dict[str, Any],
+    given: dict[str, Any],
+    hub_kwargs: dict[str, Any],
+) -> DrafterSpec:
+    values: dict[str, Any] = {"shift": 0, "mask_token_id": None, **(family.spec if family else {})}
+    block_key = (
+        next((key for key, ours in family.config_keys.items() if ours == "block_size"), None) if family else None
+    )
+    block_size = config.get(block_key or "block_size") or block_size_of_name(name)
+    mask_token_id = (config.get("dflash_config") or config).get("mask_token_id")
+    if mask_token_id is None and family is not None and family.body == DIT:
+        mask_token_id = config["vocab_size"] - 1  # the mask is the last entry, and in no config
+    named = {"block_size": block_size, "mask_token_id": mask_token_id}
+    values |= {key: value for key, value in named.items() if value is not None}
+    values |= {key: own[key] for key in SPEC_KEYS if key in own} | given
+    if "attention" not in values:
+        model_type = str(config.get("model_type"))
+        raise ValueError(
+            f"The checkpoint (`model_type` {model_type!r}) does not say how it drafts: pass `attention=` "
+            '("causal_canvas", "block_causal" or "bidirectional"), `shift=`, `mask_token_id=` and, for block_causal, '
+            f"`block_size=`. {_nearest(model_type)}"
+        )
+    if values["attention"] != "block_causal":
+        if family is None or family.body != DFLASH:  # whose block is the length of a draft
+            values.pop("block_size", None)
+        values.pop("alignment", None)
+    if values["mask_token_id"] is None and values.get("noise", "mask") == "mask":
+        values["mask_token_id"] = _mask_of_tokenizer(name, hub_kwargs)
+    return DrafterSpec(**values)
+
+
+def _mask_of_tokenizer(name: str, hub_kwargs: dict[str, Any]) -> int | None:
+    """The id of the mask token that the checkpoint's tokenizer_config.json declares; None if it declares none."""
+    path = find_file(name, "tokenizer_config.json", hub_kwargs)
+    if path is None:
+        return None
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    mask = config.get("mask_token")
+    content = mask.get("content") if isinstance(mask, dict) else mask
+    added = config.get("added_tokens_decoder", {})
+    return next((int(token_id) for token_id, token in added.items() if content and token["content"] == content), None)
+
+
+def _nearest(model_type: str) -> str:
+    family = nearest_family(model_type)
+    return f"The nearest known family is {family.name} (`model_type` {family.model_type!r}): {dict(family.spec)}."

@@ -1,0 +1,213 @@
+"""DFlash (arXiv 2602.06036): a block drafter that reads the target's hidden states, in the z-lab checkpoint format.
+
+Written from the paper's description and the checkpoints' weight names; the layers are transformers' Qwen3 layers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..cache import SlotCache
+from ..config import FailFastConfig
+from .base import Chunk, DiffusionDrafter, DraftSession
+from .checkpoint import Checkpoint
+from .denoising import most_likely
+from .vocabulary import check_vocabulary
+from .weights import load_into
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class DFlashBody(nn.Module):
+    """Layers whose queries are a block of [last token, masks ...], and whose keys and values are the block's and, in
+    every layer, those of the context: the target's hidden states of all tokens before the block, fused by `fc`.
+
+    Has neither embedding nor head: both are the target's. The names of the modules are the checkpoint's.
+    """
+
+    def __init__(self, config: Any, num_features: int) -> None:
+        from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
+
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.fc = nn.Linear(num_features, config.hidden_size, bias=False)
+        self.hidden_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        with torch.device("cpu"):  # computed, not loaded: it stays off the meta device
+            self.rotary = Qwen3RotaryEmbedding(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.fc.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.fc.weight.device
+
+    def forward(self, block: torch.Tensor, features: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+        """Hidden states (1, b, width) of the embedded block (1, b, width).
+
+        features: (1, m, features), the context tokens that are not in the slots. Afterwards the slots hold them, and
+            the block behind them.
+        """
+        context = self.hidden_norm(self.fc(features))
+        start = cache.get_seq_length()
+        end = start + context.shape[1] + block.shape[1]
+        positions = torch.arange(start, end, device=block.device)
+        rotation = self.rotary(block, positions[None])
+        hidden = block
+        for index, layer in enumerate(cast("list[Any]", self.layers)):
+            mask = self._mask(index, positions[-block.shape[1] :], end)
+            hidden = hidden + self._attend(index, layer.input_layernorm(hidden), context, rotation, mask, cache)
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        normed: torch.Tensor = self.norm(hidden)
+        return normed
+
+    def _attend(
+        self,
+        index: int,
+        block: torch.Tensor,
+        context: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: SlotCache,
+    ) -> torch.Tensor:
+        from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+
+        attention: Any = self.layers[index].self_attn
+        heads = (-1, attention.head_dim)
+        source = torch.cat([context, block], dim=1)
+        query = attention.q_norm(attention.q_proj(source).unflatten(-1, heads)).transpose(1, 2)
+        key = attention.k_norm(attention.k_proj(source).unflatten(-1, heads)).transpose(1, 2)
+        value = attention.v_proj(source).unflatten(-1, heads).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *rotation)
+        key, value = cache.update(key, value, index)
+        query = query[:, :, -block.shape[1] :]
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        projected: torch.Tensor = attention.o_proj(attended.transpose(1, 2).flatten(2))
+        return projected
+
+    def _mask(self, index: int, positions: torch.Tensor, end: int) -> torch.Tensor | None:
+        """Full layers see everything, the whole block too; sliding ones are causal and windowed."""
+        if self.config.layer_types[index] != "sliding_attention":
+            return None
+        slots = torch.arange(end, device=positions.device)
+        return (slots <= positions[:, None]) & (slots > positions[:, None] - self.config.sliding_window)
+
+
+class DFlashDrafter(DiffusionDrafter):
+    """A DFlash checkpoint: drafts up to `block_size` - 1 tokens in one pass, from the second round on."""
+
+    def __init__(
+        self,
+        body: DFlashBody,
+        target_layers: tuple[int, ...],
+        block_size: int,
+        mask_token_id: int,
+        config: FailFastConfig,
+    ) -> None:
+        self.body = body
+        self.target_layers = target_layers  # indices into `hidden_states`
+        self.block_size = block_size
+        self.mask_token_id = mask_token_id
+        self.config = config
+
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DFlashSession:
+        config = target.config.get_text_config(decoder=True)
+        check_vocabulary(self.body.config.vocab_size, config.vocab_size)
+        width = config.hidden_size
+        if self.body.fc.in_features != width * len(self.target_layers) or self.body.config.hidden_size != width:
+            raise ValueError(
+                f"The drafter reads {len(self.target_layers)} hidden states of width {self.body.config.hidden_size} "
+                f"and borrows the target's embedding, but the target's are {width} wide."
+            )
+        layers = self.body.config.num_target_layers or config.num_hidden_layers
+        if layers != config.num_hidden_layers or max(self.target_layers) > layers:
+            raise ValueError(
+                f"The drafter was made for a target of {layers} layers (it reads the hidden states "
+                f"{list(self.target_layers)}), but the target has {config.num_hidden_layers}."
+            )
+        return DFlashSession(self, target, capacity, eos_token_ids)
+
+
+class DFlashSession(DraftSession):
+    """Drafts one block per round, without an extra pass of the target: the hidden states are those of the verify pass.
+
+    FailFast's length rule works inside of the block, on confidences that one pass gave; the original always proposes
+    the whole block. Before the target's first forward there is nothing to draft from: the first draft is empty.
+    """
+
+    def __init__(
+        self, drafter: DFlashDrafter, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None
+    ) -> None:
+        self.body = drafter.body
+        self.device = self.body.device
+        super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
+        self.target_layers = drafter.target_layers
+        self.block_size = drafter.block_size
+        self.mask_token_id = drafter.mask_token_id
+        self.embedding = target.get_input_embeddings()
+        self.head = target.get_output_embeddings()
+        self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
+        self.cache = SlotCache(len(self.body.layers), capacity + self.block_size)
+        self.features = torch.zeros(1, 0, self.body.fc.in_features, dtype=self.body.dtype, device=self.device)
+        self.block: tuple[torch.Tensor, torch.Tensor] | None = None  # ids and confidences of the round's one pass
+
+    def observe(self, hidden_states: torch.Tensor) -> None:
+        self.features = torch.cat([self.features, hidden_states.to(self.device, self.body.dtype)], dim=1)
+
+    def accept(self, num_accepted: int) -> None:
+        """Nothing to forget: the slots hold context only."""
+
+    def max_draft_length(self, num_tokens: int) -> int:
+        known = self.cache.get_seq_length() + self.features.shape[1]
+        return self.block_size - 1 if known == num_tokens - 1 else 0
+
+    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
+        start = drafted.shape[1]
+        if start == 0:
+            self.block = self._draft_block(token_ids[:, -1:])
+        assert self.block is not None
+        ids, confidence = (values[:, start : start + length] for values in self.block)
+        return Chunk(ids, confidence, passes=int(start == 0))
+
+    def _draft_block(self, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and confidences (1, b - 1) behind the last token (1, 1), whose own hidden states do not exist yet."""
+        device = self.embedding.weight.device
+        masks = torch.full((1, self.block_size - 1), self.mask_token_id, device=device)
+        window = torch.cat([last.to(device), masks], dim=1)
+        embedded = self.embedding(window).to(self.device, self.body.dtype)
+        context = self.cache.get_seq_length() + self.features.shape[1]
+        hidden = self.body(embedded, self.features, self.cache)
+        self.cache.rollback(context)
+        self.features = self.features[:, :0]
+        weight = self.head.weight
+        logits = self.head(hidden[:, 1:].to(weight.device, weight.dtype)).to(self.device)
+        return most_likely(logits, self.vocab_size, self.mask_token_id)
+
+
+def load_dflash(
+    checkpoint: Checkpoint, config: FailFastConfig, dtype: torch.dtype | str, device_map: Any
+) -> DFlashDrafter:
+    """A drafter from a checkpoint in the z-lab format."""
+    from transformers import Qwen3Config
+
+    values = checkpoint.config
+    layer_ids = values["dflash_config"]["target_layer_ids"]
+    body_config = Qwen3Config.from_dict(values)
+    with torch.device("meta"):
+        body = DFlashBody(body_config, num_features=len(layer_ids) * body_config.hidden_size)
+    load_into(body, checkpoint, dtype, device_map)
+    return DFlashDrafter(
+        body.eval().to(body.device),
+        tuple(layer_id + 1 for layer_id in layer_ids),  # hidden state 0 is the embedding
+        checkpoint.spec.block_size or values["block_size"],
+        cast(int, checkpoint.spec.mask_token_id),
+        config,
+    )

@@ -1,0 +1,128 @@
+"""What a drafter checkpoint is and whether it fits a target, without loading a weight."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from .checkpoint import Checkpoint, read_checkpoint, weight_shapes
+from .families import DFLASH
+from .spec import DrafterSpec
+from .vocabulary import check_vocabulary
+
+# Bytes per element of safetensors' dtypes.
+ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A checkpoint, read from config and headers.
+
+    parameters: elements in the weight files; 0 if only a pickle is there, whose header cannot be read.
+    weight_bytes: what they take in memory in the checkpoint's dtypes, K/V slots not counted.
+    chunk_per_pass: the longest chunk that one pass can fill; None if nothing bounds it.
+    misfit: why the target cannot be drafted for; None if it can, or if no target was given.
+    """
+
+    name: str
+    family: str
+    body: str
+    spec: DrafterSpec
+    parameters: int
+    weight_bytes: int
+    dtypes: tuple[str, ...]
+    chunk_per_pass: int | None
+    misfit: str | None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of everything, ready to print."""
+        spec = self.spec
+        attention = spec.attention + (f", blocks of {spec.block_size}" if spec.block_size else "")
+        return [
+            ("checkpoint", self.name),
+            ("family", self.family),
+            ("body", self.body),
+            ("attention", attention + (", free alignment" if spec.alignment == "free" else "")),
+            ("token shift", str(spec.shift)),
+            ("mask id", "none (random canvas)" if spec.mask_token_id is None else str(spec.mask_token_id)),
+            ("chunk per pass", "as long as asked" if self.chunk_per_pass is None else f"up to {self.chunk_per_pass}"),
+            ("parameters", f"{self.parameters / 1e6:,.1f} M"),
+            ("weights", f"{self.weight_bytes / 2**20:,.1f} MiB as {', '.join(self.dtypes) or 'a pickle'}"),
+        ]
+
+
+def inspect_checkpoint(
+    name_or_path: str | Path, target: str | Path | None = None, hub_kwargs: dict[str, Any] | None = None, **given: Any
+) -> Inspection:
+    """Inspects a checkpoint folder or Hub id; `given` are spec values as for `load_drafter`.
+
+    Raises ValueError as `load_drafter` does for a checkpoint that is not understood.
+    """
+    checkpoint = read_checkpoint(name_or_path, given, hub_kwargs or {})
+    counts = _elements(checkpoint)
+    spec = checkpoint.spec
+    block = checkpoint.config.get("block_size") if checkpoint.body == DFLASH else spec.block_size
+    return Inspection(
+        name=checkpoint.name,
+        family=checkpoint.family.name if checkpoint.family else "hf_failfast" if checkpoint.own else "by arguments",
+        body=checkpoint.body,
+        spec=spec,
+        parameters=sum(counts.values()),
+        weight_bytes=sum(count * ELEMENT_SIZES.get(dtype, 1) for dtype, count in counts.items()),
+        dtypes=tuple(sorted(counts)),
+        chunk_per_pass=block - 1 if block and checkpoint.body == DFLASH else block,
+        misfit=None if target is None else _misfit(checkpoint, target),
+    )
+
+
+def _elements(checkpoint: Checkpoint) -> Counter[str]:
+    """Elements per dtype over all weight files; from the Hub, without fetching the files."""
+    counts: Counter[str] = Counter()
+    if not Path(checkpoint.name).is_dir():
+        from huggingface_hub import get_safetensors_metadata
+
+        counts.update(get_safetensors_metadata(checkpoint.name).parameter_count)
+        return counts
+    for path in _weight_files(checkpoint):
+        for shape, dtype in weight_shapes(path).values():
+            size = 1
+            for dimension in shape:
+                size *= dimension
+            counts[dtype] += size
+    return counts
+
+
+def _weight_files(checkpoint: Checkpoint) -> list[str]:
+    single = checkpoint.file("model.safetensors")
+    if single is not None:
+        return [single]
+    index = checkpoint.file("model.safetensors.index.json")
+    if index is None:
+        return []
+    names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    return [path for name in names if (path := checkpoint.file(name)) is not None]
+
+
+def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
+    config, _ = PreTrainedConfig.get_config_dict(str(target), **checkpoint.hub_kwargs)
+    config = config.get("text_config") or config
+    if checkpoint.body == DFLASH or checkpoint.own.get("shared_embeddings"):
+        width, wanted = config.get("hidden_size"), checkpoint.config.get("hidden_size")
+        if width != wanted:
+            return f"The drafter borrows an embedding of width {wanted}, and the target's is {width} wide."
+        layers, needed = config.get("num_hidden_layers"), checkpoint.config.get("num_target_layers")
+        if needed is not None and layers != needed:
+            return f"The drafter reads the hidden states of a target of {needed} layers, and this one has {layers}."
+    try:
+        check_vocabulary(_vocab_size(checkpoint.config), _vocab_size(config))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _vocab_size(config: dict[str, Any]) -> int:
+    size: int = (config.get("text_config") or config)["vocab_size"]
+    return size

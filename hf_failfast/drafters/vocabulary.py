@@ -1,0 +1,14 @@
+"""Whether two vocabularies can come from one tokenizer."""
+
+# Checkpoints pad one tokenizer's vocabulary to different sizes (151,936 and 152,064 for Qwen2.5).
+MAX_VOCABULARY_PADDING = 512
+
+
+def check_vocabulary(drafter_size: int, target_size: int) -> None:
+    """Raises ValueError if the two sizes differ by more than padding."""
+    padding = abs(drafter_size - target_size)
+    if padding > min(MAX_VOCABULARY_PADDING, max(drafter_size, target_size) // 8):
+        raise ValueError(
+            f"The drafter's vocabulary has {drafter_size} entries and the target's {target_size}: they cannot come "
+            "from the same tokenizer. Use a drafter made for the target's tokenizer."
+        )

@@ -1,0 +1,141 @@
+"""Weights of a checkpoint into its body: once, in their dtype, every key accounted for, pickles refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import GenerationConfig
+
+from .checkpoint import Checkpoint
+from .shared import SharedBody
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# The decoder of a drafter that borrows its embedding is built without one of its own.
+_NO_VOCABULARY = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+
+
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def load_native(
+    checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool, auto_class: Any = None
+) -> PreTrainedModel:
+    """The transformers model that is the checkpoint's body. Raises ValueError if the weights do not fit it."""
+    from transformers import AutoModelForCausalLM
+
+    _check_format(checkpoint, allow_pickle)
+    family = checkpoint.family
+    # A drafter never generates, and for some checkpoints transformers cannot load the settings of their generation.
+    defaults = {} if auto_class else {"generation_config": GenerationConfig()}
+    try:
+        model, info = (auto_class or AutoModelForCausalLM).from_pretrained(
+            checkpoint.name,
+            config=checkpoint.native_config(),
+            **defaults,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=None if allow_pickle else True,
+            key_mapping=dict(family.weight_keys) if family and family.weight_keys else None,
+            output_loading_info=True,
+            **checkpoint.hub_kwargs,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {checkpoint.name!r} are damaged or incomplete: {error}.") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(f"The weights of {checkpoint.name!r} do not fit its config: {error}") from error
+    check_keys(info["missing_keys"], info["unexpected_keys"], family.ignored_weights if family else ())
+    return model
+
+
+def load_shared(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any) -> SharedBody:
+    """Layers without an embedding: the decoder is built with a vocabulary of one, which it never uses."""
+    from transformers import AutoModel
+
+    weights = read_weights(checkpoint)
+    mask_embedding = weights.pop("mask_embedding")
+    draft_vocabulary = weights.pop("draft_vocabulary", None)
+    config = checkpoint.native_config()
+    decoder_config = type(config).from_dict(config.to_dict() | _NO_VOCABULARY)
+    decoder = AutoModel.from_config(decoder_config, dtype=mask_embedding.dtype)
+    decoder.config = config
+    result = decoder.load_state_dict(
+        {key.removeprefix("model."): value for key, value in weights.items()}, strict=False
+    )
+    check_keys([key for key in result.missing_keys if key != "embed_tokens.weight"], result.unexpected_keys)
+    body = SharedBody(decoder, mask_embedding, checkpoint.spec, draft_vocabulary)
+    if device_map is not None:
+        body.to(device_map)
+    return body if dtype == "auto" else body.to(as_dtype(dtype))
+
+
+def load_into(
+    module: nn.Module,  # on the meta device
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | str,
+    device_map: Any,
+    ignored: Iterable[str] = (),
+) -> None:
+    """Puts the checkpoint's weights into a module of ours, straight onto the device and without a second copy."""
+    weights = read_weights(checkpoint, device="cpu" if device_map is None else device_map)
+    if dtype != "auto":
+        weights = {key: value.to(as_dtype(dtype)) for key, value in weights.items()}
+    expected = module.state_dict()
+    misfits = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
+    if misfits:
+        raise ValueError(f"The checkpoint's weights do not fit its config: other shapes in {misfits[:8]}.")
+    result = module.load_state_dict(weights, strict=False, assign=True)
+    check_keys(result.missing_keys, result.unexpected_keys, ignored)
+
+
+def read_weights(checkpoint: Checkpoint, device: Any = "cpu") -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint in one safetensors file."""
+    _check_format(checkpoint, allow_pickle=False)
+    path = checkpoint.file("model.safetensors")
+    if path is None:
+        raise ValueError(f"{checkpoint.name!r} has its weights in several files; this family comes in one.")
+    try:
+        weights: dict[str, torch.Tensor] = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {checkpoint.name!r} are damaged or incomplete: {error}.") from error
+    return weights
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found: torch.dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    return found
+
+
+def check_keys(missing: Iterable[str], unexpected: Iterable[str], ignored: Iterable[str] = ()) -> None:
+    """Raises ValueError listing keys that are absent, or present and unknown."""
+    patterns = list(ignored)
+    unexpected = [key for key in unexpected if not any(re.search(pattern, key) for pattern in patterns)]
+    missing = list(missing)
+    if missing or unexpected:
+        raise ValueError(
+            "The checkpoint's weights do not fit its config: "
+            f"missing {sorted(missing)[:8]} ({len(missing)} in all), "
+            f"unexpected {sorted(unexpected)[:8]} ({len(unexpected)} in all)."
+        )
+
+
+def _check_format(checkpoint: Checkpoint, allow_pickle: bool) -> None:
+    if any(checkpoint.file(name) for name in SAFETENSORS):
+        return
+    if not any(checkpoint.file(name) for name in PICKLES):
+        raise FileNotFoundError(f"{checkpoint.name!r} holds no weights that could be loaded (no {SAFETENSORS[0]}).")
+    if not allow_pickle:
+        raise ValueError(
+            f"{checkpoint.name!r} holds its weights as a pickle only, which can execute code when read: convert them "
+            "to safetensors, or pass `allow_pickle=True` if you trust their author."
+        )

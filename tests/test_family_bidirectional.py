@@ -1,0 +1,209 @@
+"""Bidirectional drafters: Dream and its relatives (shift), LLaDA and dllm's mdlm (no shift), DiffuLLaMA, DiffuGPT."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from family_support import DATA, check_parity, forward_data, read_json, replay, save_as, tiny_model
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hf_failfast import DrafterSpec, load_drafter
+from hf_failfast.drafters.masked import MaskedDrafter, MaskedSession
+
+FOLDERS = {"dream": DrafterSpec("bidirectional", 1, 228), "llada": DrafterSpec("bidirectional", 0, 213)}
+
+
+def load(family: str, **options: Any) -> MaskedDrafter:
+    drafter = load_drafter(DATA / family / "case_1" / "checkpoint", **({"dtype": torch.float32} | options))
+    assert isinstance(drafter, MaskedDrafter)
+    return drafter
+
+
+def start(drafter: MaskedDrafter) -> MaskedSession:
+    session = drafter.start(drafter.model, 256, None)
+    assert isinstance(session, MaskedSession)
+    return session
+
+
+def runs(family: str, function: str) -> list[dict[str, Any]]:
+    every = read_json(f"{family}/case_1/denoise.json")
+    return [run for run in every if function == run.get("fn", run.get("sampler"))]
+
+
+@pytest.mark.parametrize("family", FOLDERS)
+@torch.no_grad()
+def test_logits(family: str) -> None:
+    drafter = load(family)
+    assert drafter.spec == FOLDERS[family]
+    for ids, expected in forward_data(f"{family}/case_1"):
+        session = start(drafter)
+        limit = session.pattern.limit(torch.arange(ids.shape[1]), 0, ids.shape[1])
+        logits = session.runner(ids, session.cache, ids.shape[1], limit)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("index", range(len(runs("dream", "generation_utils"))))
+def test_every_step_of_dream(index: int) -> None:
+    """All of its rules: what they choose from is the same, whichever of the positions they then fix."""
+    run = runs("dream", "generation_utils")[index]
+    steps = [step for step in run["steps_trace"] if "conf" in step]
+    if run["alg"] in ("topk_margin", "entropy"):
+        pytest.skip("another confidence than the probability")
+    replay(start(load("dream")), run["prompt"], run["output_ids"], steps, len(run["output_ids"]))
+
+
+@pytest.mark.parametrize("index", range(len(runs("llada", "generate"))))
+def test_every_step_of_llada(index: int) -> None:
+    run = runs("llada", "generate")[index]
+    end = len(run["output_ids"])
+    replay(start(load("llada")), run["prompt"], run["output_ids"], run["steps_trace"], end, run["block_length"])
+
+
+@pytest.mark.parametrize("index", range(len(runs("llada", "generate"))))
+@torch.no_grad()
+def test_whole_drafts_of_llada(index: int) -> None:
+    """A chunk as long as the original's block, by its two rules: T steps, or a threshold."""
+    run = runs("llada", "generate")[index]
+    if run["block_length"] != run["gen_length"]:
+        pytest.skip("the original sees the masks of later blocks too")
+    rule = {"denoising_threshold": run["threshold"]} if "threshold" in run else {"denoising_steps": run["steps"]}
+    prompt = torch.tensor([run["prompt"]])
+    chunk = start(load("llada", **rule)).draft_chunk(prompt, prompt[:, :0], run["gen_length"])
+    assert chunk.token_ids[0].tolist() == run["output_ids"][prompt.shape[1] :]
+    assert chunk.passes == run["num_forward_passes"]
+
+
+@torch.no_grad()
+def test_whole_drafts_of_dream() -> None:
+    for run in runs("dream", "generation_utils"):
+        if run["steps"] == 1:
+            prompt = torch.tensor([run["prompt"]])
+            chunk = start(load("dream")).draft_chunk(prompt, prompt[:, :0], run["max_new_tokens"])
+            assert chunk.token_ids[0].tolist() == run["output_ids"][prompt.shape[1] :]
+            expected = torch.tensor([run["steps_trace"][0]["conf"]])
+            torch.testing.assert_close(chunk.confidence, expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_prefix_cache_repeats_fast_dllm_v1() -> None:
+    """Its passes alternate: everything once per block, then only what lies behind the finished blocks.
+
+    Compared where the prompt ends on a block edge, since our blocks are absolute.
+    """
+    compared = 0
+    for run in runs("llada", "generate_with_prefix_cache"):
+        prompt, output, block = run["prompt"], run["output_ids"], run["block_length"]
+        if len(prompt) % block:
+            continue
+        session = start(load("llada", prefix_block=block))
+        for first in range(len(prompt), len(output), block):
+            steps = [step for step in run["steps_trace"] if first <= step["pos"][0] < first + block]
+            replay(session, output[:first], output, steps, len(output), block)
+            compared += len(steps)
+    assert compared >= 4
+
+
+@pytest.mark.parametrize("family", FOLDERS)
+def test_both_loops_write_what_the_target_writes(family: str) -> None:
+    drafter = load(family)
+    target = tiny_model("llama" if family == "llada" else "qwen2", drafter.model.config.vocab_size)
+    check_parity(target, drafter)
+    check_parity(target, load(family, denoising_steps=2), tokens=20)
+    check_parity(target, load(family, prefix_block=8))
+    check_parity(target, load(family, prefix_block=8, denoising_threshold=0.5), tokens=20)
+
+
+@pytest.mark.parametrize("family", FOLDERS)
+@torch.no_grad()
+def test_the_prefix_cache_feeds_less_and_stays_close(family: str) -> None:
+    """Tokens fed must shrink; how often the approximate draft differs from the exact one is measured, and bounded."""
+    drafters = {"exact": load(family), "cached": load(family, prefix_block=16)}
+    sessions = {name: start(drafter) for name, drafter in drafters.items()}
+    fed = dict.fromkeys(sessions, 0)
+    for name, session in sessions.items():
+        runner = session.runner
+
+        def count(window: torch.Tensor, *rest: Any, name: str = name, runner: Any = runner) -> torch.Tensor:
+            fed[name] += window.shape[1]
+            return runner(window, *rest)
+
+        session.runner = count  # type: ignore[assignment]
+    text = torch.randint(0, 200, (1, 40), generator=torch.Generator().manual_seed(0))
+    same = total = 0
+    for _ in range(24):
+        chunks = {name: session.draft_chunk(text, text[:, :0], 8) for name, session in sessions.items()}
+        same += int((chunks["exact"].token_ids == chunks["cached"].token_ids).sum())
+        total += 8
+        for session in sessions.values():
+            session.num_tokens = text.shape[1]
+            session.accept(2)
+        text = torch.cat([text, chunks["exact"].token_ids[:, :3]], dim=1)
+    assert fed["cached"] < 0.6 * fed["exact"]
+    assert same / total > 0.7
+
+
+def test_weights_keep_their_dtype() -> None:
+    for family in FOLDERS:
+        drafter = load(family, dtype="auto")
+        assert {parameter.dtype for parameter in drafter.model.parameters()} == {torch.bfloat16}
+
+
+# Body, its options, what the public config says, what the caller adds, and the shift that must come out.
+PUBLIC = {
+    "Qwen3-0.6B-diffusion-mdlm-v0.1": ("qwen3", {"head_dim": 8}, {"model_type": "a2d-qwen3"}, 0),
+    "Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1": ("qwen2", {}, {"model_type": "a2d-qwen2"}, 0),
+    "open-dcoder-0.5B": ("qwen2", {}, {}, 1),
+    "diffullama": ("llama", {}, {}, 1),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_formats_load_and_draft(name: str, tmp_path: Path) -> None:
+    """No weights of these families are at hand: their public config keys on a tiny random body."""
+    body, options, changes, shift = PUBLIC[name]
+    folder = save_as(tiny_model(body, 128, seed=3, **options), tmp_path / name, changes)
+    drafter = load_drafter(folder, mask_token_id=127)
+    assert drafter.spec == DrafterSpec("bidirectional", shift, 127)
+    check_parity(tiny_model(body, 126, **options), drafter)
+
+
+def test_the_mask_id_may_come_from_the_tokenizer(tmp_path: Path) -> None:
+    folder = save_as(tiny_model("llama", 128), tmp_path / "diffullama", {})
+    with pytest.raises(ValueError, match="the checkpoint does not name one, so pass `mask_token_id=`"):
+        load_drafter(folder)
+    tokens = {"3": {"content": "<s>"}, "125": {"content": "<mask>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"mask_token": "<mask>", "added_tokens_decoder": tokens}))
+    assert load_drafter(folder).spec.mask_token_id == 125
+
+
+def tiny_gpt2(vocab_size: int, **sizes: Any) -> GPT2LMHeadModel:
+    torch.manual_seed(vocab_size)
+    settings = {"initializer_range": 0.3, "bos_token_id": None, "eos_token_id": None}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **settings, **sizes)).eval()
+
+
+def test_diffugpt_is_a_wrapper_without_a_config(tmp_path: Path) -> None:
+    """Weights of a wrapper class: GPT-2's under other names, its causal-mask buffers too, and no sizes in a config."""
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 1, "n_positions": 64, "tie_word_embeddings": True}
+    model = tiny_gpt2(128, **sizes)
+    model.save_pretrained(tmp_path / "gpt2")
+    weights = load_file(tmp_path / "gpt2" / "model.safetensors")
+    renamed = {
+        key.replace("transformer.wte.", "embed_tokens.").replace("transformer.", "denoise_model."): value.half()
+        for key, value in weights.items()
+    }
+    renamed |= {f"denoise_model.h.{layer}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool) for layer in range(2)}
+    folder = tmp_path / "diffugpt-s"
+    folder.mkdir()
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    drafter = load_drafter(folder, mask_token_id=127)
+    assert isinstance(drafter, MaskedDrafter)
+    assert drafter.spec == DrafterSpec("bidirectional", 1, 127)
+    assert drafter.model.dtype == torch.float16
+    ids = torch.arange(20)[None]
+    expected = model.half()(ids).logits
+    torch.testing.assert_close(drafter.model(ids).logits, expected)
+    check_parity(tiny_gpt2(126, **sizes), load_drafter(folder, mask_token_id=127, dtype=torch.float32))

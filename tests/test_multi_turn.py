@@ -1,0 +1,92 @@
+"""A conversation goes on from the cache of the turn before, as in plain `generate`."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
+
+import hf_failfast
+
+MASK_ID = 63
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral", "gpt2", "qwen3"])
+def pair(request, tmp_path_factory):
+    """(target, drafter of the same weights); Mistral's window is shorter than the texts."""
+    torch.manual_seed(0)
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": MASK_ID + 1}
+    settings |= {"initializer_range": 0.3, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if request.param != "gpt2":
+        settings |= {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+    if request.param == "mistral":
+        settings["sliding_window"] = 16
+    target = AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **settings)).eval()
+    folder = tmp_path_factory.mktemp("drafter")
+    target.save_pretrained(folder)
+    return target, hf_failfast.load_drafter(folder, attention="causal_canvas", shift=1, mask_token_id=MASK_ID)
+
+
+def tokens(length, seed):
+    return torch.randint(MASK_ID, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+def plain(pair, ids, **kwargs):
+    return pair[0].generate(ids, max_new_tokens=20, do_sample=False, **kwargs)
+
+
+def drafted(pair, ids, **kwargs):
+    return plain(pair, ids, assistant_model=pair[1], custom_generate="hf_failfast", **kwargs)
+
+
+@pytest.mark.parametrize("first", [plain, drafted])
+@pytest.mark.parametrize("second", [plain, drafted])
+def test_a_second_turn_continues_either_way(pair, first, second):
+    """Both turns by either method, over one cache, equal two plain turns over another."""
+    reference_cache, cache = DynamicCache(config=pair[0].config), DynamicCache(config=pair[0].config)
+    reference = plain(pair, tokens(24, 0), past_key_values=reference_cache)
+    ids = first(pair, tokens(24, 0), past_key_values=cache)
+    assert ids.tolist() == reference.tolist()
+    assert cache.get_seq_length() == reference_cache.get_seq_length() == ids.shape[1] - 1
+
+    turn = torch.cat([ids, tokens(9, 1)], dim=1)
+    reference = plain(pair, turn, past_key_values=reference_cache)
+    assert second(pair, turn, past_key_values=cache).tolist() == reference.tolist()
+    assert cache.get_seq_length() == reference_cache.get_seq_length()
+    for layer, other in zip(cache.layers, reference_cache.layers, strict=True):
+        torch.testing.assert_close(layer.keys, other.keys, atol=1e-4, rtol=1e-4)
+
+
+def test_the_second_turn_does_not_read_the_first_again(pair):
+    cache = DynamicCache(config=pair[0].config)
+    ids = drafted(pair, tokens(24, 0), past_key_values=cache)
+    fed = []
+    hook = pair[0].register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    drafted(pair, torch.cat([ids, tokens(9, 1)], dim=1), past_key_values=cache, chunk_length=4, max_draft_length=4)
+    hook.remove()
+    assert fed[0] == 1 + 9 + 4, "the last token of the first turn, the new ones, the draft"
+
+
+def test_left_padding_stays_hidden(pair):
+    ids, padding = tokens(12, 0), 5
+    padded = torch.cat([torch.zeros(1, padding, dtype=torch.long), ids], dim=1)
+    mask = (torch.arange(padded.shape[1]) >= padding).long()[None]
+    cache = DynamicCache(config=pair[0].config)
+    first = drafted(pair, padded, attention_mask=mask, past_key_values=cache)
+    turn = torch.cat([first, tokens(4, 1)], dim=1)
+    mask = (torch.arange(turn.shape[1]) >= padding).long()[None]
+    expected = plain(pair, turn[:, padding:])[:, turn.shape[1] - padding :]
+    for method in (drafted, plain):
+        answer = method(pair, turn, attention_mask=mask, past_key_values=cache)[:, turn.shape[1] :]
+        assert answer.tolist() == expected.tolist()
+        cache = drafted(pair, padded, attention_mask=mask[:, : padded.shape[1]], return_dict_in_generate=True)
+        cache = cache.past_key_values
+
+
+def test_caches_that_cannot_be_continued_are_named(pair):
+    cache = DynamicCache(config=pair[0].config)
+    ids = drafted(pair, tokens(24, 0), past_key_values=cache)
+    with pytest.raises(ValueError, match="`past_key_values` that hold 43"):
+        drafted(pair, ids[:, -5:], past_key_values=cache)
+    with pytest.raises(ValueError, match="StaticCache"):
+        drafted(pair, ids, past_key_values=StaticCache(config=pair[0].config, max_cache_len=100))
