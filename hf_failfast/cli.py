@@ -127,6 +127,37 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
+@app.command()
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or Hub name of a diffusion drafter.")],
+    target: Annotated[str | None, typer.Option(help="Folder or Hub name of a target to draft for.")] = None,
+    attention: Annotated[str | None, typer.Option(help="As for load_drafter, where the config does not say.")] = None,
+    shift: Annotated[int | None, typer.Option(help="As for load_drafter.")] = None,
+    mask_token_id: Annotated[int | None, typer.Option(help="As for load_drafter.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="As for load_drafter.")] = None,
+) -> None:
+    """Say what a drafter checkpoint is, and whether it fits a target. Reads headers, loads no weights."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hf_failfast.drafters.inspection import inspect_checkpoint
+
+    given = {"attention": attention, "shift": shift, "mask_token_id": mask_token_id, "block_size": block_size}
+    given = {name: value for name, value in given.items() if value is not None}
+    _quiet()
+    try:
+        found = inspect_checkpoint(checkpoint, target, **given)
+    except (ValueError, OSError) as error:
+        raise typer.Exit(_fail(str(error))) from None
+    table = Table(show_header=False)
+    for row in found.rows():
+        table.add_row(*row)
+    if target is not None:
+        table.add_row(f"fits {target}", found.misfit or "yes")
+    Console().print(table)
+    raise typer.Exit(found.misfit is not None)
+
+
 def _options(*values: float | int | None) -> dict[str, Any]:
     """The FailFast options that were given, by name; the drafter's own numbers stand for the others."""
     from hf_failfast.config import FailFastConfig

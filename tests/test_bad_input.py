@@ -23,7 +23,7 @@ from conftest import (
     tiny_model,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from hf_failfast import load_drafter
 from hf_failfast.drafters.masked import MaskedDrafter
@@ -242,7 +242,6 @@ def test_a_drafter_with_fewer_positions_than_the_text(family: str, kind: str, po
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "num_beams": ({"num_beams": 4}, "`num_beams`=4"),
     "num_return_sequences": ({"num_return_sequences": 2, "do_sample": True}, "`num_return_sequences`=2"),
-    "do_sample": ({"do_sample": True}, r"[Ss]ampling \(`do_sample=True`\)"),
     "use_cache": ({"use_cache": False}, "`use_cache=False`"),
     "static cache": ({"cache_implementation": "static"}, "`cache_implementation`='static'"),
     "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
@@ -266,12 +265,6 @@ def test_unsupported_requests_are_named(name: str) -> None:
         target("llama").generate(
             prompt(9), assistant_model=drafter("canvas"), custom_generate="hf_failfast", **arguments
         )
-
-
-def test_a_given_cache_is_refused() -> None:
-    """A cache of earlier text would be ignored, and its text be read anew without a word."""
-    with pytest.raises(ValueError, match="`past_key_values` is not supported"):
-        failfast(target("llama"), prompt(9), drafter("canvas"), past_key_values=DynamicCache(), max_new_tokens=3)
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -97,7 +97,7 @@ def test_stale_nan_slots_do_no_harm(family: str) -> None:
 
 @pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
-def test_to_dynamic(family: str, length: int) -> None:
+def test_store(family: str, length: int) -> None:
     """The cache handed to the caller would have another content or length than plain generation's."""
     model = target(family)
     runner = EagerRunner(model)
@@ -108,8 +108,8 @@ def test_to_dynamic(family: str, length: int) -> None:
         slots.rollback(length)
         plain = DynamicCache(config=model.config)
         model(prompt(length), past_key_values=plain)
-    converted = slots.to_dynamic(model.config)
-    assert type(converted) is DynamicCache
+    converted = DynamicCache(config=model.config)
+    slots.store(converted, padding=0)
     assert converted.get_seq_length() == plain.get_seq_length() == length
     for ours, theirs in zip(converted.layers, plain.layers, strict=True):
         assert type(ours) is type(theirs)

