@@ -131,9 +131,9 @@ def test_unknown_attention_in_the_checkpoint(tmp_path: Path) -> None:
 
 def test_unknown_model_type(tmp_path: Path) -> None:
     """The checkpoint's own code would be run, or a body guessed."""
-    _copy(_folder(), tmp_path, model_type="llada", auto_map={"AutoModelForCausalLM": "evil.Model"})
+    _copy(_folder(), tmp_path, model_type="tulu", auto_map={"AutoModelForCausalLM": "evil.Model"})
     (tmp_path / "evil.py").write_text("raise SystemExit('remote code was run')\n")
-    with pytest.raises(ValueError, match="`model_type` is 'llada', which is neither native .* never run"):
+    with pytest.raises(ValueError, match="`model_type` is 'tulu', which is neither native .* never run"):
         load_drafter(tmp_path, **CANVAS)
     _copy(_folder(), tmp_path, auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})
     load_drafter(tmp_path, **CANVAS)

@@ -310,11 +310,12 @@ def test_slots_give_what_a_fresh_session_gives(
 
 def full_attention_draft(proposer: MaskedDrafter, text: torch.Tensor, wanted: int) -> torch.Tensor:
     """One pass of a canvas or bidirectional drafter without slots: an explicit mask over the whole text."""
-    noise = wanted - proposer.spec.shift
+    is_canvas = proposer.spec.attention == "causal_canvas"
+    noise = wanted - proposer.spec.shift * is_canvas  # a bidirectional model sees how many masks follow
     ids = torch.cat([text, torch.full((1, noise), MASK_ID)], dim=1)
     size, known = ids.shape[1], text.shape[1]
     visible = torch.ones(size, size, dtype=torch.bool)
-    if proposer.spec.attention == "causal_canvas":
+    if is_canvas:
         visible[:known] = torch.ones(known, size, dtype=torch.bool).tril()
     model = proposer.model
     logits = model(input_ids=ids, attention_mask=visible[None, None], use_cache=False, logits_to_keep=0).logits

@@ -103,5 +103,5 @@ def test_bidirectional() -> None:
     spec = DrafterSpec("bidirectional", 0, 7)
     assert limits(spec, 0, 3, 5) == [5, 5, 5, 5, 5]
     assert attention_pattern(spec).plan(3, 2) == (2, 2)
-    assert attention_pattern(DrafterSpec("bidirectional", 1, 7)).plan(3, 2) == (1, 2)
+    assert attention_pattern(DrafterSpec("bidirectional", 1, 7)).plan(3, 2) == (2, 2)
     assert attention_pattern(spec).final_length(3) == 0
