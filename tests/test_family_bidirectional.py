@@ -147,6 +147,24 @@ def test_the_prefix_cache_feeds_less_and_stays_close(family: str) -> None:
     assert same / total > 0.7
 
 
+@pytest.mark.parametrize("family", FOLDERS)
+@pytest.mark.parametrize("steps", [1, 3])
+@torch.no_grad()
+def test_the_prefix_cache_is_exact_until_a_block_is_full(family: str, steps: int) -> None:
+    """Rows, shift and slots are right: with blocks longer than the text nothing is frozen, so nothing may differ."""
+    exact, cached = (start(load(family, denoising_steps=steps, prefix_block=block)) for block in (None, 512))
+    tiny = start(load(family, denoising_steps=steps, prefix_block=1))
+    text = torch.randint(0, 200, (1, 7), generator=torch.Generator().manual_seed(0))
+    for accepted in (0, 3, 6, 1):
+        chunks = [session.draft_chunk(text, text[:, :0], 6) for session in (exact, cached, tiny)]
+        torch.testing.assert_close(chunks[1], chunks[0])
+        assert chunks[2].confidence.isfinite().all()
+        for session in (exact, cached, tiny):
+            session.num_tokens = text.shape[1]
+            session.accept(accepted)
+        text = torch.cat([text, chunks[0].token_ids[:, :accepted], torch.tensor([[9]])], dim=1)
+
+
 def test_weights_keep_their_dtype() -> None:
     for family in FOLDERS:
         drafter = load(family, dtype="auto")
