@@ -16,6 +16,7 @@ from .candidate_generator import FailFastCandidateGenerator
 from .config import FailFastConfig
 from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter, load_drafter
+from .drafters.cross_tokenizer import CrossTokenizerDrafter
 from .length_policy import ConfidenceThreshold, LengthPolicy
 from .support import check_arguments
 
@@ -103,11 +104,23 @@ def _drafter_and_policy(
             "`assistant_model` must be a drafter of `hf_failfast.load_drafter`, a checkpoint folder or a Hub id, "
             f"but is {type(assistant_model).__name__}."
         )
+    assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
+    if assistant_tokenizer is not None:
+        assistant_model = _across_tokenizers(assistant_model, kwargs.get("tokenizer"), assistant_tokenizer)
     options = {name: kwargs.pop(name) for name in FailFastConfig.field_names() if kwargs.get(name) is not None}
     config = failfast_config if failfast_config is not None else assistant_model.config
     if not isinstance(config, FailFastConfig):
         raise ValueError(f"`failfast_config` must be a FailFastConfig, but is {type(config).__name__}.")
     return assistant_model, ConfidenceThreshold(config.with_options(options))
+
+
+def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:
+    """The drafter for a target of another tokenizer; as it is, if the two tokenizers are the same after all."""
+    if tokenizer is None:
+        raise ValueError("`assistant_tokenizer` needs `tokenizer`, the target's, beside it.")
+    if tokenizer.get_vocab() == assistant_tokenizer.get_vocab():
+        return drafter
+    return CrossTokenizerDrafter(drafter, tokenizer, assistant_tokenizer)
 
 
 def _view(model: PreTrainedModel) -> PreTrainedModel:

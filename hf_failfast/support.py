@@ -19,7 +19,6 @@ DERIVED_MODEL_KWARGS = frozenset(
 
 # Arguments of `generate` that replace what the loop derives.
 UNSUPPORTED_ARGUMENTS = (
-    "assistant_tokenizer",
     "cache_position",
     "inputs_embeds",
     "logits_to_keep",

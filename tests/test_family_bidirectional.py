@@ -45,13 +45,17 @@ def test_logits(family: str) -> None:
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("index", range(len(runs("dream", "generation_utils"))))
+# Without the rules that record another confidence than the probability.
+DREAM_RUNS = [run for run in runs("dream", "generation_utils") if run["alg"] not in ("topk_margin", "entropy")]
+# Without the runs whose original sees the masks of later blocks too.
+LLADA_RUNS = [run for run in runs("llada", "generate") if run["block_length"] == run["gen_length"]]
+
+
+@pytest.mark.parametrize("index", range(len(DREAM_RUNS)))
 def test_every_step_of_dream(index: int) -> None:
     """All of its rules: what they choose from is the same, whichever of the positions they then fix."""
-    run = runs("dream", "generation_utils")[index]
+    run = DREAM_RUNS[index]
     steps = [step for step in run["steps_trace"] if "conf" in step]
-    if run["alg"] in ("topk_margin", "entropy"):
-        pytest.skip("another confidence than the probability")
     replay(start(load("dream")), run["prompt"], run["output_ids"], steps, len(run["output_ids"]))
 
 
@@ -62,13 +66,11 @@ def test_every_step_of_llada(index: int) -> None:
     replay(start(load("llada")), run["prompt"], run["output_ids"], run["steps_trace"], end, run["block_length"])
 
 
-@pytest.mark.parametrize("index", range(len(runs("llada", "generate"))))
+@pytest.mark.parametrize("index", range(len(LLADA_RUNS)))
 @torch.no_grad()
 def test_whole_drafts_of_llada(index: int) -> None:
     """A chunk as long as the original's block, by its two rules: T steps, or a threshold."""
-    run = runs("llada", "generate")[index]
-    if run["block_length"] != run["gen_length"]:
-        pytest.skip("the original sees the masks of later blocks too")
+    run = LLADA_RUNS[index]
     rule = {"denoising_threshold": run["threshold"]} if "threshold" in run else {"denoising_steps": run["steps"]}
     prompt = torch.tensor([run["prompt"]])
     chunk = start(load("llada", **rule)).draft_chunk(prompt, prompt[:, :0], run["gen_length"])
@@ -143,6 +145,24 @@ def test_the_prefix_cache_feeds_less_and_stays_close(family: str) -> None:
         text = torch.cat([text, chunks["exact"].token_ids[:, :3]], dim=1)
     assert fed["cached"] < 0.6 * fed["exact"]
     assert same / total > 0.7
+
+
+@pytest.mark.parametrize("family", FOLDERS)
+@pytest.mark.parametrize("steps", [1, 3])
+@torch.no_grad()
+def test_the_prefix_cache_is_exact_until_a_block_is_full(family: str, steps: int) -> None:
+    """Rows, shift and slots are right: with blocks longer than the text nothing is frozen, so nothing may differ."""
+    exact, cached = (start(load(family, denoising_steps=steps, prefix_block=block)) for block in (None, 512))
+    tiny = start(load(family, denoising_steps=steps, prefix_block=1))
+    text = torch.randint(0, 200, (1, 7), generator=torch.Generator().manual_seed(0))
+    for accepted in (0, 3, 6, 1):
+        chunks = [session.draft_chunk(text, text[:, :0], 6) for session in (exact, cached, tiny)]
+        torch.testing.assert_close(chunks[1], chunks[0])
+        assert chunks[2].confidence.isfinite().all()
+        for session in (exact, cached, tiny):
+            session.num_tokens = text.shape[1]
+            session.accept(accepted)
+        text = torch.cat([text, chunks[0].token_ids[:, :accepted], torch.tensor([[9]])], dim=1)
 
 
 def test_weights_keep_their_dtype() -> None:

@@ -90,6 +90,12 @@ def test_dtypes_and_weights(tmp_path: Path) -> None:
     deeper = copy_checkpoint("mdlm/case_1/checkpoint", tmp_path / "deeper", n_blocks=3)
     with pytest.raises(ValueError, match=r"missing \['backbone.blocks.2"):
         load_drafter(deeper)
+    conditioned = copy_checkpoint("mdlm/case_1/checkpoint", tmp_path / "conditioned", time_conditioning=True)
+    with pytest.raises(ValueError, match="`time_conditioning` is not supported"):
+        load_drafter(conditioned)
+    with pytest.raises(ValueError, match="`mask_token_id` must be 199"):
+        load("mdlm", mask_token_id=200)
+    load("mdlm", device_map="auto")
     wider = copy_checkpoint("mdlm/case_1/checkpoint", tmp_path / "wider", hidden_dim=128)
     with pytest.raises(ValueError, match="other shapes"):
         load_drafter(wider)

@@ -65,7 +65,7 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
     name = str(name_or_path)
     config = _read_config(name, hub_kwargs)
     own = config.pop("failfast", {})
-    family = find_family(config, name)
+    family = None if "attention" in own else find_family(config, name)
     model_type = str(config.get("model_type"))
     body = family.body if family else bodies().get(model_type, model_type)
     if body not in CONFIG_MAPPING and body not in OWN_BODIES:
@@ -105,8 +105,12 @@ def weight_shapes(path: str) -> dict[str, tuple[list[int], str]]:
 
 
 def _read_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    has_config = find_file(name, "config.json", hub_kwargs) is not None
-    config = PreTrainedConfig.get_config_dict(name, **hub_kwargs)[0] if has_config else {}
+    config: dict[str, Any] = {}
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name, **hub_kwargs)
+    except OSError:
+        if find_file(name, "model.safetensors", hub_kwargs) is None:
+            raise
     if "model_type" not in config:
         path = find_file(name, "model.safetensors", hub_kwargs)
         shapes = weight_shapes(path) if path else {}

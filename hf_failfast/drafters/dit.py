@@ -14,10 +14,16 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 
 from ..cache import SlotCache
+from .checkpoint import Checkpoint
+from .weights import load_into
 
 FREQUENCIES = 256  # of the timestep embedding
 ROPE_BASE = 10_000.0
 MLP_RATIO = 4
+
+
+# Stored next to the weights: constants, and the ends of the noise schedule of BD3-LM's training.
+BUFFERS = (r"rotary_emb\.inv_freq$", r"^sampling_eps_m(in|ax)$")
 
 
 class DiTConfig(PreTrainedConfig):
@@ -209,6 +215,22 @@ class _TimestepEmbedding(nn.Module):
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
         embedding: torch.Tensor = self.mlp(features.to(next(self.mlp.parameters()).dtype))
         return embedding
+
+
+def load_dit(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any) -> DiT:
+    """The diffusion transformer of a checkpoint. Raises ValueError on what the public ones do not have."""
+    if checkpoint.config.get("time_conditioning"):
+        raise ValueError("`time_conditioning` is not supported: the public checkpoints have none, so sigma is 0 here.")
+    config = DiTConfig(**checkpoint.config)
+    if checkpoint.spec.mask_token_id != config.vocab_size - 1:
+        raise ValueError(
+            f"`mask_token_id` must be {config.vocab_size - 1}, the last id, for this body, "
+            f"but is {checkpoint.spec.mask_token_id}."
+        )
+    with torch.device("meta"):
+        transformer = DiT(config)
+    load_into(transformer, checkpoint, dtype, device_map, ignored=BUFFERS)
+    return transformer
 
 
 def _rotation(positions: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:

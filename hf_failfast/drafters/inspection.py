@@ -84,7 +84,8 @@ def _elements(checkpoint: Checkpoint) -> Counter[str]:
     if not Path(checkpoint.name).is_dir():
         from huggingface_hub import get_safetensors_metadata
 
-        counts.update(get_safetensors_metadata(checkpoint.name).parameter_count)
+        access = {key: checkpoint.hub_kwargs[key] for key in ("revision", "token") if key in checkpoint.hub_kwargs}
+        counts.update(get_safetensors_metadata(checkpoint.name, **access).parameter_count)
         return counts
     for path in _weight_files(checkpoint):
         for shape, dtype in weight_shapes(path).values():

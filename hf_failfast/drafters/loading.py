@@ -13,18 +13,15 @@ from .checkpoint import Checkpoint, read_checkpoint
 from .denoising import Denoising
 from .dflash import load_dflash
 from .diffusion_gemma import load_diffusion_gemma
-from .dit import DiT, DiTConfig
+from .dit import DiT, load_dit
 from .families import DFLASH, DIFFUSION_GEMMA, DIT
 from .masked import DraftingMode, DraftingOptions, MaskedDrafter
 from .shared import SharedBody
-from .spec import Alignment, AttentionKind, DrafterSpec, Noise
-from .weights import load_into, load_native, load_shared
+from .spec import Alignment, AttentionKind, Noise
+from .weights import load_native, load_shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# Stored next to the weights: constants, and the ends of the noise schedule of BD3-LM's training.
-DIT_BUFFERS = (r"rotary_emb\.inv_freq$", r"^sampling_eps_m(in|ax)$")
 
 
 def load_drafter(
@@ -100,20 +97,12 @@ def _load_body(
     checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool
 ) -> PreTrainedModel | SharedBody | DiT:
     if checkpoint.body == DIT:
-        with torch.device("meta"):
-            transformer = DiT(DiTConfig(**checkpoint.config))
-        load_into(transformer, checkpoint, dtype, device_map, ignored=DIT_BUFFERS)
-        return transformer
+        return load_dit(checkpoint, dtype, device_map)
     if checkpoint.own.get("shared_embeddings"):
         return load_shared(checkpoint, dtype, device_map)
     model = load_native(checkpoint, dtype, device_map, allow_pickle)
-    _check_mask_embedding(model, checkpoint.spec)
-    return model
-
-
-def _check_mask_embedding(model: PreTrainedModel, spec: DrafterSpec) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
-    if spec.mask_token_id is not None and spec.mask_token_id >= rows:
-        raise ValueError(
-            f"`mask_token_id` must be < {rows}, the drafter's embedding rows, but is {spec.mask_token_id}."
-        )
+    mask_token_id = checkpoint.spec.mask_token_id
+    if mask_token_id is not None and mask_token_id >= rows:
+        raise ValueError(f"`mask_token_id` must be < {rows}, the drafter's embedding rows, but is {mask_token_id}.")
+    return model

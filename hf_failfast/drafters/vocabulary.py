@@ -10,5 +10,6 @@ def check_vocabulary(drafter_size: int, target_size: int) -> None:
     if padding > min(MAX_VOCABULARY_PADDING, max(drafter_size, target_size) // 8):
         raise ValueError(
             f"The drafter's vocabulary has {drafter_size} entries and the target's {target_size}: they cannot come "
-            "from the same tokenizer. Use a drafter made for the target's tokenizer."
+            "from the same tokenizer. Use a drafter made for the target's tokenizer, or pass both tokenizers "
+            "(`tokenizer=`, `assistant_tokenizer=`)."
         )

@@ -75,7 +75,7 @@ def load_shared(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: An
     check_keys([key for key in result.missing_keys if key != "embed_tokens.weight"], result.unexpected_keys)
     body = SharedBody(decoder, mask_embedding, checkpoint.spec, draft_vocabulary)
     if device_map is not None:
-        body.to(device_map)
+        body.to(_one_device(device_map))
     return body if dtype == "auto" else body.to(as_dtype(dtype))
 
 
@@ -87,7 +87,7 @@ def load_into(
     ignored: Iterable[str] = (),
 ) -> None:
     """Puts the checkpoint's weights into a module of ours, straight onto the device and without a second copy."""
-    weights = read_weights(checkpoint, device="cpu" if device_map is None else device_map)
+    weights = read_weights(checkpoint, device=_one_device(device_map))
     if dtype != "auto":
         weights = {key: value.to(as_dtype(dtype)) for key, value in weights.items()}
     expected = module.state_dict()
@@ -109,6 +109,17 @@ def read_weights(checkpoint: Checkpoint, device: Any = "cpu") -> dict[str, torch
     except SafetensorError as error:
         raise ValueError(f"The weights of {checkpoint.name!r} are damaged or incomplete: {error}.") from error
     return weights
+
+
+def _one_device(device_map: Any) -> str:
+    """The device that a `device_map` means for a body of one piece."""
+    if isinstance(device_map, dict):
+        device_map = next(iter(device_map.values()))
+    if device_map is None:
+        return "cpu"
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
+    return f"cuda:{device_map}" if isinstance(device_map, int) else str(device_map)
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -1,0 +1,144 @@
+"""A drafter of another tokenizer: it reads and writes text, and the target's tokenizer turns its draft into tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..length_policy import LengthPolicy
+from .base import Chunk, DiffusionDrafter, Draft, DraftSession
+from .diffusion_gemma import DiffusionGemmaDrafter
+from .masked import MaskedDrafter
+from .shared import SharedBody
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# How many of the last tokens are encoded anew together with the draft's text, longest first: see `_encode_draft`.
+OVERLAPS = (64, 16, 4, 1)
+
+# Tokens of the drafter's sequence per token of the target's that its slots have room for.
+TOKEN_RATIO = 2
+
+
+class CrossTokenizerDrafter(DiffusionDrafter):
+    """A drafter between two tokenizers. Slower than one tokenizer, and as lossless: a badly aligned draft is rejected.
+
+    The inner drafter keeps its own sequence; what of it stays the same between two rounds keeps its K/V.
+    """
+
+    def __init__(
+        self,
+        drafter: DiffusionDrafter,
+        target_tokenizer: PreTrainedTokenizerBase,
+        drafter_tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        if not isinstance(drafter, (MaskedDrafter, DiffusionGemmaDrafter)) or isinstance(drafter.model, SharedBody):
+            raise ValueError("The drafter borrows the target's embedding or hidden states, so it needs its tokenizer.")
+        if isinstance(drafter, MaskedDrafter) and drafter.options.mode == "reference":
+            raise ValueError("`mode='reference'` drafts for the drafter's own tokenizer only.")
+        self.drafter = drafter
+        self.config = drafter.config
+        self.target_tokenizer = target_tokenizer
+        self.drafter_tokenizer = drafter_tokenizer
+
+    def start(
+        self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None
+    ) -> CrossTokenizerSession:
+        own_capacity = TOKEN_RATIO * capacity + 256
+        own_eos = self.drafter_tokenizer.eos_token_id
+        inner = self.drafter.start(
+            self.drafter.model,  # as if it drafted for a target with its own vocabulary
+            own_capacity,
+            None if own_eos is None else torch.tensor([own_eos]),
+        )
+        return CrossTokenizerSession(self, inner, own_capacity, target, eos_token_ids)
+
+
+class CrossTokenizerSession(DraftSession):
+    """Each round: the text so far as the drafter's tokens, its draft as text, that text as the target's tokens."""
+
+    def __init__(
+        self,
+        drafter: CrossTokenizerDrafter,
+        inner: DraftSession,
+        own_capacity: int,
+        target: PreTrainedModel,
+        eos_token_ids: torch.Tensor | None,
+    ) -> None:
+        super().__init__(eos_token_ids)
+        self.inner = inner
+        self.own_capacity = own_capacity
+        self.target_tokenizer: Any = drafter.target_tokenizer
+        self.drafter_tokenizer: Any = drafter.drafter_tokenizer
+        self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
+        self.known: list[int] = []  # the inner session's sequence, its last draft included
+
+    def draft(self, token_ids: torch.Tensor, policy: LengthPolicy, max_tokens: int) -> Draft:
+        """As the interface says; the length rule decides on the drafter's own tokens."""
+        text = self.target_tokenizer.decode(token_ids[0], **_VERBATIM)  # host sync: the text
+        own = self.drafter_tokenizer(text, add_special_tokens=False).input_ids
+        room = min(max_tokens, self.own_capacity - len(own) - policy.max_draft_length - 1)
+        if not own or room < 1:
+            return _draft([], token_ids, 1.0, 0, 1)
+        self._keep_common(own)
+        drafted = self.inner.draft(torch.tensor([own], device=token_ids.device), policy, policy.max_draft_length)
+        self.known = own + drafted.token_ids[0].tolist()  # host sync: the draft
+        ids = self._encode_draft(token_ids[0].tolist(), self._new_text(own, self.known))
+        ids = ids[: min(room, policy.max_draft_length)]
+        confidence = float(drafted.confidence.min()) if len(drafted) else 1.0  # host sync: the record of confidences
+        return _draft(ids, token_ids, confidence, drafted.passes, drafted.host_reads + 3)
+
+    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
+        raise NotImplementedError("the inner session drafts")
+
+    def accept(self, num_accepted: int) -> None:
+        """Nothing to do: the next draft finds out what its own sequence has in common with the text."""
+
+    def max_draft_length(self, num_tokens: int) -> int:
+        return self.own_capacity - num_tokens
+
+    def _keep_common(self, own: list[int]) -> None:
+        """Tells the inner session how much of its sequence still holds; at least one token must be new to it."""
+        pairs = zip(self.known, own[:-1], strict=False)
+        shorter = min(len(self.known), len(own) - 1)
+        common = next((index for index, (old, new) in enumerate(pairs) if old != new), shorter)
+        self.inner.accept(common - self.inner.num_tokens)
+
+    def _new_text(self, own: list[int], known: list[int]) -> str:
+        """The text of the drafted tokens, in their context; without a character whose bytes are not complete."""
+        before, after = (self.drafter_tokenizer.decode(ids, **_VERBATIM) for ids in (own, known))
+        if not after.startswith(before):
+            return ""
+        text: str = after[len(before) :]
+        return text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+    def _encode_draft(self, token_ids: list[int], text: str) -> list[int]:
+        """The target's tokens of the text behind its last tokens.
+
+        The text before it can decide how it is cut into tokens, so it is encoded together with the longest stretch of
+        the last tokens that then comes out unchanged; alone if none does (the draft continues a token).
+        """
+        if not text:
+            return []
+        for count in OVERLAPS:
+            tail = token_ids[-count:]
+            joined = self.target_tokenizer.decode(tail, **_VERBATIM) + text
+            ids = self.target_tokenizer(joined, add_special_tokens=False).input_ids
+            if ids[: len(tail)] == tail:
+                break
+        else:
+            tail, ids = [], self.target_tokenizer(text, add_special_tokens=False).input_ids
+        new = ids[len(tail) :]
+        unknown = next((index for index, token_id in enumerate(new) if token_id >= self.vocab_size), len(new))
+        return list(new[:unknown])
+
+
+_VERBATIM = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+
+
+def _draft(ids: list[int], like: torch.Tensor, confidence: float, passes: int, host_reads: int) -> Draft:
+    """A draft of these ids, all with the least confidence of the tokens that they come from."""
+    token_ids = torch.tensor([ids], dtype=like.dtype, device=like.device).reshape(1, len(ids))
+    return Draft(token_ids, torch.full(token_ids.shape, confidence, device=like.device), passes, host_reads)
