@@ -142,8 +142,8 @@ def inspect(
 
     from hf_failfast.drafters.inspection import inspect_checkpoint
 
-    given = {"attention": attention, "shift": shift, "mask_token_id": mask_token_id, "block_size": block_size}
-    given = {name: value for name, value in given.items() if value is not None}
+    spec = {"attention": attention, "shift": shift, "mask_token_id": mask_token_id, "block_size": block_size}
+    given: dict[str, Any] = {name: value for name, value in spec.items() if value is not None}
     _quiet()
     try:
         found = inspect_checkpoint(checkpoint, target, **given)
