@@ -95,5 +95,8 @@ def left_padding(attention_mask: torch.Tensor | None) -> int:
     if padding == attention_mask.shape[1]:
         raise ValueError("`attention_mask` hides the whole prompt; an empty prompt is not supported.")
     if not bool(attention_mask[:, padding:].all()):
-        raise ValueError("`attention_mask` must hide a prefix of the prompt (left padding); others are not supported.")
+        raise ValueError(
+            "`attention_mask` must hide a prefix of the prompt (left padding); others are not supported. If none was "
+            "passed, transformers took ids that equal `pad_token_id` for padding: pass a mask of ones."
+        )
     return padding

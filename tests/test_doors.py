@@ -1,7 +1,6 @@
 """Every way in carries everything a caller can give, and leaves the model as it was."""
 
 import functools
-import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,18 +33,6 @@ DOORS: dict[str, dict[str, Any]] = {
     "function": {"custom_generate": hf_failfast.generate},
     "folder": {"custom_generate": str(REPOSITORY), "trust_remote_code": True},
 }
-
-
-@pytest.fixture(autouse=True)
-def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers asks whether the requirements of a folder are installed; a source tree on the path is not."""
-    try:
-        importlib.metadata.version("hf_failfast")
-    except importlib.metadata.PackageNotFoundError:
-        info = tmp_path / "site" / "hf_failfast-0.1.0.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hf_failfast\nVersion: 0.1.0\n")
-        monkeypatch.syspath_prepend(str(info.parent))
 
 
 class Collect(BaseStreamer):
