@@ -60,7 +60,7 @@ def show(
         console,
     )
     methods = default_methods(target, drafter, options)
-    setting = _setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
+    measured = setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("Timing", total=(len(methods) * repeats + 2) * len(prompts))
         results = compare(methods, encoded, max_new_tokens, repeats, lambda: progress.advance(task))
@@ -71,7 +71,7 @@ def show(
     if margins:
         console.print(f"Where texts part, the target's two best logits are at most {max(margins):.3f} apart.")
     console.print(f"In float32, {exact} of {len(prompts)} answers are identical to plain generate, token by token.")
-    print(json.dumps({"results": records, "identical_in_float32": exact} | setting))
+    print(json.dumps({"results": records, "identical_in_float32": exact} | measured))
 
 
 def _greedy(max_new_tokens: int) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _table(records: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _setting(target: PreTrainedModel) -> dict[str, Any]:
+def setting(target: PreTrainedModel) -> dict[str, Any]:
     """What the numbers depend on."""
     return {
         "dtype": str(target.dtype).removeprefix("torch."),
