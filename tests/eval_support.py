@@ -20,8 +20,8 @@ def save_models(folder: Path) -> dict[str, str]:
     tokenizer = _tokenizer()
     config = LlamaConfig(
         vocab_size=264,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=64,
+        intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -60,5 +60,5 @@ def evaluate_tasks(model: Any, tasks: list[str], **arguments: Any) -> dict[str, 
     from hf_failfast.eval.paths import TASKS
 
     manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=arguments.pop("metadata", None))
-    arguments = {"limit": 3, "gen_kwargs": {"max_gen_toks": 24}, "bootstrap_iters": 0, "device": "cpu"} | arguments
+    arguments = {"limit": 3, "gen_kwargs": {"max_gen_toks": 16}, "bootstrap_iters": 0, "device": "cpu"} | arguments
     return simple_evaluate(model=model, tasks=tasks, task_manager=manager, **arguments)
