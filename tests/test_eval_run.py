@@ -9,11 +9,11 @@ import torch
 
 pytest.importorskip("lm_eval")
 
-from eval_support import evaluate_tasks, save_models  # noqa: E402
+from eval_support import evaluate_tasks, save_models
 
-from hf_failfast.eval.model import HFFailFastLM  # noqa: E402
-from hf_failfast.eval.pairing import difference_margin  # noqa: E402
-from hf_failfast.eval.records import record_of  # noqa: E402
+from hf_failfast.eval.model import HFFailFastLM
+from hf_failfast.eval.pairing import difference_margin
+from hf_failfast.eval.records import record_of
 
 TASK = "failfast_arithmetic"
 

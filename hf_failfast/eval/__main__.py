@@ -2,6 +2,7 @@
 
 import sys
 
+import torch
 from lm_eval._cli import HarnessCLI
 from lm_eval.utils import setup_logging
 
@@ -23,6 +24,8 @@ def main() -> None:
         except ValueError as error:
             sys.exit(f"hf-failfast-eval: {error}")
     harness.execute(arguments)
+    if torch.distributed.is_initialized():  # an open gloo group aborts the process as it ends
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

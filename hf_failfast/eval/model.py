@@ -94,7 +94,9 @@ class HFFailFastLM(HFLM):
             self._warm_up(prompts)
             answers = self._answer(prompts)
         width = max(len(answer.token_ids) for answer in answers)
-        ends = [answer.token_ids + [self.tokenizer.pad_token_id] * (width - len(answer.token_ids)) for answer in answers]
+        ends = [
+            answer.token_ids + [self.tokenizer.pad_token_id] * (width - len(answer.token_ids)) for answer in answers
+        ]
         return torch.cat([context, context.new_tensor(ends)], dim=1)
 
     def _warm_up(self, prompts: Prompts) -> None:

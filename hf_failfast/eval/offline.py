@@ -108,11 +108,11 @@ def _summary_row(source: random.Random) -> dict[str, str]:
     day, month = source.randint(1, 28), source.choice(_MONTHS)
     cost, years, visitors = source.randint(2, 60), source.randint(2, 7), source.randint(2, 90) * 100
     article = (
-        f"After {years} years of work, the new {event} of {city} is open. Mayor {mayor} cut the ribbon on {day} {month} "
-        f"before a crowd of {visitors} people. The {event} cost {cost} million euros, which the city had put aside over "
-        f"a decade. Architect {architect} said that the old building had been too small for a growing city, and that "
-        f"rain had delayed the work twice. Local shops stayed open until midnight, and children were given balloons. "
-        f"Not everybody was pleased: some neighbours had asked for a park instead."
+        f"After {years} years of work, the new {event} of {city} is open. Mayor {mayor} cut the ribbon on {day} "
+        f"{month} before a crowd of {visitors} people. The {event} cost {cost} million euros, which the city had put "
+        f"aside over a decade. Architect {architect} said that the old building had been too small for a growing "
+        f"city, and that rain had delayed the work twice. Local shops stayed open until midnight, and children were "
+        f"given balloons. Not everybody was pleased: some neighbours had asked for a park instead."
     )
     answer = (
         f"Mayor {mayor} opened the new {event} of {city} on {day} {month} after {years} years of work at a cost of "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from ..config import FailFastConfig
@@ -66,7 +66,7 @@ class EvalOptions:
         FailFastConfig().with_options(self.failfast_options)
         for name in ("target_latency_ms", "drafter_latency_ms"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, Real) or not 0 < value < math.inf):
+            if value is not None and (not isinstance(value, (int, float)) or not 0 < value < math.inf):
                 raise ValueError(f"`{name}` must be a number of milliseconds > 0, but is {value!r}.")
         tokens = self.num_assistant_tokens
         if tokens is not None and (not isinstance(tokens, Integral) or tokens < 1):

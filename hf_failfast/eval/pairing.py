@@ -1,6 +1,7 @@
 """From answers to records: an answer alone, or beside plain decoding's answer to the same prompt."""
 
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -46,8 +47,8 @@ def difference_margin(
     return best - second
 
 
-def _fields(options: EvalOptions, answer: Answer) -> dict[str, object]:
-    fields: dict[str, object] = {
+def _fields(options: EvalOptions, answer: Answer) -> dict[str, Any]:
+    fields: dict[str, Any] = {
         "method": options.method,
         "seconds": answer.seconds,
         "new_tokens": len(answer.token_ids),

@@ -1,6 +1,6 @@
 """What is kept of every generation, on the lm-eval request it answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -14,7 +14,7 @@ class SpeedRecord:
 
     seconds: wall clock of the `generate` call, prefill included; a batch's time is shared equally by its rows.
     new_tokens: ids up to and including the one that ended the answer.
-    peak_memory_mib: CUDA: most memory allocated during the call. Elsewhere: the process's largest resident size so far.
+    peak_memory_mib: on CUDA the most memory allocated during the call, elsewhere the process's largest size so far.
     rounds: target forwards. passes: drafter forwards.
     identical: whether the ids equal those of plain decoding; None unless both were greedy.
     first_difference_margin: the target's gap between its two best logits where the two answers part. Rounding explains
@@ -45,7 +45,7 @@ class SpeedRecord:
 
 
 # Fields that do not add up over answers.
-_COMBINE = {
+_COMBINE: dict[str, Callable[[Any], Any]] = {
     "method": lambda values: values[0],
     "peak_memory_mib": max,
     "identical": all,
@@ -57,7 +57,7 @@ _COMBINE = {
 
 def combine(records: Sequence[SpeedRecord]) -> SpeedRecord:
     """Several answers of one method as one record: counts and times add up. A field is known if it is for any."""
-    combined = {}
+    combined: dict[str, Any] = {}
     for field in fields(SpeedRecord):
         values = [value for record in records if (value := getattr(record, field.name)) is not None]
         combined[field.name] = _COMBINE.get(field.name, sum)(values) if values else None

@@ -55,7 +55,7 @@ def code_of(response: str) -> str:
 
 
 def humaneval_program(response: str, prompt: str, entry_point: str) -> str:
-    """The function an answer writes: whole, behind the prompt's imports and helpers, or as the prompt's continuation."""
+    """The program an answer writes: a whole function behind the prompt's imports, or the prompt's continuation."""
     code = code_of(response)
     signature = f"def {entry_point}("
     return prompt.split(signature)[0] + code if signature in code else prompt + code

@@ -11,9 +11,9 @@ class ExactStops(StoppingCriteria):
     """lm-eval's stop strings and the end-of-sequence ids, asked about every prefix of every row.
 
     lm-eval's own criterion decodes the last few tokens only. A method that adds several tokens between two questions
-    runs past a stop string that way: the text is cut afterwards, so that its accuracy stays right, but the time and the
-    tokens of the overrun are counted. Here each row's first complete prefix is remembered in `ended_at` (tokens, prompt
-    included, or None), so that the overrun can be cut off ids and counts.
+    runs past a stop string that way: the text is cut afterwards, so that its accuracy stays right, but the time and
+    the tokens of the overrun are counted. Here each row's first complete prefix is remembered in `ended_at` (tokens,
+    prompt included, or None), so that the overrun can be cut off ids and counts.
     """
 
     def __init__(

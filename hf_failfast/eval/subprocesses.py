@@ -1,5 +1,6 @@
 """Programs that nobody has read, run in a process with limits. No security boundary: they can read the file system."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -47,8 +48,6 @@ def runs_through(program: str, timeout_seconds: float = 10.0, memory_mib: int = 
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.communicate()

@@ -29,7 +29,7 @@ class SpeedTask(ConfigurableTask):
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        merged = _inherited(config)
+        merged = inherited(config)
         if merged.get("output_type", "generate_until") != "generate_until":
             raise ValueError(
                 f"`output_type` must be generate_until to measure speed, but that of {merged.get('task')!r} is "
@@ -65,7 +65,7 @@ def _response(record: SpeedRecord) -> SpeedResponse:
     return SpeedResponse(record.as_dict())
 
 
-def _inherited(config: dict[str, Any]) -> dict[str, Any]:
+def inherited(config: dict[str, Any]) -> dict[str, Any]:
     """The config on top of the stock task's that it `inherits`, without the stock task's tags."""
     own = dict(config)
     own.pop("class", None)

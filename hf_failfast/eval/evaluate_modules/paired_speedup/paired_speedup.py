@@ -1,6 +1,7 @@
 """Paired speedup of a decoding method over plain decoding, with its bootstrap interval."""
 
 from dataclasses import asdict
+from typing import Any
 
 import datasets
 import evaluate
@@ -23,7 +24,7 @@ confidence: level of the interval, default 0.95. resamples: default 10,000. seed
 class PairedSpeedupMetric(evaluate.Metric):
     """`evaluate.load(<this folder>).compute(predictions=[(0.5, 20)], references=[(1.0, 20)])`."""
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         pair = datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -32,7 +33,9 @@ class PairedSpeedupMetric(evaluate.Metric):
             features=datasets.Features({"predictions": pair, "references": pair}),
         )
 
-    def _compute(self, predictions, references, confidence=0.95, resamples=10_000, seed=0):
+    def _compute(
+        self, predictions: Any, references: Any, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    ) -> dict[str, float]:
         seconds, tokens = zip(*predictions, strict=True)
         plain_seconds, plain_tokens = zip(*references, strict=True)
         result = paired_speedup(

@@ -1,6 +1,8 @@
 """pass@k of programs, each run in a subprocess with limits."""
 
+from collections.abc import Sequence
 from math import comb
+from typing import Any
 
 import datasets
 import evaluate
@@ -23,7 +25,7 @@ confirm_run_unsafe_code: must be True: the candidates are executed.
 class PassAtK(evaluate.Metric):
     """`evaluate.load(<this folder>).compute(predictions=[["a = 1"]], references=["assert a"], ...)`."""
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -34,13 +36,13 @@ class PassAtK(evaluate.Metric):
 
     def _compute(
         self,
-        predictions,
-        references,
-        k=(1,),
-        timeout_seconds=10.0,
-        memory_mib=1024,
-        confirm_run_unsafe_code=False,
-    ):
+        predictions: Any,
+        references: Any,
+        k: Sequence[int] = (1,),
+        timeout_seconds: float = 10.0,
+        memory_mib: int = 1024,
+        confirm_run_unsafe_code: bool = False,
+    ) -> dict[str, float]:
         if not confirm_run_unsafe_code:
             raise ValueError("`confirm_run_unsafe_code` must be True: the candidate programs are executed.")
         fewest = min(len(candidates) for candidates in predictions)

@@ -1,5 +1,7 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L F-measures, computed by the rouge_score package."""
 
+from typing import Any
+
 import datasets
 import evaluate
 from rouge_score.rouge_scorer import RougeScorer
@@ -17,7 +19,7 @@ _TYPES = ("rouge1", "rouge2", "rougeL")
 class Rouge(evaluate.Metric):
     """`evaluate.load(<this folder>).compute(predictions=["a b"], references=["a c"])`."""
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -26,7 +28,7 @@ class Rouge(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": text}),
         )
 
-    def _compute(self, predictions, references, use_stemmer=False):
+    def _compute(self, predictions: Any, references: Any, use_stemmer: bool = False) -> dict[str, float]:
         scorer = RougeScorer(_TYPES, use_stemmer=use_stemmer)
         scores = [scorer.score(target, text) for target, text in zip(references, predictions, strict=True)]
         return {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in _TYPES}
