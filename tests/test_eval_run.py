@@ -1,6 +1,7 @@
 """The lm-eval model and tasks on models of two layers."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,53 @@ def test_margin_of_a_first_difference(load: Any) -> None:
     best, second = model(torch.tensor([[5, 6, 7, 8]])).logits[0, -1].topk(2).values.tolist()
     assert difference_margin(model, prompt, [8, 9], [8, 10, 11]) == pytest.approx(best - second)
     assert difference_margin(model, prompt, [8], [8, 10]) == pytest.approx(best - second)
+
+
+def test_stock_hf_model_generates_through_the_repository(
+    folders: dict[str, str], plain_texts: list[str], tmp_path: Path
+) -> None:
+    """`--model hf --gen_kwargs custom_generate=<repository>`: the drafter arrives as a string; accuracy rows only.
+
+    The entry is copied without its requirements, so that the package need not be installed.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    (tmp_path / "custom_generate").mkdir()
+    shutil.copy(Path(__file__).parents[1] / "custom_generate" / "generate.py", tmp_path / "custom_generate")
+    arguments = {
+        "max_gen_toks": 16,
+        "custom_generate": str(tmp_path),
+        "assistant_model": folders["drafter"],
+        "trust_remote_code": True,
+    }
+    stock = HFLM(folders["target"], device="cpu", dtype="float32")
+    results = evaluate_tasks(stock, [TASK], gen_kwargs=arguments)
+    assert responses(results) == plain_texts
+    assert not any(key.endswith(",speed") for key in results["results"][TASK])
+
+
+def test_bad_arguments_are_refused_before_loading(folders: dict[str, str]) -> None:
+    for arguments, message in (
+        ({"method": "magic"}, "`method` must be one of"),
+        ({"method": "plain", "device_map": "auto"}, "`device_map` needs `parallelize=True`"),
+        ({"method": "plain", "bnb_4bit_quant_type": "nf4"}, "need `load_in_4bit=True`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            HFFailFastLM("no-such-folder", **arguments)
+
+
+def test_automatic_batches_cannot_be_measured(load: Any) -> None:
+    with pytest.raises(ValueError, match="`batch_size` must be an integer"):
+        evaluate_tasks(load("plain", batch_size="auto"), [TASK], limit=1)
+
+
+def test_a_drafter_that_does_not_fit_is_refused_as_it_is_loaded(folders: dict[str, str], tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    other = tmp_path / "other"
+    shutil.copytree(folders["target"], other)
+    config = LlamaConfig.from_pretrained(folders["target"])
+    config.vocab_size = 900
+    LlamaForCausalLM(config).save_pretrained(other)
+    with pytest.raises(ValueError, match="same tokenizer"):
+        HFFailFastLM(str(other), assistant=folders["drafter"], device="cpu", dtype="float32")

@@ -1,6 +1,7 @@
 """The parts of the suite that need no model."""
 
 import json
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -152,8 +153,6 @@ def test_made_sets_are_the_same_everywhere(name: str) -> None:
 
 def test_made_answers_follow_from_their_questions() -> None:
     """Recomputed from the numbers in the question, by the question's last sentence."""
-    import re
-
     for row in offline.arithmetic()["test"]:
         numbers = [int(number) for number in re.findall(r"\d+", row["question"])]
         if "left" in row["question"]:
@@ -276,3 +275,14 @@ def test_rows_that_a_method_cannot_tell_are_left_out() -> None:
 def test_metric_names_are_distinct() -> None:
     names = [metric.name for metric in SPEED_METRICS]
     assert len(set(names)) == len(names)
+
+
+def test_the_package_does_not_need_its_evaluation() -> None:
+    """Only `hf_failfast.eval` imports lm-eval, evaluate or itself."""
+    package = paths.TASKS.parent / "hf_failfast"
+    for path in package.rglob("*.py"):
+        if package / "eval" not in path.parents:
+            imports = [
+                line for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))
+            ]
+            assert not [line for line in imports if re.search(r"\b(lm_eval|evaluate)\b|\beval\b", line)], path
