@@ -43,7 +43,7 @@ class SpeedTask(ConfigurableTask):
         records = [record_of(request) for request in self.instances]
         if any(record is not None for record in records):
             for request, record in zip(self.instances, records, strict=True):
-                request.filtered_resps[SPEED_FILTER] = SpeedResponse() if record is None else _response(record)
+                request.filtered_resps[SPEED_FILTER] = SpeedResponse(record.as_dict() if record else {})
         return instances
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
@@ -59,10 +59,6 @@ class SpeedTask(ConfigurableTask):
     def higher_is_better(self) -> dict[str, bool]:
         known = {metric.name: metric.higher_is_better for metric in SPEED_METRICS}
         return super().higher_is_better() | {name: better for name, better in known.items() if better is not None}
-
-
-def _response(record: SpeedRecord) -> SpeedResponse:
-    return SpeedResponse(record.as_dict())
 
 
 def inherited(config: dict[str, Any]) -> dict[str, Any]:
