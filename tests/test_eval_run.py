@@ -15,6 +15,7 @@ from eval_support import evaluate_tasks, save_models
 from hf_failfast.eval.model import HFFailFastLM
 from hf_failfast.eval.pairing import difference_margin
 from hf_failfast.eval.records import record_of
+from hf_failfast.eval.task import SpeedResponse
 
 TASK = "failfast_arithmetic"
 
@@ -78,7 +79,8 @@ def test_failfast_rows_add_up_with_the_records(load: Any) -> None:
     assert sum(shares) == pytest.approx(1) and min(shares) > 0
     assert totals["accepted"] > 0 and row["modelled_speedup,speed"] > 0
     facts = results["config"]["hf_failfast"]
-    assert facts["options"]["method"] == "failfast"
+    assert (facts["options"]["method"], facts["options"]["chunk_length"]) == ("failfast", 4)
+    assert json.loads(str(SpeedResponse(records[0]))) == records[0]
     assert facts["speed"][TASK]["answers"] == 3
     json.dumps(results["results"], allow_nan=False)
 

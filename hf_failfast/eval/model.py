@@ -126,14 +126,15 @@ class HFFailFastLM(HFLM):
         return answers
 
     def get_model_info(self) -> dict[str, Any]:
-        """lm-eval's model facts, the options, and every task's speed, so that stock tasks have it too.
+        """lm-eval's model facts, the options with the drafter's own numbers, and every task's speed, stock tasks' too.
 
         With several processes the speed is that of the first one's documents: the others may all be asked nothing.
         """
+        config = self.arm.arguments.get("failfast_config")
         speed = {task: summarise(records) for task, records in self._records_by_task.items()}
         return super().get_model_info() | {
             "hf_failfast": {
-                "options": asdict(self.options),
+                "options": asdict(self.options) | (asdict(config) if config else {}),
                 "version": __version__,
                 "device": _device_name(self.device),
                 "threads": torch.get_num_threads(),

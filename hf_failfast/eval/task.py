@@ -1,5 +1,6 @@
 """lm-eval tasks that report speed beside accuracy."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ SPEED_FILTER = "speed"
 
 class SpeedResponse(dict[str, Any]):
     """What the speed filter makes of an answer: its record's known fields; empty if the answer came from a cache."""
+
+    def __str__(self) -> str:  # what lm-eval writes to the samples
+        return json.dumps(self)
 
 
 class SpeedTask(ConfigurableTask):
