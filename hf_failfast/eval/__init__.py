@@ -2,5 +2,5 @@
 
 `python -m hf_failfast.eval` (the command `hf-failfast-eval`) is lm-eval's own command with the model `hf_failfast` and
 the tasks of the repository's `eval/` folder. Importing this package imports nothing: lm-eval is needed by `model`,
-`task` and `__main__` only, so that the bootstrap, ROUGE and the sandbox work without it.
+`task` and `__main__` only, so that the `evaluate` modules work without it.
 """
