@@ -7,13 +7,21 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint check format clean
+.PHONY: demo test eval lint check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/hf-failfast demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Accuracy and paired speed of the demo's pair on the tasks that need no hub; LIMIT is the questions per task.
+LIMIT ?= 4
+eval: $(INSTALLED)
+	$(BIN)/hf-failfast-eval --model hf_failfast \
+		--model_args pretrained=$$($(BIN)/python -m hf_failfast.smollm2),assistant=hf_failfast/assets/smollm2-135m-drafter,dtype=float32,compare_plain=True \
+		--device cpu --tasks failfast_offline --apply_chat_template --limit $(LIMIT) --gen_kwargs max_gen_toks=96 \
+		--confirm_run_unsafe_code --output_path build/eval --log_samples
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -47,3 +47,7 @@ def _dequantise(folder: Path) -> None:
     model.save_pretrained(unfinished)
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE).save_pretrained(unfinished)
     unfinished.rename(folder)
+
+
+if __name__ == "__main__":
+    print(smollm2_folder())

@@ -1,0 +1,89 @@
+"""The options of the lm-eval model `hf_failfast`, checked before anything is loaded."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral
+from typing import Any, Literal, get_args
+
+from ..config import FailFastConfig
+
+MethodName = Literal["failfast", "fixed", "plain", "assisted", "prompt_lookup"]
+
+# Which methods an option has a meaning for; anywhere else it is refused rather than ignored.
+APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
+    "assistant": ("failfast", "fixed", "assisted"),
+    "confidence_threshold": ("failfast",),
+    "chunk_length": ("failfast", "fixed"),
+    "max_draft_length": ("failfast",),
+    "num_assistant_tokens": ("assisted", "prompt_lookup"),
+    "target_latency_ms": ("failfast", "fixed"),
+    "drafter_latency_ms": ("failfast", "fixed"),
+}
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How answers are generated and what they are compared with.
+
+    assistant: folder or Hub id of the drafter; for `assisted`, of an autoregressive draft model.
+    method: `failfast`, `fixed` (the drafter with drafts of one chunk, never extended), `plain` (the target alone),
+        `assisted` (transformers' assisted generation) or `prompt_lookup` (transformers' n-gram drafts).
+    compare_plain: run plain decoding on every prompt too, in random order, for paired speedups.
+    confidence_threshold, chunk_length, max_draft_length: tau, N, N_max; default: the drafter's own.
+    num_assistant_tokens: draft length of `assisted` and `prompt_lookup`; default: transformers' own, and 10.
+    target_latency_ms, drafter_latency_ms: forward latencies of the modelled speedup; both, or neither to have them
+        measured, which needs `compare_plain`.
+    order_seed: decides which of the two runs of a prompt comes first.
+    """
+
+    assistant: str | None = None
+    method: MethodName = "failfast"
+    compare_plain: bool = False
+    confidence_threshold: float | None = None
+    chunk_length: int | None = None
+    max_draft_length: int | None = None
+    num_assistant_tokens: int | None = None
+    target_latency_ms: float | None = None
+    drafter_latency_ms: float | None = None
+    order_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(MethodName):
+            raise ValueError(f"`method` must be one of {list(get_args(MethodName))}, but is {self.method!r}.")
+        if not isinstance(self.compare_plain, bool):
+            raise ValueError(f"`compare_plain` must be True or False, but is {self.compare_plain!r}.")
+        for name, methods in APPLIES_TO.items():
+            if getattr(self, name) is not None and self.method not in methods:
+                raise ValueError(f"`{name}` is for the methods {list(methods)}, but `method` is {self.method!r}.")
+        if self.method in APPLIES_TO["assistant"] and not self.assistant:
+            raise ValueError(f"`assistant` must name a drafter's folder or Hub id for `method={self.method}`.")
+        if (self.target_latency_ms is None) != (self.drafter_latency_ms is None):
+            raise ValueError("`target_latency_ms` and `drafter_latency_ms` must be given together.")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        FailFastConfig().with_options(self.failfast_options)
+        for name in ("target_latency_ms", "drafter_latency_ms"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, float)) or not 0 < value < math.inf):
+                raise ValueError(f"`{name}` must be a number of milliseconds > 0, but is {value!r}.")
+        tokens = self.num_assistant_tokens
+        if tokens is not None and (not isinstance(tokens, Integral) or tokens < 1):
+            raise ValueError(f"`num_assistant_tokens` must be an integer >= 1, but is {tokens!r}.")
+
+    @property
+    def failfast_options(self) -> dict[str, Any]:
+        """The FailFast options that were given, by name."""
+        given = {name: getattr(self, name) for name in FailFastConfig.field_names()}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @classmethod
+    def take(cls, arguments: dict[str, Any]) -> "EvalOptions":
+        """The options among lm-eval's model arguments, which are removed from `arguments`."""
+        return cls(**{field.name: arguments.pop(field.name) for field in fields(cls) if field.name in arguments})
+
+    @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        """Raises the ValueError that a model with these arguments would raise."""
+        cls.take(dict(arguments))

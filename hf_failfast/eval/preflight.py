@@ -1,0 +1,47 @@
+"""What can be found wrong with a command before a model is loaded."""
+
+from argparse import Namespace
+from typing import Any
+
+from lm_eval.tasks import TaskManager
+
+from .options import EvalOptions
+from .paths import TASKS
+from .prompts import read_prompts
+
+PROMPTS_TASK = "failfast_prompts"
+
+
+def check_command(arguments: Namespace) -> None:
+    """Raises ValueError on options of our model, and on our tasks, that would fail later.
+
+    arguments: of lm-eval's `run` command; dictionaries where it parsed `name=value` lists.
+    """
+    given = vars(arguments)
+    if given.get("model") == "hf_failfast":
+        EvalOptions.check(given.get("model_args") or {})
+    tasks = _our_tasks(given.get("tasks") or [])
+    unsafe = sorted(name for name, config in tasks.items() if config.get("unsafe_code"))
+    if unsafe and not given.get("confirm_run_unsafe_code"):
+        raise ValueError(
+            f"{unsafe} run code that the model wrote, in a subprocess with limits on time and memory but in no "
+            "sandbox: add --confirm_run_unsafe_code if that is acceptable here."
+        )
+    if PROMPTS_TASK in tasks:
+        read_prompts((given.get("metadata") or {}).get("prompts"))
+
+
+def _our_tasks(names: list[str]) -> dict[str, dict[str, Any]]:
+    """The configs of those named tasks that are ours, groups replaced by their members."""
+    index = TaskManager(include_path=str(TASKS), include_defaults=False).task_index
+    found: dict[str, dict[str, Any]] = {}
+    pending = list(names)
+    while pending:
+        entry = index.get(pending.pop())
+        if entry is None or entry.cfg is None:
+            continue
+        if "group" in entry.cfg:
+            pending.extend(entry.cfg["task"])
+        else:
+            found[entry.name] = entry.cfg
+    return found

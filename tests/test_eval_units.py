@@ -1,0 +1,288 @@
+"""The parts of the suite that need no model."""
+
+import json
+import re
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_failfast.eval import offline, paths, preflight, scoring
+from hf_failfast.eval.bootstrap import paired_speedup
+from hf_failfast.eval.metrics import SPEED_METRICS, summarise
+from hf_failfast.eval.modules import load_module
+from hf_failfast.eval.options import EvalOptions
+from hf_failfast.eval.prompts import read_prompts
+from hf_failfast.eval.quantisation import take_quantisation
+from hf_failfast.eval.records import SpeedRecord
+from hf_failfast.eval.subprocesses import runs_through
+
+
+class TestPairedSpeedup:
+    def test_sums_against_means(self) -> None:
+        """A long prompt at 1x and a short one at 4x: the sums say little over 1, the mean of ratios 2.5."""
+        result = paired_speedup([10.0, 0.25], [100, 10], [10.0, 1.0], [100, 10])
+        assert result.speedup == pytest.approx(11 / 10.25)
+        assert result.macro_speedup == pytest.approx(2.5)
+
+    def test_is_a_ratio_of_rates_where_lengths_differ(self) -> None:
+        assert paired_speedup([1.0], [20], [1.0], [10]).speedup == pytest.approx(2.0)
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)), min_size=2, max_size=8))
+    def test_interval_holds_what_prompts_show(self, times: list[tuple[float, float]]) -> None:
+        seconds, plain = zip(*times, strict=True)
+        tokens = [10] * len(times)
+        result = paired_speedup(seconds, tokens, plain, tokens, resamples=200)
+        ratios = [b / a for a, b in times]
+        assert min(ratios) - 1e-9 <= result.speedup_low <= result.speedup_high <= max(ratios) + 1e-9
+        assert result.macro_speedup_low <= result.macro_speedup_high
+
+    def test_interval_covers_the_truth(self) -> None:
+        """Of 60 samples of 30 prompts with a true ratio of 1.5, about 95 % of the intervals must hold it."""
+        import numpy as np
+
+        source = np.random.default_rng(1)
+        held = 0
+        for _ in range(60):
+            plain = source.gamma(4.0, 1.0, 30)
+            seconds = plain / 1.5 * source.lognormal(0, 0.2, 30) / np.exp(0.02)
+            tokens = [10] * 30
+            result = paired_speedup(list(seconds), tokens, list(plain), tokens, resamples=300)
+            held += result.speedup_low <= 1.5 <= result.speedup_high
+        assert held >= 50
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            (([], [], [], []), "at least one"),
+            (([1.0], [1, 2], [1.0], [1]), "one entry per prompt"),
+            (([0.0], [1], [1.0], [1]), "`seconds` must be > 0"),
+        ],
+    )
+    def test_bad_columns(self, columns: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            paired_speedup(*columns)
+
+
+def test_modules_load_from_a_folder_without_lm_eval() -> None:
+    code = (
+        "import sys, evaluate; from hf_failfast.eval.paths import EVALUATE_MODULES as E;"
+        "m = evaluate.load(str(E / 'paired_speedup'), keep_in_memory=True);"
+        "print(m.compute(predictions=[(0.5, 20)], references=[(1.0, 20)])['speedup'], 'lm_eval' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["2.0", "False"]
+
+
+def test_pass_at_k_estimates_and_refuses() -> None:
+    module = load_module("pass_at_k")
+    candidates = [["a = 1", "a = 0"]]
+    scores = module.compute(predictions=candidates, references=["assert a"], k=[1, 2], confirm_run_unsafe_code=True)
+    assert scores == {"pass@1": 0.5, "pass@2": 1.0}
+    with pytest.raises(ValueError, match="confirm_run_unsafe_code"):
+        module.compute(predictions=candidates, references=["assert a"])
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("x = 1", True),
+        ("raise SystemExit(0)", False),
+        ("import os; os._exit(0)", False),
+        ("assert False", False),
+        ("while True: pass", False),
+        ("x = bytearray(2**31)", False),
+        ("open('big', 'wb').write(bytes(2**21))", False),
+    ],
+)
+def test_programs_run_within_limits(program: str, expected: bool) -> None:
+    """A program that leaves early must not count as one that passed its tests."""
+    assert runs_through(program, timeout_seconds=2.0 if "while" in program else 20.0) is expected
+
+
+def test_rouge_of_known_texts() -> None:
+    scores = load_module("rouge").compute(predictions=["the cat sat"], references=["the cat stood"])
+    assert scores == pytest.approx({"rouge1": 2 / 3, "rouge2": 1 / 2, "rougeL": 2 / 3})
+
+
+@pytest.mark.parametrize(
+    ("response", "doc", "expected"),
+    [
+        ("so \\boxed{1,234}.", {"answer": "some words #### 1234"}, 1.0),
+        ("\\boxed{3} or \\boxed{\\frac{1}{2}}", {"answer": "\\frac12"}, 1.0),
+        ("\\boxed{(B)}", {"answer": "B"}, 1.0),
+        ("\\boxed{\\text{B}}", {"answer": "(B)"}, 1.0),
+        ("the answer is 4", {"answer": "4"}, 0.0),
+        ("\\boxed{5}", {"Answer": 4}, 0.0),
+    ],
+)
+def test_boxed_answers(response: str, doc: dict[str, Any], expected: float) -> None:
+    assert scoring.score_boxed(doc, [response]) == {"exact_match": expected}
+
+
+def test_humaneval_answers_as_block_and_as_continuation() -> None:
+    """The wheel's own solutions pass in both forms, behind the prompt's imports; a wrong one does not."""
+    doc = offline.humaneval()["test"][0]
+    function = doc["prompt"].split("from typing import List")[1] + doc["canonical_solution"]
+    whole = f"Here it is:\n```python\n{function}```\nDone."
+    for response, expected in ((whole, 1.0), (doc["canonical_solution"], 1.0), ("    return True", 0.0)):
+        assert scoring.score_humaneval(doc, [response]) == {"pass@1": expected}
+
+
+def test_json_fields() -> None:
+    doc = {"answer": json.dumps({"a": 1, "b": "x"})}
+    assert scoring.score_fields(doc, ['{bad} then {"a": 1, "b": "y"}']) == {"field_accuracy": 0.5, "exact_match": 0.0}
+    assert scoring.score_fields(doc, ["none"]) == {"field_accuracy": 0.0, "exact_match": 0.0}
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "extraction", "summaries"])
+def test_made_sets_are_the_same_everywhere(name: str) -> None:
+    rows = getattr(offline, name)()["test"]
+    assert rows.to_list() == getattr(offline, name)()["test"].to_list()
+    assert len({row["question"] for row in rows}) == len(rows) == offline.SIZE
+
+
+def test_made_answers_follow_from_their_questions() -> None:
+    """Recomputed from the numbers in the question, by the question's last sentence."""
+    for row in offline.arithmetic()["test"]:
+        numbers = [int(number) for number in re.findall(r"\d+", row["question"])]
+        if "left" in row["question"]:
+            expected = numbers[0] * numbers[1] - numbers[2]
+        elif "coins" in row["question"]:
+            expected = (numbers[0] * numbers[1] - numbers[2]) * numbers[3]
+        else:
+            expected = numbers[0] // numbers[1] + numbers[2]
+        assert row["answer"] == str(expected)
+    for row in offline.extraction()["test"]:
+        order = json.loads(row["answer"])
+        assert (
+            f"Order {order['order']}: {order['customer']} ordered {order['quantity']} {order['item']}"
+            in row["question"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "magic"}, "`method` must be one of"),
+        ({}, "`assistant` must name"),
+        ({"method": "plain", "assistant": "x"}, "`assistant` is for the methods"),
+        ({"method": "fixed", "assistant": "x", "confidence_threshold": 0.5}, "`confidence_threshold` is for"),
+        ({"assistant": "x", "confidence_threshold": 1.5}, r"`confidence_threshold` must be a number in \[0, 1\]"),
+        ({"assistant": "x", "chunk_length": 0}, "`chunk_length` must be an integer >= 1"),
+        ({"assistant": "x", "target_latency_ms": 5.0}, "must be given together"),
+        ({"assistant": "x", "target_latency_ms": -5.0, "drafter_latency_ms": 1.0}, "milliseconds > 0"),
+        ({"assistant": "x", "compare_plain": "yes"}, "`compare_plain` must be True or False"),
+        ({"method": "prompt_lookup", "num_assistant_tokens": 0}, "`num_assistant_tokens` must be an integer >= 1"),
+    ],
+)
+def test_bad_options_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvalOptions.check(arguments)
+
+
+def test_quantisation_flags() -> None:
+    arguments: dict[str, Any] = {"load_in_8bit": True, "attn_implementation": "eager"}
+    config = take_quantisation(arguments)
+    assert config is not None and config.load_in_8bit and config.llm_int8_threshold == 0.0
+    assert arguments == {"attn_implementation": "eager"}
+    with pytest.raises(ValueError, match="cannot both"):
+        take_quantisation({"load_in_4bit": True, "load_in_8bit": True})
+    with pytest.raises(ValueError, match="need `load_in_4bit=True`"):
+        take_quantisation({"bnb_4bit_quant_type": "nf4"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "a"}\nnot json', "line 2 is not JSON"),
+        ('["a"]', "line 1 must be a JSON object, but is a list"),
+        ('\n{"words": "a"}', "line 2 has none of the keys"),
+        ('{"turns": [1]}', "line 1: `turns` must be a text"),
+        ("\n", "at least one prompt"),
+    ],
+)
+def test_bad_prompt_files_name_the_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(path)
+
+
+def command(**arguments: Any) -> Namespace:
+    return Namespace(**{"model": "hf_failfast", "model_args": {"pretrained": "x", "assistant": "y"}} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model_args": {"pretrained": "x"}, "tasks": ["failfast_gsm8k"]}, "`assistant` must name"),
+        ({"tasks": ["failfast_humaneval"]}, "--confirm_run_unsafe_code"),
+        ({"tasks": ["failfast_offline"]}, "--confirm_run_unsafe_code"),
+        ({"tasks": ["failfast_prompts"]}, "`prompts` must name a JSONL file"),
+        ({"tasks": ["failfast_prompts"], "metadata": {"prompts": "nowhere.jsonl"}}, "none at 'nowhere.jsonl'"),
+    ],
+)
+def test_bad_commands_end_before_a_model_is_loaded(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        preflight.check_command(command(**arguments))
+
+
+def test_good_commands_pass() -> None:
+    preflight.check_command(command(tasks=["failfast_offline"], confirm_run_unsafe_code=True))
+    preflight.check_command(command(model="hf", model_args={"pretrained": "x"}, tasks=["failfast_gsm8k", "hellaswag"]))
+
+
+def test_a_task_without_generation_is_refused() -> None:
+    from hf_failfast.eval.task import SpeedTask
+
+    with pytest.raises(ValueError, match="`output_type` must be generate_until"):
+        SpeedTask({"task": "choices", "output_type": "multiple_choice"})
+
+
+def test_stock_tasks_are_inherited() -> None:
+    """Every paper task that names a stock task gets its data from it; the stock files are read, not fetched."""
+    import yaml
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    from hf_failfast.eval.task import inherited
+
+    for path in sorted(paths.TASKS.glob("*.yaml")):
+        if "inherits" in yaml.load(path.read_text(), Loader=yaml.BaseLoader):
+            config = inherited(load_yaml(path))
+            assert config["dataset_path"] and config["task"] == path.stem and "inherits" not in config
+
+
+def test_rows_that_a_method_cannot_tell_are_left_out() -> None:
+    record = SpeedRecord("plain", 2.0, 10, 100.0)
+    assert summarise([record]) == {
+        "answers": 1,
+        "tokens_per_second": 5.0,
+        "new_tokens": 10.0,
+        "peak_memory_mib": 100.0,
+    }
+
+
+def test_metric_names_are_distinct() -> None:
+    names = [metric.name for metric in SPEED_METRICS]
+    assert len(set(names)) == len(names)
+
+
+def test_the_package_does_not_need_its_evaluation() -> None:
+    """Only `hf_failfast.eval` imports lm-eval, evaluate or itself."""
+    package = paths.TASKS.parent / "hf_failfast"
+    for path in package.rglob("*.py"):
+        if package / "eval" not in path.parents:
+            imports = [
+                line for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))
+            ]
+            assert not [line for line in imports if re.search(r"\b(lm_eval|evaluate)\b|\beval\b", line)], path
