@@ -70,6 +70,26 @@ def test_generate_names_a_bad_option(folder, arguments, message):
     assert message in " ".join(result.output.split())
 
 
+def test_train_makes_a_drafter_that_generate_uses(folder, tmp_path):
+    """The whole of the recipe on a target that a minute suffices for: questions, answers, steps, checkpoint."""
+    output = tmp_path / "trained"
+    arguments = ("train", "--target", folder, "--output", output, "--steps", 4, "--answer-tokens", 24)
+    result = run(*arguments, "--layers", "0,1", "--canvas-length", 4, "--draft-vocabulary", 0)
+    assert result.exit_code == 0, result.output
+    assert "mean_acceptance_length" in result.output
+    result = run(
+        "generate", "--target", folder, "--drafter", output, "--prompt", "a b", "--max-new-tokens", 8, "--repeats", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.strip().splitlines()[-1])["identical_in_float32"] == 1
+
+
+def test_train_names_bad_layers(folder, tmp_path):
+    result = run("train", "--target", folder, "--output", tmp_path / "trained", "--layers", "first,last")
+    assert result.exit_code == 1
+    assert "`layers` must be layer numbers separated by commas" in result.output
+
+
 def test_demo_without_the_model_file_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr("hf_failfast.smollm2.HF_HOME", str(tmp_path))
     monkeypatch.setattr("hf_failfast.smollm2.PACKAGE", "llm_that_is_not_installed")
