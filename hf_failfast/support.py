@@ -59,7 +59,8 @@ def check_request(
         ),
     }
     refusals |= _cache_refusals(model_kwargs.get("past_key_values"), input_ids.shape[-1])
-    given = {name for name, value in model_kwargs.items() if value is not None}
+    # For a prompt without images, image models put an empty dict there.
+    given = {name for name, value in model_kwargs.items() if not _is_nothing(value)}
     refusals |= {f"`{name}`": True for name in given - DERIVED_MODEL_KWARGS}
     for name, refused in refusals.items():
         if refused:
@@ -67,6 +68,10 @@ def check_request(
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(f"The generation mode {mode.value!r} is not supported by hf_failfast yet.")
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and not value)
 
 
 def _cache_refusals(past: Cache | None, prompt_length: int) -> dict[str, bool]:

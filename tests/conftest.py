@@ -37,7 +37,6 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, database=No
 hypothesis.settings.load_profile("repeatable")
 
 REPOSITORY = Path(__file__).parent.parent
-DATA = Path(__file__).parent / "data"
 
 VOCAB_SIZE = 120  # ids a target knows
 MASK_ID = 121  # in the drafters' vocabulary only

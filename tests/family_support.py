@@ -80,7 +80,7 @@ def check_parity(
 ) -> SpecDecodingStats:
     """Both loops must write what the target writes alone; returns the statistics of our loop."""
     generator = torch.Generator().manual_seed(1)
-    prompt = torch.randint(0, target.config.vocab_size, (1, 21), generator=generator)
+    prompt = torch.randint(0, target.config.get_text_config().vocab_size, (1, 21), generator=generator)
     settings = {"max_new_tokens": tokens, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
     plain = target.generate(prompt, **settings)
     settings |= {"assistant_model": drafter, "return_dict_in_generate": True, **options}

@@ -12,7 +12,17 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
-from .families import DFLASH, DIFFUSION_GEMMA, DIT, Family, block_size_of_name, bodies, find_family, nearest_family
+from .families import (
+    DFLASH,
+    DFLASH_ASSISTANT,
+    DIT,
+    NATIVE_SINCE,
+    Family,
+    block_size_of_name,
+    bodies,
+    find_family,
+    nearest_family,
+)
 from .spec import DrafterSpec
 
 # Keys that would point transformers to the checkpoint's own code, to a class that is not there, or to an attention
@@ -20,7 +30,7 @@ from .spec import DrafterSpec
 DROPPED_KEYS = ("auto_map", "architectures", "model_type", "attn_implementation", "_attn_implementation")
 
 SPEC_KEYS = ("attention", "shift", "mask_token_id", "block_size", "noise", "alignment")
-OWN_BODIES = (DIT, DFLASH, DIFFUSION_GEMMA)
+OWN_BODIES = (DIT, DFLASH)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,11 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
     model_type = str(config.get("model_type"))
     body = family.body if family else bodies().get(model_type, model_type)
     if body not in CONFIG_MAPPING and body not in OWN_BODIES:
+        if family:
+            raise ValueError(
+                f"{family.name} checkpoints need the class that transformers calls {body!r}, and the installed "
+                f"transformers has none: update it (transformers >= {NATIVE_SINCE})."
+            )
         raise ValueError(
             f"The checkpoint's `model_type` is {model_type!r}, which is neither native to transformers nor a known "
             f"drafter family, and a checkpoint's own code is never run. {_nearest(model_type)}"
@@ -161,7 +176,7 @@ def _spec(
             f"`block_size=`. {_nearest(model_type)}"
         )
     if values["attention"] != "block_causal":
-        if family is None or family.body != DFLASH:  # whose block is the length of a draft
+        if family is None or family.body not in (DFLASH, DFLASH_ASSISTANT):  # whose block is the length of a draft
             values.pop("block_size", None)
         values.pop("alignment", None)
     if values["mask_token_id"] is None and values.get("noise", "mask") == "mask":

@@ -1,6 +1,7 @@
-"""DFlash (arXiv 2602.06036): a block drafter that reads the target's hidden states, in the z-lab checkpoint format.
+"""DFlash (arXiv 2602.06036): a block drafter that reads the target's hidden states.
 
-Written from the paper's description and the checkpoints' weight names; the layers are transformers' Qwen3 layers.
+Two bodies, one session: `DFlashBody` for the z-lab checkpoint format, written from the paper's description and the
+checkpoints' weight names, its layers transformers' Qwen3 layers; `NativeDFlashBody` for transformers' own class.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from ..cache import SlotCache
 from ..config import FailFastConfig
 from .base import Chunk, DiffusionDrafter, DraftSession
 from .checkpoint import Checkpoint
 from .denoising import most_likely
-from .vocabulary import check_vocabulary
-from .weights import load_into
+from .vocabulary import check_mask_token, check_vocabulary
+from .weights import load_into, load_native
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,6 +36,7 @@ class DFlashBody(nn.Module):
 
         super().__init__()
         self.config = config
+        self.num_features = num_features
         self.layers = nn.ModuleList(Qwen3DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.fc = nn.Linear(num_features, config.hidden_size, bias=False)
@@ -101,12 +103,47 @@ class DFlashBody(nn.Module):
         return (slots <= positions[:, None]) & (slots > positions[:, None] - self.config.sliding_window)
 
 
+class NativeDFlashBody(nn.Module):
+    """`DFlashBody`'s interface over the class that transformers drafts with itself (`MuseGlimmerAssistantModel`)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.num_features = model.encoder.fc.in_features
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.model.layers
+        return layers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.encoder.fc.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.encoder.fc.weight.device
+
+    def forward(self, block: torch.Tensor, features: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+        """See `DFlashBody.forward`."""
+        start = cache.get_seq_length() + features.shape[1]
+        slots = torch.arange(start + block.shape[1], device=block.device)
+        # Both ways, and the distance may be the window itself.
+        near = (slots - slots[start:, None]).abs() <= self.config.sliding_window
+        masks = {"full_attention": None, "sliding_attention": near[None, None]}
+        hidden: torch.Tensor = self.model(
+            noise_embeds=block, context_hidden_states=features, attention_mask=masks, past_key_values=cache
+        ).last_hidden_state
+        return hidden
+
+
 class DFlashDrafter(DiffusionDrafter):
     """A DFlash checkpoint: drafts up to `block_size` - 1 tokens in one pass, from the second round on."""
 
     def __init__(
         self,
-        body: DFlashBody,
+        body: DFlashBody | NativeDFlashBody,
         target_layers: tuple[int, ...],
         block_size: int,
         mask_token_id: int,
@@ -120,20 +157,27 @@ class DFlashDrafter(DiffusionDrafter):
 
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DFlashSession:
         config = target.config.get_text_config(decoder=True)
-        check_vocabulary(self.body.config.vocab_size, config.vocab_size)
+        self._check_vocabulary(target)
         width = config.hidden_size
-        if self.body.fc.in_features != width * len(self.target_layers) or self.body.config.hidden_size != width:
+        if self.body.num_features != width * len(self.target_layers) or self.body.config.hidden_size != width:
             raise ValueError(
                 f"The drafter reads {len(self.target_layers)} hidden states of width {self.body.config.hidden_size} "
                 f"and borrows the target's embedding, but the target's are {width} wide."
             )
-        layers = self.body.config.num_target_layers or config.num_hidden_layers
+        layers = getattr(self.body.config, "num_target_layers", None) or config.num_hidden_layers
         if layers != config.num_hidden_layers or max(self.target_layers) > layers:
             raise ValueError(
                 f"The drafter was made for a target of {layers} layers (it reads the hidden states "
                 f"{list(self.target_layers)}), but the target has {config.num_hidden_layers}."
             )
         return DFlashSession(self, target, capacity, eos_token_ids)
+
+    def _check_vocabulary(self, target: PreTrainedModel) -> None:
+        """The native body has no vocabulary of its own to compare; every mask token must have an embedding."""
+        own = getattr(self.body.config, "vocab_size", None)
+        if own is not None:
+            check_vocabulary(own, target.config.get_text_config(decoder=True).vocab_size)
+        check_mask_token(self.mask_token_id, target.get_input_embeddings().weight.shape[0])
 
 
 class DFlashSession(DraftSession):
@@ -156,7 +200,7 @@ class DFlashSession(DraftSession):
         self.head = target.get_output_embeddings()
         self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
         self.cache = SlotCache(len(self.body.layers), capacity + self.block_size)
-        self.features = torch.zeros(1, 0, self.body.fc.in_features, dtype=self.body.dtype, device=self.device)
+        self.features = torch.zeros(1, 0, self.body.num_features, dtype=self.body.dtype, device=self.device)
         self.block: tuple[torch.Tensor, torch.Tensor] | None = None  # ids and confidences of the round's one pass
 
     def observe(self, hidden_states: torch.Tensor) -> None:
@@ -182,7 +226,7 @@ class DFlashSession(DraftSession):
         device = self.embedding.weight.device
         masks = torch.full((1, self.block_size - 1), self.mask_token_id, device=device)
         window = torch.cat([last.to(device), masks], dim=1)
-        embedded = self.embedding(window).to(self.device, self.body.dtype)
+        embedded = self._embed(window).to(self.device, self.body.dtype)
         context = self.cache.get_seq_length() + self.features.shape[1]
         hidden = self.body(embedded, self.features, self.cache)
         self.cache.rollback(context)
@@ -190,6 +234,13 @@ class DFlashSession(DraftSession):
         weight = self.head.weight
         logits = self.head(hidden[:, 1:].to(weight.device, weight.dtype)).to(self.device)
         return most_likely(logits, self.vocab_size, self.mask_token_id)
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """The target's embedding; where it normalises what it looks up, DFlash was trained without that."""
+        if hasattr(self.embedding, "embed_norm"):
+            return embedding(token_ids, self.embedding.weight)
+        embedded: torch.Tensor = self.embedding(token_ids)
+        return embedded
 
 
 def load_dflash(
@@ -208,6 +259,22 @@ def load_dflash(
         body.eval().to(body.device),
         tuple(layer_id + 1 for layer_id in layer_ids),  # hidden state 0 is the embedding
         checkpoint.spec.block_size or values["block_size"],
+        cast(int, checkpoint.spec.mask_token_id),
+        config,
+    )
+
+
+def load_dflash_assistant(
+    checkpoint: Checkpoint, config: FailFastConfig, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool
+) -> DFlashDrafter:
+    """A drafter from a checkpoint of transformers' own DFlash class."""
+    from transformers import AutoModel
+
+    body = NativeDFlashBody(load_native(checkpoint, dtype, device_map, allow_pickle, AutoModel))
+    return DFlashDrafter(
+        body.eval(),
+        tuple(layer_id + 1 for layer_id in body.config.target_layer_ids),  # hidden state 0 is the embedding
+        cast(int, checkpoint.spec.block_size),
         cast(int, checkpoint.spec.mask_token_id),
         config,
     )

@@ -80,7 +80,13 @@ LLADA_WEIGHTS = {
 DIFFUGPT_WEIGHTS = {r"^denoise_model\.": "transformer.", r"^embed_tokens\.": "transformer.wte."}
 
 # The model types of bodies that are not causal LMs, and have their own code here.
-DIT, DFLASH, DIFFUSION_GEMMA = "dit", "dflash", "diffusion_gemma"
+DIT, DFLASH = "dit", "dflash"
+
+# The model types of native bodies that are not causal LMs.
+DFLASH_ASSISTANT, DIFFUSION_GEMMA = "muse_glimmer_assistant", "diffusion_gemma"
+
+# The oldest transformers that has all native bodies.
+NATIVE_SINCE = "5.17"
 
 FAMILIES = (
     # Block-causal with token shift. arXiv 2509.26328.
@@ -96,6 +102,12 @@ FAMILIES = (
     Family("SDAR MoE", "sdar_moe", "qwen3_moe", BLOCKS | {"mask_token_id": QWEN3_MASK, "block_size": 4}),
     # DFlash configs call themselves qwen3 and have a block size, so they come first. arXiv 2602.06036.
     Family("DFlash", "qwen3", DFLASH, FULL | {"shift": 0}, required_key="dflash_config"),
+    Family(
+        "DFlash assistant of transformers",
+        DFLASH_ASSISTANT,
+        DFLASH_ASSISTANT,
+        FULL | {"shift": 0, "mask_token_id": 201818, "block_size": 16},
+    ),
     Family(
         "Efficient-DLM",
         "qwen3",

@@ -4,14 +4,14 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedConfig
 
 from .checkpoint import Checkpoint, read_checkpoint, weight_shapes
-from .families import DFLASH
+from .families import DFLASH, DFLASH_ASSISTANT
 from .spec import DrafterSpec
-from .vocabulary import check_vocabulary
+from .vocabulary import check_mask_token, check_vocabulary
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -64,7 +64,8 @@ def inspect_checkpoint(
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs or {})
     counts = _elements(checkpoint)
     spec = checkpoint.spec
-    block = checkpoint.config.get("block_size") if checkpoint.body == DFLASH else spec.block_size
+    is_dflash = checkpoint.body in (DFLASH, DFLASH_ASSISTANT)
+    block = spec.block_size
     return Inspection(
         name=checkpoint.name,
         family=checkpoint.family.name if checkpoint.family else "hf_failfast" if checkpoint.own else "by arguments",
@@ -73,7 +74,7 @@ def inspect_checkpoint(
         parameters=sum(counts.values()),
         weight_bytes=sum(count * ELEMENT_SIZES.get(dtype, 1) for dtype, count in counts.items()),
         dtypes=tuple(sorted(counts)),
-        chunk_per_pass=block - 1 if block and checkpoint.body == DFLASH else block,
+        chunk_per_pass=block - 1 if block and is_dflash else block,
         misfit=None if target is None else _misfit(checkpoint, target),
     )
 
@@ -110,15 +111,21 @@ def _weight_files(checkpoint: Checkpoint) -> list[str]:
 def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
     config, _ = PreTrainedConfig.get_config_dict(str(target), **checkpoint.hub_kwargs)
     config = config.get("text_config") or config
-    if checkpoint.body == DFLASH or checkpoint.own.get("shared_embeddings"):
+    if checkpoint.body in (DFLASH, DFLASH_ASSISTANT) or checkpoint.own.get("shared_embeddings"):
         width, wanted = config.get("hidden_size"), checkpoint.config.get("hidden_size")
         if width != wanted:
             return f"The drafter borrows an embedding of width {wanted}, and the target's is {width} wide."
         layers, needed = config.get("num_hidden_layers"), checkpoint.config.get("num_target_layers")
         if needed is not None and layers != needed:
             return f"The drafter reads the hidden states of a target of {needed} layers, and this one has {layers}."
+        deepest = max(checkpoint.config.get("target_layer_ids") or [0])
+        if deepest >= layers:
+            return f"The drafter reads the target's layer {deepest}, counted from 0, and the target has {layers}."
     try:
-        check_vocabulary(_vocab_size(checkpoint.config), _vocab_size(config))
+        if checkpoint.body == DFLASH_ASSISTANT:  # names no vocabulary of its own
+            check_mask_token(cast(int, checkpoint.spec.mask_token_id), _vocab_size(config))
+        else:
+            check_vocabulary(_vocab_size(checkpoint.config), _vocab_size(config))
     except ValueError as error:
         return str(error)
     return None

@@ -11,10 +11,10 @@ from ..config import FailFastConfig
 from .base import DiffusionDrafter
 from .checkpoint import Checkpoint, read_checkpoint
 from .denoising import Denoising
-from .dflash import load_dflash
+from .dflash import load_dflash, load_dflash_assistant
 from .diffusion_gemma import load_diffusion_gemma
 from .dit import DiT, load_dit
-from .families import DFLASH, DIFFUSION_GEMMA, DIT
+from .families import DFLASH, DFLASH_ASSISTANT, DIFFUSION_GEMMA, DIT
 from .masked import DraftingMode, DraftingOptions, MaskedDrafter
 from .shared import SharedBody
 from .spec import Alignment, AttentionKind, Noise
@@ -68,7 +68,7 @@ def load_drafter(
         {key: checkpoint.own[key] for key in FailFastConfig.field_names() if key in checkpoint.own}
     )
     options = DraftingOptions(Denoising(denoising_steps, denoising_threshold), mode, prefix_block)
-    if checkpoint.body in (DFLASH, DIFFUSION_GEMMA):
+    if checkpoint.body in (DFLASH, DFLASH_ASSISTANT, DIFFUSION_GEMMA):
         if options != DraftingOptions():
             raise ValueError(
                 f"{checkpoint.body} drafts in its own way: `mode`, `denoising_*`, `prefix_block` do not fit."
@@ -86,11 +86,13 @@ def _load_own_kind(
     allow_pickle: bool,
 ) -> DiffusionDrafter:
     """The drafters that are no masked drafters."""
+    if checkpoint.body == DIFFUSION_GEMMA:
+        return load_diffusion_gemma(checkpoint, config, dtype, device_map, allow_pickle)
+    # Chunks of one block come from one pass, so that short ones cost the drafter nothing.
+    config = config.with_options({} if "chunk_length" in checkpoint.own else {"chunk_length": 4})
     if checkpoint.body == DFLASH:
-        # Chunks of one block come from one pass, so that short ones cost the drafter nothing.
-        default = {} if "chunk_length" in checkpoint.own else {"chunk_length": 4}
-        return load_dflash(checkpoint, config.with_options(default), dtype, device_map)
-    return load_diffusion_gemma(checkpoint, config, dtype, device_map, allow_pickle)
+        return load_dflash(checkpoint, config, dtype, device_map)
+    return load_dflash_assistant(checkpoint, config, dtype, device_map, allow_pickle)
 
 
 def _load_body(

@@ -13,3 +13,12 @@ def check_vocabulary(drafter_size: int, target_size: int) -> None:
             "from the same tokenizer. Use a drafter made for the target's tokenizer, or pass both tokenizers "
             "(`tokenizer=`, `assistant_tokenizer=`)."
         )
+
+
+def check_mask_token(mask_token_id: int, rows: int) -> None:
+    """Raises ValueError if a drafter's mask token has no row in the target's embedding, which the drafter borrows."""
+    if mask_token_id >= rows:
+        raise ValueError(
+            f"The drafter's `mask_token_id` is {mask_token_id}, but the target's embedding, which it borrows, has "
+            f"{rows} rows."
+        )
