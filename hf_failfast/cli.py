@@ -80,7 +80,7 @@ def train(
 
 @app.command()
 def demo(
-    max_new_tokens: MaxNewTokens = 128,
+    max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 3,
     dtype: Dtype = "bfloat16",
     confidence_threshold: ConfidenceThreshold = None,

@@ -26,8 +26,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import hf_failfast
-from hf_failfast.drafters import DiffusionDrafter, DraftSession
-from hf_failfast.drafters.base import Chunk
+from hf_failfast.drafters import DiffusionDrafter
+from hf_failfast.drafters.base import Chunk, ChunkedSession
 from hf_failfast.drafters.shared import SharedBody
 
 transformers.logging.set_verbosity_error()
@@ -139,7 +139,7 @@ class ScriptedDrafter(DiffusionDrafter):
         return self.sessions[-1]
 
 
-class ScriptedSession(DraftSession):
+class ScriptedSession(ChunkedSession):
     """Checks on the way that its owner keeps the contract of a session."""
 
     def __init__(self, drafter: ScriptedDrafter, capacity: int, eos_token_ids: torch.Tensor | None) -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import hf_failfast
 from hf_failfast import DiffusionDrafter, FailFastConfig, load_drafter
 from hf_failfast.drafters import Draft
-from hf_failfast.drafters.base import Chunk, DraftSession
+from hf_failfast.drafters.base import Chunk, ChunkedSession, DraftSession
 from hf_failfast.drafters.cross_tokenizer import CrossTokenizerDrafter, CrossTokenizerSession
 from hf_failfast.drafters.masked import DraftingOptions, MaskedDrafter
 from hf_failfast.length_policy import FixedLength
@@ -79,7 +79,7 @@ class Recorded(MaskedDrafter):
         return _Recorded(self.tokenizer, self.text)
 
 
-class _Recorded(DraftSession):
+class _Recorded(ChunkedSession):
     def __init__(self, tokenizer: PreTrainedTokenizerFast, text: str) -> None:
         super().__init__(None)
         self.tokenizer, self.text = tokenizer, text

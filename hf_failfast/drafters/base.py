@@ -51,6 +51,25 @@ class DraftSession(ABC):
         self.eos_token_ids = eos_token_ids
         self.num_tokens = 0  # accepted tokens at the time of the last draft
 
+    @abstractmethod
+    def draft(self, token_ids: torch.Tensor, policy: LengthPolicy, max_tokens: int) -> Draft:
+        """Drafts up to `max_tokens` tokens after the accepted ones (1, n)."""
+
+    @abstractmethod
+    def accept(self, num_accepted: int) -> None:
+        """The first `num_accepted` tokens of the last draft became part of the sequence, the others did not."""
+
+    def observe(self, hidden_states: torch.Tensor) -> None:
+        """The target's hidden states (1, m, width of all `target_layers`) of the next m tokens not yet handed over.
+
+        Called only if the session names `target_layers`.
+        """
+        assert not self.target_layers, f"{type(self).__name__} asks for hidden states and does not take them"
+
+
+class ChunkedSession(DraftSession):
+    """A session that drafts by FailFast's chunk rule; its drafter says how a chunk is made."""
+
     def draft(self, token_ids: torch.Tensor, policy: LengthPolicy, max_tokens: int) -> Draft:
         """Drafts up to `max_tokens` tokens after the accepted ones (1, n): FailFast's chunk rule.
 
@@ -92,14 +111,6 @@ class DraftSession(ABC):
     @abstractmethod
     def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
         """`length` >= 1 more draft tokens after the accepted (1, n) and the already drafted (1, d) ones."""
-
-    @abstractmethod
-    def accept(self, num_accepted: int) -> None:
-        """The first `num_accepted` tokens of the last draft became part of the sequence, the others did not."""
-
-    def observe(self, hidden_states: torch.Tensor) -> None:
-        """The target's hidden states (1, m, width of all `target_layers`) of the next m tokens not yet handed over."""
-        raise NotImplementedError(f"{type(self).__name__} names no `target_layers`")
 
     @abstractmethod
     def max_draft_length(self, num_tokens: int) -> int:

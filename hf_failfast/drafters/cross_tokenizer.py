@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..length_policy import LengthPolicy
-from .base import Chunk, DiffusionDrafter, Draft, DraftSession
+from .base import DiffusionDrafter, Draft, DraftSession
 from .diffusion_gemma import DiffusionGemmaDrafter
 from .masked import MaskedDrafter
 from .shared import SharedBody
@@ -90,14 +90,8 @@ class CrossTokenizerSession(DraftSession):
         confidence = float(drafted.confidence.min()) if len(drafted) else 1.0  # host sync: the record of confidences
         return _draft(ids, token_ids, confidence, drafted.passes, drafted.host_reads + 3)
 
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        raise NotImplementedError("the inner session drafts")
-
     def accept(self, num_accepted: int) -> None:
         """Nothing to do: the next draft finds out what its own sequence has in common with the text."""
-
-    def max_draft_length(self, num_tokens: int) -> int:
-        return self.own_capacity - num_tokens
 
     def _keep_common(self, own: list[int]) -> None:
         """Tells the inner session how much of its sequence still holds; at least one token must be new to it."""

@@ -14,7 +14,7 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from ..cache import SlotCache
 from ..config import FailFastConfig
-from .base import Chunk, DiffusionDrafter, DraftSession
+from .base import Chunk, ChunkedSession, DiffusionDrafter
 from .checkpoint import Checkpoint
 from .denoising import most_likely
 from .vocabulary import check_mask_token, check_vocabulary
@@ -180,7 +180,7 @@ class DFlashDrafter(DiffusionDrafter):
         check_mask_token(self.mask_token_id, target.get_input_embeddings().weight.shape[0])
 
 
-class DFlashSession(DraftSession):
+class DFlashSession(ChunkedSession):
     """Drafts one block per round, without an extra pass of the target: the hidden states are those of the verify pass.
 
     FailFast's length rule works inside of the block, on confidences that one pass gave; the original always proposes

@@ -9,7 +9,7 @@ import torch
 
 from ..cache import SlotCache, layer_windows
 from ..config import FailFastConfig
-from .base import Chunk, DiffusionDrafter, DraftSession
+from .base import Chunk, ChunkedSession, DiffusionDrafter
 from .checkpoint import Checkpoint
 from .denoising import most_likely
 from .vocabulary import check_vocabulary
@@ -38,7 +38,7 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
         return DiffusionGemmaSession(self.model, capacity, vocab_size, eos_token_ids)
 
 
-class DiffusionGemmaSession(DraftSession):
+class DiffusionGemmaSession(ChunkedSession):
     """Encodes what is new, causally and for good, then reads a canvas of random tokens against the slots."""
 
     def __init__(self, model: Any, capacity: int, vocab_size: int, eos_token_ids: torch.Tensor | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from ..config import FailFastConfig
 from ..runners import CausalLM, EagerRunner
 from .attention import attention_pattern
-from .base import Chunk, DiffusionDrafter, DraftSession
+from .base import Chunk, ChunkedSession, DiffusionDrafter, DraftSession
 from .denoising import Denoising, most_likely
 from .dit import DiT
 from .reference import ReferenceSession
@@ -66,7 +66,7 @@ class MaskedDrafter(DiffusionDrafter):
         return MaskedSession(model, self.spec, capacity, vocab_size, eos_token_ids, self.options)
 
 
-class MaskedSession(DraftSession):
+class MaskedSession(ChunkedSession):
     """Drafts by filling masked positions. Final K/V stay in slots, so that no pass re-reads the prefix: the pass that
     drafts also commits the newly accepted tokens."""
 

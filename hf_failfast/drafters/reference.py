@@ -8,7 +8,7 @@ import torch
 from ..length_policy import LengthPolicy
 from ..runners import CausalLM, EagerRunner
 from .attention import BlockCausal
-from .base import Chunk, Draft, DraftSession
+from .base import Draft, DraftSession
 from .denoising import Denoising, most_likely
 from .spec import DrafterSpec
 
@@ -68,7 +68,7 @@ class ReferenceSession(DraftSession):
         """As the interface says, except for the chunk rule, which is the authors' (see the class)."""
         self.num_tokens = start = token_ids.shape[1]
         self.recorded, self.passes = [], []
-        cap = min(max_tokens, self.max_draft_length(start))
+        cap = min(max_tokens, self._positions_left(start))
         text = _Text(
             token_ids.to(self.device).clamp(max=self.last_id), torch.ones(token_ids.shape, device=self.device)
         )
@@ -87,13 +87,10 @@ class ReferenceSession(DraftSession):
             host_reads=4 * len(self.passes),
         )
 
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        raise NotImplementedError("the reference drafts whole drafts, by its own loop")
-
     def accept(self, num_accepted: int) -> None:
         """Nothing to do: only the accepted prefix is kept, see `_read_prefix`."""
 
-    def max_draft_length(self, num_tokens: int) -> int:
+    def _positions_left(self, num_tokens: int) -> int:
         return self.last_position // self.block_size * self.block_size - num_tokens
 
     def _read_prefix(self, text: "_Text") -> None:
