@@ -19,7 +19,7 @@ test: $(INSTALLED)
 LIMIT ?= 4
 eval: $(INSTALLED)
 	$(BIN)/hf-failfast-eval --model hf_failfast \
-		--model_args pretrained=$$($(BIN)/python -m hf_failfast.smollm2),assistant=hf_failfast/assets/smollm2-135m-drafter,dtype=float32,compare_plain=True \
+		--model_args pretrained=$$($(BIN)/python -m hf_failfast.smollm2),assistant=hf_failfast/assets/smollm2-135m-drafter,dtype=bfloat16,compare_plain=True \
 		--device cpu --tasks failfast_offline --apply_chat_template --limit $(LIMIT) --gen_kwargs max_gen_toks=96 \
 		--confirm_run_unsafe_code --output_path build/eval --log_samples
 
