@@ -15,7 +15,7 @@ from rich.progress import Progress
 from transformers.utils import logging
 
 import hf_failfast
-from hf_failfast.comparison import BASELINE, compare, default_methods, summary
+from hf_failfast.comparison import BASELINE, OURS, compare, default_methods, summary
 from hf_failfast.showcase import DEMO_PROMPTS, encode_prompt, setting
 from hf_failfast.smollm2 import load_smollm2
 
@@ -49,7 +49,7 @@ def main(
     for chunk, tau, longest in product(numbers(chunk_lengths), numbers(thresholds), numbers(max_draft_lengths)):
         options = {"chunk_length": int(chunk), "confidence_threshold": tau, "max_draft_length": int(longest)}
         if longest >= chunk:
-            methods[str(options)] = list(default_methods(target, drafter, options).values())[-1]
+            methods[str(options)] = default_methods(target, drafter, options)[OURS]
     prompts = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
     with Progress(transient=True) as progress:
         task = progress.add_task("Timing", total=len(methods) * len(prompts) * repeats)

@@ -10,7 +10,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from .drafters import DiffusionDrafter
 from .length_policy import LengthPolicy
 from .stats import RoundRecord, SpecDecodingStats
-from .support import num_positions
+from .support import draft_bound
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,8 +35,7 @@ class FailFastCandidateGenerator(CandidateGenerator):
         eos_token_ids: torch.Tensor | None = None,
     ) -> None:
         self.policy = policy
-        # The target adds a token to every round, so a draft leaves room for it; and it stays within learned positions.
-        self.longest_drafted = min(max_length - 1, num_positions(target))
+        self.longest_drafted = draft_bound(target, max_length)
         self.session = drafter.start(target, max_length, eos_token_ids)
         self.requires_model_outputs = bool(self.session.target_layers)
         self.num_observed = 0  # tokens whose hidden states the session has

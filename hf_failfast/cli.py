@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +59,7 @@ def train(
         questions = min(DataConfig.questions, max(64, (steps or DataConfig.questions) * batch_size))
     command = shlex.join(["hf-failfast", *sys.argv[1:]])
     job = Job(target, output, data or output / "data", licence, command, threads)
-    try:
+    with _errors_in_one_line():
         data_config = DataConfig(
             questions=questions, answer_tokens=answer_tokens, batch_size=synthesis_batch_size, seed=seed
         )
@@ -74,8 +76,6 @@ def train(
             seed=seed,
         )
         run(job, data_config, training_config)
-    except (ValueError, OSError) as error:
-        raise typer.Exit(_fail(str(error))) from None
 
 
 @app.command()
@@ -88,18 +88,16 @@ def demo(
     max_draft_length: MaxDraftLength = None,
 ) -> None:
     """SmolLM2-135M-Instruct with the bundled drafter: a few answers, then the comparison with plain generate."""
-    from hf_failfast import BUNDLED_DRAFTER, load_drafter
-    from hf_failfast.showcase import DEMO_PROMPTS, show
-    from hf_failfast.smollm2 import load_smollm2
+    from . import BUNDLED_DRAFTER, load_drafter
+    from .showcase import DEMO_PROMPTS, show
+    from .smollm2 import load_smollm2
 
     _quiet()
-    try:
+    with _errors_in_one_line():
         target, tokenizer = load_smollm2(_torch_dtype(dtype))
-    except FileNotFoundError as error:
-        raise typer.Exit(_fail(str(error))) from None
-    drafter = load_drafter(BUNDLED_DRAFTER, dtype=target.dtype, device_map=target.device)
-    options = _options(confidence_threshold, chunk_length, max_draft_length)
-    show(target, tokenizer, drafter, DEMO_PROMPTS, options, max_new_tokens, repeats)
+        drafter = load_drafter(BUNDLED_DRAFTER, dtype=target.dtype, device_map=target.device)
+        options = _options(confidence_threshold, chunk_length, max_draft_length)
+        show(target, tokenizer, drafter, DEMO_PROMPTS, options, max_new_tokens, repeats)
 
 
 @app.command()
@@ -118,25 +116,15 @@ def generate(
     """Answer prompts with any target and drafter, then compare with plain generate."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hf_failfast import load_drafter
-    from hf_failfast.showcase import show
+    from . import load_drafter
+    from .showcase import show
 
     _quiet()
-    try:
+    with _errors_in_one_line():
         model = AutoModelForCausalLM.from_pretrained(target, dtype=_torch_dtype(dtype)).to(device).eval()
         loaded = load_drafter(drafter, dtype=model.dtype, device_map=model.device)
         options = _options(confidence_threshold, chunk_length, max_draft_length)
         show(model, AutoTokenizer.from_pretrained(target), loaded, prompt, options, max_new_tokens, repeats)
-    except (ValueError, OSError) as error:
-        raise typer.Exit(_fail(str(error))) from None
-
-
-def _quiet() -> None:
-    """The output is for reading: no progress bars and no hints of the libraries between the answers."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 @app.command()
@@ -152,15 +140,13 @@ def inspect(
     from rich.console import Console
     from rich.table import Table
 
-    from hf_failfast.drafters.inspection import inspect_checkpoint
+    from .drafters.inspection import inspect_checkpoint
 
     spec = {"attention": attention, "shift": shift, "mask_token_id": mask_token_id, "block_size": block_size}
     given: dict[str, Any] = {name: value for name, value in spec.items() if value is not None}
     _quiet()
-    try:
+    with _errors_in_one_line():
         found = inspect_checkpoint(checkpoint, target, **given)
-    except (ValueError, OSError) as error:
-        raise typer.Exit(_fail(str(error))) from None
     table = Table(show_header=False)
     for row in found.rows():
         table.add_row(*row)
@@ -168,6 +154,14 @@ def inspect(
         table.add_row(f"fits {target}", found.misfit or "yes")
     Console().print(table)
     raise typer.Exit(found.misfit is not None)
+
+
+def _quiet() -> None:
+    """The output is for reading: no progress bars and no hints of the libraries between the answers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:
@@ -181,7 +175,7 @@ def _layers(text: str | None) -> tuple[int, ...] | None:
 
 def _options(*values: float | int | None) -> dict[str, Any]:
     """The FailFast options that were given, by name; the drafter's own numbers stand for the others."""
-    from hf_failfast.config import FailFastConfig
+    from .config import FailFastConfig
 
     given = zip(FailFastConfig.field_names(), values, strict=True)
     return {name: value for name, value in given if value is not None}
@@ -196,9 +190,14 @@ def _torch_dtype(name: str) -> Any:
     return dtype or name
 
 
-def _fail(message: str) -> int:
-    typer.echo(f"hf-failfast: {message}", err=True)
-    return 1
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """What a user can mend ends the command with one line and exit code 1, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"hf-failfast: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from .runners import EagerRunner
 from .scoring import TokenChoice
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules
-from .support import check_request, left_padding, num_positions
+from .support import check_request, draft_bound, left_padding
 from .text import GeneratedText
 from .verification import verify
 
@@ -65,8 +65,8 @@ def failfast_decoding(
     if past.get_seq_length():
         cache.load(past, text.padding)
     stats = SpecDecodingStats()
-    # The target adds a token to every round, so a draft leaves room for it; and it stays within learned positions.
-    longest_drafted = min(stops.max_length - 1, text.padding + num_positions(model))
+    longest_drafted = draft_bound(model, stops.max_length, text.padding)
+    accept = _accept if choice.is_rowwise and not stops.walked else _accept_by_walking
 
     finished = False
     while not finished:
@@ -82,7 +82,6 @@ def failfast_decoding(
         logits = logits.to(device=text.device, dtype=torch.float32)
 
         # 3. Accept what the target would have written, up to the first stop.
-        accept = _accept if choice.is_rowwise and not stops.walked else _accept_by_walking
         accepted, finished = accept(text, draft, logits, choice, stops, stats)
         verify_ended = perf_counter()
 

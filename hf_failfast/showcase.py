@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .comparison import BASELINE, OURS, Method, compare, default_methods, summary
+from .comparison import BASELINE, OURS, compare, default_methods, summary
 from .drafters import DiffusionDrafter
 from .streaming import ACCEPTED_STYLE, ColourStreamer
 
@@ -56,15 +56,22 @@ def show(
         tokenizer,
         drafter,
         dict(zip(prompts, encoded, strict=True)),
-        options | _greedy(max_new_tokens),
+        options | {"max_new_tokens": max_new_tokens, "do_sample": False},
         console,
     )
     methods = default_methods(target, drafter, options)
     measured = setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
+    is_exact = target.dtype == torch.float32
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("Timing", total=(len(methods) * repeats + 2) * len(prompts))
+        runs = len(methods) * repeats + (0 if is_exact else 2)
+        task = progress.add_task("Timing", total=runs * len(prompts))
         results = compare(methods, encoded, max_new_tokens, repeats, lambda: progress.advance(task))
-        exact = _count_identical(target, methods, encoded, max_new_tokens, lambda: progress.advance(task))
+        exact_results = results
+        if not is_exact:
+            target.float()
+            checked = {name: methods[name] for name in (BASELINE, OURS)}
+            exact_results = compare(checked, encoded, max_new_tokens, 1, lambda: progress.advance(task))
+    exact = sum(exact_results[-1].identical)
     records = summary(results)
     console.print(_table(records))
     margins = [margin for result in results for margin in result.margins]
@@ -72,10 +79,6 @@ def show(
         console.print(f"Where texts part, the target's two best logits are at most {max(margins):.3f} apart.")
     console.print(f"In float32, {exact} of {len(prompts)} answers are identical to plain generate, token by token.")
     print(json.dumps({"results": records, "identical_in_float32": exact} | measured))
-
-
-def _greedy(max_new_tokens: int) -> dict[str, Any]:
-    return {"max_new_tokens": max_new_tokens, "do_sample": False}
 
 
 def _stream(
@@ -93,20 +96,6 @@ def _stream(
         target.generate(
             input_ids, assistant_model=drafter, custom_generate="hf_failfast", streamer=streamer, **arguments
         )
-
-
-def _count_identical(
-    target: PreTrainedModel,
-    methods: dict[str, Method],
-    prompts: Sequence[torch.Tensor],
-    max_new_tokens: int,
-    on_progress: Callable[[], None],
-) -> int:
-    """How many answers of ours equal the baseline's once the target is in float32."""
-    target.float()
-    compared = {name: methods[name] for name in (BASELINE, OURS)}
-    results = compare(compared, prompts, max_new_tokens, repeats=1, on_progress=on_progress)
-    return sum(results[-1].identical)
 
 
 def _table(records: Sequence[dict[str, Any]]) -> Table:

@@ -92,6 +92,12 @@ def num_positions(model: PreTrainedModel) -> int:
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
 
 
+def draft_bound(model: PreTrainedModel, max_length: int, padding: int = 0) -> int:
+    """How long a text of at most `max_length` tokens, leading padding included, may get by drafting: the target adds a
+    token to every round, so a draft leaves room for it, and it stays within the target's positions."""
+    return min(max_length - 1, padding + num_positions(model))
+
+
 def left_padding(attention_mask: torch.Tensor | None) -> int:
     """How many leading positions of one prompt's mask (1, n) are padding. Raises ValueError on padding elsewhere."""
     if attention_mask is None:

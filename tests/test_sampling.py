@@ -41,14 +41,18 @@ def pair(tmp_path_factory):
     return target, drafter, torch.tensor([[1, 5, 2]])
 
 
+def sample(pair, **arguments):
+    """One drafted continuation of the prompt."""
+    target, drafter, prompt = pair
+    return target.generate(prompt, assistant_model=drafter, custom_generate="hf_failfast", do_sample=True, **arguments)
+
+
 def draw(pair, stack, samples=SAMPLES):
     """Counts (V + 1, V + 1, V + 1) of the sampled continuations."""
-    target, drafter, prompt = pair
     torch.manual_seed(0)
     counts = torch.zeros([VOCABULARY + 1] * LENGTH)
-    arguments = {"max_new_tokens": LENGTH, "do_sample": True, "chunk_length": 2, "assistant_model": drafter} | stack
     for _ in range(samples):
-        ids = target.generate(prompt, custom_generate="hf_failfast", **arguments)
+        ids = sample(pair, max_new_tokens=LENGTH, chunk_length=2, **stack)
         counts[tuple(ids[0, -LENGTH:].tolist())] += 1
     return counts
 
@@ -134,17 +138,8 @@ def test_the_proof_rejects_a_second_draw(pair, monkeypatch):
 
 def test_drafts_are_both_accepted_and_rejected(pair):
     """Otherwise the distribution tests would exercise only half of the rule."""
-    target, drafter, prompt = pair
     torch.manual_seed(0)
-    output = target.generate(
-        prompt,
-        assistant_model=drafter,
-        custom_generate="hf_failfast",
-        max_new_tokens=200,
-        do_sample=True,
-        top_k=0,
-        return_dict_in_generate=True,
-    )
+    output = sample(pair, max_new_tokens=200, top_k=0, return_dict_in_generate=True)
     assert 0.02 < output.speculation.acceptance_rate < 0.98
 
 
@@ -164,14 +159,10 @@ def test_choose_sampled_follows_its_scores():
 
 def test_scores_are_those_of_plain_sampling(pair):
     """The recorded scores are the processed ones, the logits the raw ones."""
-    target, drafter, prompt = pair
     torch.manual_seed(0)
-    output = target.generate(
-        prompt,
-        assistant_model=drafter,
-        custom_generate="hf_failfast",
+    output = sample(
+        pair,
         max_new_tokens=12,
-        do_sample=True,
         temperature=0.5,
         top_k=3,
         return_dict_in_generate=True,
