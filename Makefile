@@ -7,13 +7,17 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test eval tables lint check format clean
+.PHONY: demo test test-all eval tables lint check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/hf-failfast demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# The slowest tests too, over the supported versions of Python and transformers, with coverage.
+test-all:
+	.ci/matrix
 
 # Accuracy and paired speed of the demo's pair on the tasks that need no hub; LIMIT is the questions per task.
 LIMIT ?= 4
@@ -39,7 +43,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-matrix .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
