@@ -43,13 +43,15 @@ def show(
     options: dict[str, Any],
     max_new_tokens: int,
     repeats: int,
+    as_json: bool = False,
 ) -> None:
-    """Streams every answer, then times the methods; the last line printed is one JSON document.
+    """Streams every answer, then times the methods. The last line printed is one JSON document; with `as_json` it is
+    the only one.
 
     Below float32 the timed texts may part where rounding decides, so the target is then moved to float32 in place
     and every answer compared once more: that is the check of losslessness.
     """
-    console = Console()
+    console = Console(quiet=as_json)
     encoded = [encode_prompt(tokenizer, prompt).to(target.device) for prompt in prompts]
     _stream(
         target,

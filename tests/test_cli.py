@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+import hf_failfast
 from hf_failfast.cli import app
 
 
@@ -110,3 +111,45 @@ def test_inspect_names_what_is_wrong(folder, tmp_path):
     result = run("inspect", folder / "nowhere")
     assert result.exit_code == 1
     assert "nowhere" in result.output
+
+
+def test_json_is_all_that_is_printed(folder):
+    generate = ("generate", "--target", folder, "--drafter", folder, "--prompt", "a b", "--max-new-tokens", 8)
+    result = run(*generate, "--repeats", 1, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["identical_in_float32"] == 1
+    result = run("inspect", folder, "--target", folder, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["spec"]["attention"] == "causal_canvas"
+    assert found["misfit"] is None
+
+
+def test_an_error_is_one_line_and_debug_shows_where_it_arose(folder):
+    result = run("inspect", folder / "nowhere")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("hf-failfast: ")
+    assert "Traceback" not in result.output
+    assert isinstance(run("--debug", "inspect", folder / "nowhere").exception, OSError)
+
+
+def test_an_unexpected_error_says_its_kind_and_how_to_see_more(folder, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("hf_failfast.drafters.inspection.inspect_checkpoint", broken)
+    result = run("inspect", folder)
+    assert result.exit_code == 1
+    assert result.stderr == "hf-failfast: RuntimeError: out of luck (the traceback: hf-failfast --debug ...)\n"
+
+
+def test_ctrl_c_has_the_exit_code_of_an_interrupt(folder, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_failfast.drafters.inspection.inspect_checkpoint", interrupted)
+    assert run("inspect", folder).exit_code == 130
+
+
+def test_version():
+    assert run("--version").stdout.strip() == hf_failfast.__version__

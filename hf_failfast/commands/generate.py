@@ -1,0 +1,65 @@
+"""`hf-failfast generate`, and `hf-failfast demo`: the same with the pair that is at hand."""
+
+from typing import Annotated
+
+import typer
+
+from .options import (
+    AsJson,
+    ChunkLength,
+    ConfidenceThreshold,
+    Dtype,
+    MaxDraftLength,
+    MaxNewTokens,
+    Repeats,
+    failfast_options,
+    quiet,
+    torch_dtype,
+)
+
+
+def demo(
+    max_new_tokens: MaxNewTokens = 96,
+    repeats: Repeats = 3,
+    dtype: Dtype = "bfloat16",
+    confidence_threshold: ConfidenceThreshold = None,
+    chunk_length: ChunkLength = None,
+    max_draft_length: MaxDraftLength = None,
+    as_json: AsJson = False,
+) -> None:
+    """SmolLM2-135M-Instruct with the bundled drafter: a few answers, then the comparison with plain generate."""
+    from .. import BUNDLED_DRAFTER, load_drafter
+    from ..showcase import DEMO_PROMPTS, show
+    from ..smollm2 import load_smollm2
+
+    quiet()
+    target, tokenizer = load_smollm2(torch_dtype(dtype))
+    drafter = load_drafter(BUNDLED_DRAFTER, dtype=target.dtype, device_map=target.device)
+    options = failfast_options(confidence_threshold, chunk_length, max_draft_length)
+    show(target, tokenizer, drafter, DEMO_PROMPTS, options, max_new_tokens, repeats, as_json)
+
+
+def generate(
+    target: Annotated[str, typer.Option(help="Folder or Hub name of the causal LM.")],
+    drafter: Annotated[str, typer.Option(help="Folder or Hub name of its diffusion drafter.")],
+    prompt: Annotated[list[str], typer.Option(help="What to answer; may be given several times.")],
+    max_new_tokens: MaxNewTokens = 128,
+    repeats: Repeats = 3,
+    dtype: Dtype = "auto",
+    device: Annotated[str, typer.Option(help="Where both models run.")] = "cpu",
+    confidence_threshold: ConfidenceThreshold = None,
+    chunk_length: ChunkLength = None,
+    max_draft_length: MaxDraftLength = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer prompts with any target and drafter, then compare with plain generate."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .. import load_drafter
+    from ..showcase import show
+
+    quiet()
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch_dtype(dtype)).to(device).eval()
+    loaded = load_drafter(drafter, dtype=model.dtype, device_map=model.device)
+    options = failfast_options(confidence_threshold, chunk_length, max_draft_length)
+    show(model, AutoTokenizer.from_pretrained(target), loaded, prompt, options, max_new_tokens, repeats, as_json)

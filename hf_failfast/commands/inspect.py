@@ -1,0 +1,40 @@
+"""`hf-failfast inspect`."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from .options import AsJson, quiet
+
+
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or Hub name of a diffusion drafter.")],
+    target: Annotated[str | None, typer.Option(help="Folder or Hub name of a target to draft for.")] = None,
+    attention: Annotated[str | None, typer.Option(help="As for load_drafter, where the config does not say.")] = None,
+    shift: Annotated[int | None, typer.Option(help="As for load_drafter.")] = None,
+    mask_token_id: Annotated[int | None, typer.Option(help="As for load_drafter.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="As for load_drafter.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a drafter checkpoint is, and whether it fits a target. Reads headers, loads no weights."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..drafters.inspection import inspect_checkpoint
+
+    spec = {"attention": attention, "shift": shift, "mask_token_id": mask_token_id, "block_size": block_size}
+    given: dict[str, Any] = {name: value for name, value in spec.items() if value is not None}
+    quiet()
+    found = inspect_checkpoint(checkpoint, target, **given)
+    if as_json:
+        print(json.dumps(asdict(found) | {"target": target}))
+    else:
+        table = Table(show_header=False)
+        for row in found.rows():
+            table.add_row(*row)
+        if target is not None:
+            table.add_row(f"fits {target}", found.misfit or "yes")
+        Console().print(table)
+    raise typer.Exit(found.misfit is not None)

@@ -1,0 +1,39 @@
+"""Options that several commands share, and what they are turned into."""
+
+from typing import Annotated, Any
+
+import typer
+
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens per answer, at most.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Timed runs per prompt and method; the median counts.")]
+Dtype = Annotated[str, typer.Option(help="torch dtype of both models, or auto for the target checkpoint's.")]
+ConfidenceThreshold = Annotated[float | None, typer.Option(help="tau; by default the drafter's own.")]
+ChunkLength = Annotated[int | None, typer.Option(help="N; by default the drafter's own.")]
+MaxDraftLength = Annotated[int | None, typer.Option(help="N_max; by default the drafter's own.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def failfast_options(*values: float | int | None) -> dict[str, Any]:
+    """The FailFast options that were given, by name; the drafter's own numbers stand for the others."""
+    from ..config import FailFastConfig
+
+    given = zip(FailFastConfig.field_names(), values, strict=True)
+    return {name: value for name, value in given if value is not None}
+
+
+def torch_dtype(name: str) -> Any:
+    """The torch dtype of that name; "auto" stays a name."""
+    import torch
+
+    dtype = getattr(torch, name, None)
+    if name != "auto" and not isinstance(dtype, torch.dtype):
+        raise typer.BadParameter(f"{name!r} is not a torch dtype; try float32 or bfloat16.", param_hint="--dtype")
+    return dtype or name
+
+
+def quiet() -> None:
+    """The output is for reading: no progress bars and no hints of the libraries between the answers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
