@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "hf_failfast"
 CORE = [
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
-    for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("drafters/*.py")])
+    for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("drafters/*.py"), *PACKAGE.glob("kernels/*.py")])
 ]
 # Modules that are commands, or serve them; the core may not know them.
 FRONT = {"cli", "commands", "showcase", "comparison", "training", "eval"}
@@ -48,7 +48,13 @@ def test_the_reader_of_imports() -> None:
 
 @pytest.mark.parametrize(
     ("module", "allowed"),
-    [("config", set()), ("stats", set()), ("verification", set()), ("length_policy", {"config"})],
+    [
+        ("config", set()),
+        ("stats", set()),
+        ("verification", set()),
+        ("length_policy", {"config"}),
+        ("kernels.reference", set()),
+    ],
 )
 def test_leaves_know_only_torch(module: str, allowed: set[str]) -> None:
     """A leaf that imports models or the loop could not be read or tested alone."""
@@ -61,7 +67,9 @@ def test_leaves_know_only_torch(module: str, allowed: set[str]) -> None:
 def test_drafters_know_neither_the_loop_nor_the_doors(module: str) -> None:
     """A drafter that knows the loop could not serve another one."""
     own, _ = imports(module)
-    assert all(name.split(".")[0] in {"config", "length_policy", "cache", "runners", "drafters"} for name in own), own
+    assert all(
+        name.split(".")[0] in {"config", "length_policy", "cache", "runners", "drafters", "kernels"} for name in own
+    ), own
 
 
 @pytest.mark.parametrize(

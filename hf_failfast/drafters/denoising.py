@@ -41,17 +41,3 @@ class Denoising:
         count = math.ceil(remaining / max(self.steps - step, 1))
         order = confidence.argsort(dim=1, descending=True, stable=True)[:, :count]
         return masked & torch.zeros_like(masked).scatter(1, order, True)
-
-
-def most_likely(logits: torch.Tensor, vocab_size: int, mask_token_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Admissible ids and their probability under the drafter's whole distribution, both (1, r), from (1, r, V).
-
-    The mask token and ids the target does not know (>= vocab_size) are not admissible; their mass counts as doubt.
-    """
-    logits = logits.float()
-    normaliser = logits.logsumexp(dim=-1)
-    logits = logits[..., :vocab_size]
-    if mask_token_id is not None and mask_token_id < logits.shape[-1]:
-        logits[..., mask_token_id] = -torch.inf
-    best, ids = logits.max(dim=-1)
-    return ids, (best - normaliser).exp()

@@ -14,9 +14,9 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from ..cache import SlotCache
 from ..config import FailFastConfig
+from ..kernels import most_likely
 from .base import Chunk, ChunkedSession, DiffusionDrafter
 from .checkpoint import Checkpoint
-from .denoising import most_likely
 from .vocabulary import check_mask_token, check_vocabulary
 from .weights import load_into, load_native
 

@@ -9,9 +9,9 @@ import torch
 
 from ..cache import SlotCache, layer_windows
 from ..config import FailFastConfig
+from ..kernels import most_likely
 from .base import Chunk, ChunkedSession, DiffusionDrafter
 from .checkpoint import Checkpoint
-from .denoising import most_likely
 from .vocabulary import check_vocabulary
 from .weights import load_native
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 import torch
 
 from ..config import FailFastConfig
+from ..kernels import most_likely
 from ..runners import CausalLM, EagerRunner
 from .attention import attention_pattern
 from .base import Chunk, ChunkedSession, DiffusionDrafter, DraftSession
-from .denoising import Denoising, most_likely
+from .denoising import Denoising
 from .dit import DiT
 from .reference import ReferenceSession
 from .shared import SharedBody

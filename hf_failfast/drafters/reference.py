@@ -5,11 +5,12 @@ from typing import NamedTuple, cast
 
 import torch
 
+from ..kernels import most_likely
 from ..length_policy import LengthPolicy
 from ..runners import CausalLM, EagerRunner
 from .attention import BlockCausal
 from .base import Draft, DraftSession
-from .denoising import Denoising, most_likely
+from .denoising import Denoising
 from .spec import DrafterSpec
 
 

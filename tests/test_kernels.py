@@ -1,0 +1,239 @@
+"""The Triton kernels against their torch references; and that they compile for GPUs.
+
+They run in Triton's interpreter (`conftest` asks for it), which has no matrix product in bfloat16:
+attention in bfloat16 is checked by `benchmarks/gpu.py`.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_failfast.kernels import most_likely, reference
+
+pytest.importorskip("triton")
+from hf_failfast.kernels import acceptance, attention, confidence
+
+FEW = settings(max_examples=25, deadline=None)
+
+
+# Confidence, token, length decision
+
+
+def check_chunk(logits: torch.Tensor, vocab_size: int, mask_id: int | None, eos: list[int], tau: float = 0.2) -> None:
+    ends = torch.tensor(eos) if eos else None
+    expected_ids, expected = reference.most_likely(logits.clone(), vocab_size, mask_id)
+    ids, sure, decision = confidence.draft_chunk(logits, vocab_size, mask_id, tau, ends)
+    assert torch.equal(ids, expected_ids)
+    torch.testing.assert_close(sure, expected, rtol=1e-5, atol=1e-7, equal_nan=True)
+    assert torch.equal(decision, reference.chunk_decision(ids, sure, tau, ends))
+    again = confidence.most_likely(logits, vocab_size, mask_id)
+    assert torch.equal(again[0], ids) and torch.equal(again[1].nan_to_num(), sure.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "vocab_size", "mask_id"),
+    [
+        ((1, 10, 5000), 5000, 4999),  # several splits, the last one short
+        ((2, 3, 777), 700, 5),  # ids the target does not know; two sequences
+        ((3, 1, 2048), 2048, None),
+        ((1, 33, 1025), 1025, 2000),  # a mask id behind the vocabulary
+        ((2, 1, 1), 1, None),
+    ],
+)
+def test_confidence(dtype: torch.dtype, shape: tuple[int, int, int], vocab_size: int, mask_id: int | None) -> None:
+    """Another token, another confidence or another draft length than the definition's."""
+    logits = (3 * torch.randn(*shape, generator=torch.Generator().manual_seed(1))).to(dtype)
+    check_chunk(logits, vocab_size, mask_id, [3, 40])
+
+
+def test_ties_break_to_the_first() -> None:
+    """Equal logits, common in bfloat16, would give other tokens than torch, across the splits too."""
+    logits = torch.zeros(1, 4, 4100)
+    logits[0, 1, [7, 3000, 4099]] = 1.0
+    logits[0, 2, [4099]] = 1.0
+    logits[0, 3, :1030] = -1.0
+    assert confidence.most_likely(logits, 4100, None)[0].tolist() == [[0, 7, 4099, 1030]]
+    check_chunk(logits, 4100, None, [])
+
+
+def test_not_finite() -> None:
+    """NaN or infinity, or a row without any finite entry, would be taken for a sure token."""
+    logits = torch.randn(2, 6, 2500, generator=torch.Generator().manual_seed(2))
+    logits[0, 0] = -torch.inf
+    logits[0, 1, [2000, 1100]] = torch.nan
+    logits[0, 2, 1:] = -torch.inf
+    logits[0, 3, 17] = torch.inf
+    logits[0, 4, :2400] = -torch.inf
+    logits[1, 0, 2] = torch.nan  # inadmissible: only the confidence is lost
+    logits[1, 1, 2450] = torch.nan
+    logits[1, 2] = torch.nan
+    logits[1, 3] = -torch.inf
+    logits[1, 3, 2] = 0.0
+    check_chunk(logits, 2400, 2, [5])
+
+
+@FEW
+@given(st.data())
+def test_confidence_of_anything(data: st.DataObject) -> None:
+    """Some mixture of ties, infinities, NaN and odd sizes would differ from the definition."""
+    batch, rows, width = data.draw(st.tuples(st.integers(1, 3), st.integers(0, 5), st.integers(1, 2100)))
+    seed = data.draw(st.integers(0, 2**31))
+    levels = torch.tensor(data.draw(st.lists(st.sampled_from([-2.0, 0.0, 3.0, -torch.inf]), min_size=1)))
+    picks = torch.randint(len(levels), (batch, rows, width), generator=torch.Generator().manual_seed(seed))
+    vocab_size = data.draw(st.integers(1, width))
+    mask_id = data.draw(st.none() | st.integers(0, width))
+    eos = data.draw(st.lists(st.integers(0, width), max_size=2))
+    check_chunk(levels[picks], vocab_size, mask_id, eos, tau=data.draw(st.sampled_from([0.0, 1e-3, 1.0])))
+
+
+def test_strided_rows() -> None:
+    """A slice of wider logits would be read from the wrong places."""
+    logits = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(3))[:, 1:3, :200]
+    check_chunk(logits, 200, 0, [])
+
+
+def test_without_a_gpu_the_reference_runs() -> None:
+    """A CPU would be asked to run Triton."""
+    logits = torch.randn(1, 3, 50)
+    for ours, expected in zip(most_likely(logits, 50, 4), reference.most_likely(logits, 50, 4), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_the_reference_leaves_its_input() -> None:
+    """The logits that the caller holds would lose their mask token."""
+    logits = torch.ones(1, 2, 5)
+    reference.most_likely(logits, 5, 4)
+    assert torch.equal(logits, torch.ones(1, 2, 5))
+
+
+# Acceptance
+
+
+@FEW
+@given(st.data())
+def test_accept(data: st.DataObject) -> None:
+    """Some draft, end of sequence, bound or finished row would be accepted differently."""
+    batch, drafted = data.draw(st.tuples(st.integers(1, 4), st.integers(0, 9)))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+
+    def below(bound: int, *shape: int) -> torch.Tensor:
+        return torch.randint(bound, shape, generator=generator)
+
+    tokens = below(4, batch, drafted + 1)
+    draft = torch.where(below(6, batch, drafted) > 0, tokens[:, :-1], below(4, batch, drafted))
+    eos = data.draw(st.sampled_from([None, [3], [1, 9]]))
+    arguments = (
+        draft,
+        below(drafted + 1, batch),
+        tokens,
+        5 + below(8, batch),
+        below(3, batch) // 2,
+        data.draw(st.integers(13, 24)),
+        None if eos is None else torch.tensor(eos),
+    )
+    expected = reference.accept(*arguments)
+    for ours, theirs in zip(acceptance.accept(*arguments), expected, strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def test_accept_by_example() -> None:
+    """Definition and kernel would be wrong alike."""
+    draft = torch.tensor([[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3]])
+    tokens = torch.tensor([[1, 2, 9, 4], [1, 2, 3, 4], [1, 7, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [7, 2, 3, 4]])
+    drafted = torch.tensor([3, 3, 3, 1, 3, 3])
+    lengths = torch.tensor([10, 10, 10, 10, 18, 10])
+    finished = torch.tensor([0, 0, 0, 0, 0, 1])
+    for accept in (reference.accept, acceptance.accept):
+        result = accept(draft, drafted, tokens, lengths, finished, 20, torch.tensor([7]))
+        assert result.accepted.tolist() == [2, 3, 1, 1, 2, 0]
+        assert result.emitted.tolist() == [3, 4, 2, 2, 2, 0]
+        assert result.lengths.tolist() == [13, 14, 12, 12, 20, 10]
+        assert result.finished.tolist() == [0, 0, 1, 0, 1, 1]
+
+
+# Attention
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "rows", "slots", "head_dim"),
+    [
+        (1, 4, 2, 5, 70, 16),
+        (2, 6, 2, 12, 200, 24),  # a head size that is no power of two, several row tiles
+        (2, 3, 1, 1, 64, 64),
+        (1, 2, 2, 40, 33, 8),  # smaller than a tile
+    ],
+)
+def test_attention(
+    batch: int, heads: int, kv_heads: int, rows: int, slots: int, head_dim: int, windowed: bool
+) -> None:
+    """Rows would see other slots than their own, or heads another K/V head; ragged lengths included."""
+    generator = torch.Generator().manual_seed(4)
+    query = torch.randn(batch, rows, heads, head_dim, generator=generator).transpose(1, 2)  # as models lay it out
+    key, value = torch.randn(2, batch, kv_heads, slots, head_dim, generator=generator)
+    limit = torch.randint(0, slots + 1, (batch, rows), generator=generator)
+    limit[0, 0] = 0  # sees nothing
+    limit[-1, -1] = slots
+    first = (limit - 20).clamp(min=0) if windowed else None
+    expected = reference.attention(query, key, value, limit, first)
+    torch.testing.assert_close(attention.attention(query, key, value, limit, first), expected, rtol=1e-5, atol=1e-5)
+    half = [states.half() for states in (query, key, value)]
+    ours = attention.attention(*half, limit, first, scale=0.3)
+    theirs = reference.attention(query, key, value, limit, first, scale=0.3).half()
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+def test_attention_does_not_read_hidden_slots() -> None:
+    """Stale K/V, be they NaN, would reach the output."""
+    query, limit = torch.randn(1, 2, 3, 16), torch.tensor([[90, 91, 92]])
+    key, value = torch.randn(2, 1, 1, 300, 16)
+    expected = attention.attention(query, key, value, limit)
+    key[:, :, 130:] = value[:, :, 130:] = torch.nan  # behind the step that holds the last limit
+    torch.testing.assert_close(attention.attention(query, key, value, limit), expected)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from hf_failfast.kernels import acceptance, attention, confidence
+
+floats = {"maximum", "total", "best", "confidence", "partial", "top_of", "mass_of"}
+halves = {"logits", "query", "key", "value", "out"}
+longs = {"token_ids", "decision", "eos_token_ids", "draft_ids", "draft_lengths", "lengths", "finished"}
+longs |= {"limit", "first"}
+
+def compile(function, out, **constants):
+    types = {"index": "*i32", "threshold": "fp32", "scale": "fp32", "out": out}
+    types |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(halves - {"out"}, "*bf16") | dict.fromkeys(longs, "*i64")
+    names = function.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    fixed = {(names.index(name),): value for name, value in constants.items()}
+    compiled = triton.compile(ASTSource(function, signature, constexprs=fixed), target=GPUTarget("cuda", 90, 32))
+    print(function.__name__, len(compiled.asm["cubin"]), compiled.metadata.shared)
+
+compile(confidence._scan, None, SPLITS=16, TILES=10, BLOCK=1024)
+compile(confidence._combine, None, NUM_EOS=2, SPLITS=16, ROWS=32, DECIDE=True)
+compile(acceptance._accept, "*i64", NUM_DRAFTED=10, NUM_EOS=2, PLACES=16)
+compile(attention._attend, None, GROUP=6, HEAD_DIM=128, WIDTH=128, ROWS=64, SLOTS=64, TILES=4, PRECISION="tf32")
+compile(attention._join, "*bf16", HEAD_DIM=128, WIDTH=128, SPLITS=16)
+"""
+
+
+def test_kernels_compile_for_a_gpu() -> None:
+    """What the interpreter runs, the compiler might refuse; it needs no GPU to make Hopper's machine code."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    sizes = [line.split() for line in result.stdout.splitlines()]
+    assert [name for name, *_ in sizes] == ["_scan", "_combine", "_accept", "_attend", "_join"]
+    assert all(int(cubin) > 0 and int(shared) <= 99 * 1024 for _, cubin, shared in sizes)
