@@ -12,10 +12,9 @@ from .drafters import DiffusionDrafter, DrafterSpec, load_drafter
 from .generate import assisted_generate, generate, register
 from .length_policy import ConfidenceThreshold, FixedLength, LengthPolicy
 from .stats import SpecDecodingStats
+from .version import __version__
 
 register()
-
-__version__ = "0.1.0"
 
 # The drafter that ships with the package, made for SmolLM2-135M-Instruct.
 BUNDLED_DRAFTER = Path(__file__).parent / "assets" / "smollm2-135m-drafter"
@@ -30,6 +29,7 @@ __all__ = [
     "FixedLength",
     "LengthPolicy",
     "SpecDecodingStats",
+    "__version__",
     "assisted_generate",
     "failfast_decoding",
     "generate",

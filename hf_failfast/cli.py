@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from .commands.generate import demo, generate
+from .commands.hub import export_hub, push
 from .commands.inspect import inspect
 from .commands.train import train
 
@@ -52,7 +53,7 @@ def main(
     """Lossless speculative decoding with diffusion drafters."""
 
 
-for command in (demo, generate, train, inspect):
+for command in (demo, generate, train, inspect, export_hub, push):
     app.command()(command)
 
 

@@ -1,1 +1,1 @@
-"""One module per `hf-failfast` command; heavy imports are inside of the functions, so that `--help` is quick."""
+"""One module per `hf-failfast` command; what only one of them needs is imported inside of its function."""

@@ -1,0 +1,98 @@
+"""The README of an exported repository, under the headings that the Hub asks of `custom_generate` repositories."""
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..config import FailFastConfig
+from ..drafters.checkpoint import Checkpoint
+from ..version import __version__
+
+CARD = "README.md"
+DRAFTER_CARD = "DRAFTER.md"
+REPOSITORY = "<this repository>"
+
+
+def repository_card(checkpoint: Checkpoint | None, drafter_card: ModelCard | None, target: str | None) -> str:
+    """README.md with front matter.
+
+    checkpoint, drafter_card: of the drafter in the repository, if there is one. target: overrides its config's.
+    """
+    target = target or (checkpoint.own.get("target") if checkpoint else None)
+    card_data = {"license": "apache-2.0"} if checkpoint is None else drafter_card.data if drafter_card else {}
+    data = ModelCardData(
+        license=card_data.get("license"),  # of weights, it is their author's to say
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=target,
+        tags=["custom_generate", "speculative-decoding", "diffusion-lm", "hf_failfast"],
+    )
+    return f"---\n{data.to_yaml()}\n---\n{_body(checkpoint, drafter_card is not None, target)}"
+
+
+def _body(checkpoint: Checkpoint | None, has_card: bool, target: str | None) -> str:
+    named = f"`{target}`" if target else "any target with the drafter's vocabulary"
+    if checkpoint is None:
+        drafter = "A drafter of your choice is passed as `assistant_model`."
+        default, argument = "", '\n    assistant_model="<folder or Hub id of a diffusion drafter>",'
+    else:
+        card = f" ([its card]({DRAFTER_CARD}))" if has_card else ""
+        drafter = f"This repository holds a drafter for {named}{card}."
+        default, argument = "; by default the one in this repository", ""
+    config = FailFastConfig().with_options(_own_options(checkpoint))
+    return f"""# Speculative decoding with a diffusion drafter
+
+## Description
+
+A small diffusion language model fills a chunk of masked positions in one pass; while it is sure of every token the
+draft grows, at the first unsure chunk it stops, and the target verifies the draft in one pass of its own (FailFast,
+[arXiv 2512.20573](https://arxiv.org/abs/2512.20573)). The text is the target's own: identical to plain `generate`
+under greedy decoding, distributed as plain sampling under `do_sample=True`.
+
+{drafter} The code is hf_failfast {__version__} (Apache-2.0). Nothing has to be installed beside torch and
+transformers; where hf_failfast is installed in the same version, the installed one runs. Weights are read from
+safetensors files only, and no code of a checkpoint is executed.
+
+## Base model
+
+{named[0].upper() + named[1:]}.
+
+## Model compatibility
+
+Decoder-only causal language models of transformers (Llama, Qwen, Gemma, Mistral, GPT-2 and their like) whose
+tokenizer is the drafter's. transformers >= 5.17, torch >= 2.11.
+
+## Additional Arguments
+
+- `assistant_model`: the drafter, as a folder or Hub id{default}.
+- `confidence_threshold` ({config.confidence_threshold}): tau; the draft grows while every confidence of its newest
+  chunk reaches it.
+- `chunk_length` ({config.chunk_length}): N, the tokens that a pass of the drafter adds.
+- `max_draft_length` ({config.max_draft_length}): N_max, the longest draft.
+
+## Output Type changes
+
+None by default. With `return_dict_in_generate=True` the output has one more field, `speculation`: rounds, drafter
+passes, acceptance and times.
+
+## Example usage
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+target = "{target or "<your target>"}"
+model = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(target)
+inputs = tokenizer("The capital of France is", return_tensors="pt")
+output = model.generate(
+    **inputs,
+    custom_generate="{REPOSITORY}",{argument}
+    trust_remote_code=True,
+    max_new_tokens=64,
+)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+```
+"""
+
+
+def _own_options(checkpoint: Checkpoint | None) -> dict[str, float | int]:
+    own = checkpoint.own if checkpoint else {}
+    return {name: own[name] for name in FailFastConfig.field_names() if name in own}
