@@ -1,16 +1,22 @@
 """The package's modules as files of one folder: transformers copies no sub-packages with `custom_generate`.
 
 Of a repository it fetches `custom_generate/generate.py` and, one after another, the files beside it that are named in
-`from .name import ...` statements (`transformers.dynamic_module_utils`). So `hf_failfast/drafters/base.py` becomes
-`failfast_drafters_base.py`, and each relative import names the new file; nothing else in a file changes.
+`from .name import ...` statements, and it refuses code that imports a package which is not installed, unless it stands
+under a `try` (`transformers.dynamic_module_utils`). So `hf_failfast/drafters/base.py` becomes
+`failfast_drafters_base.py`, relative imports name the new files, and `import triton` tries; all else stays as it is.
 """
 
 import ast
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 PREFIX = "failfast"
+
+# What every installation of transformers with torch has.
+ALWAYS_THERE = {"torch", "transformers", "safetensors", "huggingface_hub", *sys.stdlib_module_names}
 
 _RELATIVE = re.compile(r"from\s+\.+[\w.]*\s+import\b")
 
@@ -23,12 +29,10 @@ def flattened(*entries: str, package: Path = PACKAGE) -> dict[str, str]:
     sources: dict[str, str] = {}
     todo = list(entries)
     while todo:
-        module = todo.pop()
-        if flat_name(module) + ".py" in sources:
-            continue
-        source, imported = _rewritten(module, package)
-        sources[flat_name(module) + ".py"] = source
-        todo.extend(imported)
+        module = _Module(todo.pop(), package)
+        if module.file_name not in sources:
+            sources[module.file_name] = module.rewritten()
+            todo.extend(module.imported)
     return sources
 
 
@@ -37,38 +41,70 @@ def flat_name(module: str) -> str:
     return "_".join([PREFIX, *module.split(".")])
 
 
-def _rewritten(module: str, package: Path) -> tuple[str, list[str]]:
-    """(source with flat imports, modules of the package that it imports)."""
-    path = package / Path(*module.split("."))
-    is_package = path.is_dir()
-    path = path / "__init__.py" if is_package else path.with_suffix(".py")
-    parents = module.split(".") if is_package else module.split(".")[:-1]
-    source = path.read_text(encoding="utf-8")
-    lines = source.splitlines(keepends=True)
-    imported = []
-    for node in ast.walk(ast.parse(source)):
-        _refuse_absolute(node, path, package.name)
-        if isinstance(node, ast.ImportFrom) and node.level:
-            found = _RELATIVE.match(lines[node.lineno - 1], node.col_offset)
-            if node.module is None or found is None or node.level > len(parents) + 1:
-                raise ValueError(
-                    f"{path}:{node.lineno}: only `from .module import name` on one line can be exported to a flat "
-                    "folder."
-                )
-            imported.append(".".join([*parents[: len(parents) + 1 - node.level], node.module]))
-            line = lines[node.lineno - 1]
-            statement = f"from .{flat_name(imported[-1])} import"
-            lines[node.lineno - 1] = line[: found.start()] + statement + line[found.end() :]
-    return "".join(lines), imported
+class _Module:
+    """One module on its way. imported: the modules of the package that it names, known after `rewritten`."""
 
+    def __init__(self, name: str, package: Path) -> None:
+        self.file_name = flat_name(name) + ".py"
+        self.package = package
+        self.path = package / Path(*name.split("."))
+        is_package = self.path.is_dir()
+        self.path = self.path / "__init__.py" if is_package else self.path.with_suffix(".py")
+        self.parents = name.split(".") if is_package else name.split(".")[:-1]
+        self.lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        self.imported: list[str] = []
 
-def _refuse_absolute(node: ast.AST, path: Path, package: str) -> None:
-    """Where the package is not installed, its full name leads nowhere."""
-    if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        names = [node.module]
-    else:
-        return
-    if any(name.split(".")[0] == package for name in names):
-        raise ValueError(f"{path}:{node.lineno}: only relative imports of {package} can be exported to a flat folder.")
+    def rewritten(self) -> str:
+        for node in ast.walk(ast.parse("".join(self.lines))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                self._rewrite_relative(node)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                self._rewrite_absolute(node)
+            elif (
+                isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and len(node.args) > 1
+            ):
+                raise self._cannot(node, "an import by a relative name that is made at run time")
+        return "".join(self.lines)
+
+    def _rewrite_relative(self, node: ast.ImportFrom) -> None:
+        found = _RELATIVE.match(self.lines[node.lineno - 1], node.col_offset)
+        if found is None or node.level > len(self.parents) + 1:
+            raise self._cannot(node, "a relative import over several lines or out of the package")
+        base = self.parents[: len(self.parents) + 1 - node.level]
+        if node.module is None:
+            self._replace(node, self._imports_of_modules(node, base))
+        else:
+            self.imported.append(".".join([*base, node.module]))
+            line = self.lines[node.lineno - 1]
+            statement = f"from .{flat_name(self.imported[-1])} import"
+            self.lines[node.lineno - 1] = line[: found.start()] + statement + line[found.end() :]
+
+    def _imports_of_modules(self, node: ast.ImportFrom, base: list[str]) -> Iterator[str]:
+        """`from . import a`: its file has to be named in a statement of the only form that transformers reads."""
+        for alias in node.names:
+            module = [*base, alias.name]
+            if not any((self.package / Path(*module)).with_suffix(suffix).exists() for suffix in ("", ".py")):
+                raise self._cannot(node, f"`{alias.name}`, which is no module, from a package's `__init__`")
+            self.imported.append(".".join(module))
+            flat = flat_name(self.imported[-1])
+            yield f"from .{flat} import __name__ as _{flat}"
+            yield f"from . import {flat} as {alias.asname or alias.name}"
+
+    def _rewrite_absolute(self, node: ast.Import | ast.ImportFrom) -> None:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
+        packages = {name.split(".")[0] for name in names}
+        if self.package.name in packages:
+            raise self._cannot(node, "an import of the package by its full name")
+        if packages - ALWAYS_THERE:
+            self._replace(node, iter(["try:", f"    {ast.unparse(node)}", "except ImportError:", "    raise"]))
+
+    def _replace(self, node: ast.stmt, statements: Iterator[str]) -> None:
+        """Puts other statements in the place of one that has its line for itself."""
+        line = self.lines[node.lineno - 1]
+        indent = line[: node.col_offset]
+        if node.end_lineno != node.lineno or indent.strip() or ";" in line:
+            raise self._cannot(node, "an import that does not have one line for itself")
+        self.lines[node.lineno - 1] = "".join(f"{indent}{statement}\n" for statement in statements)
+
+    def _cannot(self, node: ast.expr | ast.stmt, what: str) -> ValueError:
+        return ValueError(f"{self.path}:{node.lineno}: {what} cannot be exported to a flat folder.")

@@ -6,7 +6,6 @@ The functions here choose: Triton on a CUDA device where it works, else the refe
 import functools
 import logging
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -26,7 +25,10 @@ def most_likely(logits: torch.Tensor, vocab_size: int, mask_token_id: int | None
 def _kernel(module: str, name: str, tensor: torch.Tensor) -> Callable[..., Any] | None:
     if not tensor.is_cuda or not triton_works(tensor.device):
         return None
-    kernel: Callable[..., Any] = getattr(import_module(f".{module}", __name__), name)
+    from . import acceptance, attention, confidence
+
+    modules = {"acceptance": acceptance, "attention": attention, "confidence": confidence}
+    kernel: Callable[..., Any] = getattr(modules[module], name)
     return kernel
 
 
