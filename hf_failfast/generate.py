@@ -104,6 +104,8 @@ def _drafter_and_policy(
             "`assistant_model` must be a drafter of `hf_failfast.load_drafter`, a checkpoint folder or a Hub id, "
             f"but is {type(assistant_model).__name__}."
         )
+    if assistant_model.made_for is not None:
+        assistant_model.made_for.check(model)
     assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
     if assistant_tokenizer is not None:
         assistant_model = _across_tokenizers(assistant_model, kwargs.get("tokenizer"), assistant_tokenizer)

@@ -10,6 +10,7 @@ import torch
 
 from ..config import FailFastConfig
 from ..length_policy import LengthPolicy
+from .made_for import MadeFor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,9 +122,11 @@ class DiffusionDrafter(ABC):
     """A loaded diffusion language model that can draft for targets with its vocabulary.
 
     config: the chunk rule's numbers that suit this drafter; used where the caller gives none.
+    made_for: the target its checkpoint names, if it names one.
     """
 
     config: FailFastConfig
+    made_for: MadeFor | None = None
 
     @abstractmethod
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:

@@ -15,6 +15,7 @@ from .dflash import load_dflash, load_dflash_assistant
 from .diffusion_gemma import load_diffusion_gemma
 from .dit import DiT, load_dit
 from .families import DFLASH, DFLASH_ASSISTANT, DIFFUSION_GEMMA, DIT
+from .made_for import MadeFor
 from .masked import DraftingMode, DraftingOptions, MaskedDrafter
 from .shared import SharedBody
 from .spec import Alignment, AttentionKind, Noise
@@ -68,6 +69,19 @@ def load_drafter(
         {key: checkpoint.own[key] for key in FailFastConfig.field_names() if key in checkpoint.own}
     )
     options = DraftingOptions(Denoising(denoising_steps, denoising_threshold), mode, prefix_block)
+    drafter = _load(checkpoint, config, options, dtype, device_map, allow_pickle)
+    drafter.made_for = MadeFor.of(checkpoint.own)
+    return drafter
+
+
+def _load(
+    checkpoint: Checkpoint,
+    config: FailFastConfig,
+    options: DraftingOptions,
+    dtype: torch.dtype | str,
+    device_map: Any,
+    allow_pickle: bool,
+) -> DiffusionDrafter:
     if checkpoint.body in (DFLASH, DFLASH_ASSISTANT, DIFFUSION_GEMMA):
         if options != DraftingOptions():
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from ..drafters.made_for import fingerprint
 from .data import HELD_OUT_ONE_IN, write_json
 from .model import CanvasDrafter
 
@@ -43,6 +44,7 @@ def drafter_json(drafter: CanvasDrafter, target: str, canvas_length: int) -> dic
         "chunk_length": canvas_length,
         "max_draft_length": CHUNKS_PER_DRAFT * canvas_length,
         "target": target,
+        "target_fingerprint": fingerprint(drafter.body.get_input_embeddings().weight),
         "source_layers": list(drafter.source_layers),
     }
     return content
