@@ -1,0 +1,148 @@
+"""A generation round by round: what was drafted, how sure the drafter was, what the target made of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .drafters import DiffusionDrafter
+from .drafters.base import Draft, DraftSession
+from .stats import SpecDecodingStats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TracedRound:
+    """One round. A draft token has been judged if it was accepted or is the first one that was not.
+
+    draft_ids, confidence: of the d drafted tokens. accepted: how many of them were emitted.
+    emitted_ids: the accepted tokens and, unless the text ended inside the draft, the target's own bonus token.
+    probability: the target's of each emitted token, from its raw logits in fp32.
+    draft_seconds, verify_seconds: wall clock; verifying includes accepting.
+    """
+
+    draft_ids: list[int]
+    confidence: list[float]
+    accepted: int
+    emitted_ids: list[int]
+    probability: list[float]
+    passes: int
+    draft_seconds: float
+    verify_seconds: float
+
+    @property
+    def has_bonus(self) -> bool:
+        return len(self.emitted_ids) > self.accepted
+
+    @property
+    def judged(self) -> list[tuple[float, bool]]:
+        """(confidence, whether it was accepted) of every judged draft token. Behind a rejection the target answered
+        another prefix than the drafter's, and behind the end of the text nothing: no verdict on those."""
+        first_rejected = self.accepted < len(self.draft_ids) and self.has_bonus
+        verdicts = [True] * self.accepted + [False] * first_rejected
+        return list(zip(self.confidence, verdicts, strict=False))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A prompt's ids, the rounds that answered it, and the generation's own statistics."""
+
+    prompt_ids: list[int]
+    rounds: list[TracedRound]
+    stats: SpecDecodingStats
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        rounds = [asdict(traced) for traced in self.rounds]
+        return {"prompt_ids": self.prompt_ids, "rounds": rounds, "stats": self.stats.as_dict()}
+
+
+def trace(target: PreTrainedModel, input_ids: torch.Tensor, drafter: DiffusionDrafter, **arguments: Any) -> Trace:
+    """Answers one prompt (1, n) with `target.generate` through this package, and remembers every round.
+
+    arguments: of `generate`, FailFast options among them.
+    """
+    recorder = RecordingDrafter(drafter)
+    output = target.generate(
+        input_ids,
+        assistant_model=recorder,
+        custom_generate="hf_failfast",
+        return_dict_in_generate=True,
+        output_logits=True,
+        **arguments,
+    )
+    stats: SpecDecodingStats = output["speculation"]
+    new_ids = output.sequences[0, input_ids.shape[1] :]
+    log_probabilities = torch.stack(output.logits)[:, 0].float().log_softmax(dim=-1)
+    probability = log_probabilities.gather(1, new_ids[:, None]).exp()[:, 0].tolist()
+    return Trace(input_ids[0].tolist(), _rounds(recorder.drafts, stats, new_ids.tolist(), probability), stats)
+
+
+def _rounds(
+    drafts: list[_RecordedDraft], stats: SpecDecodingStats, new_ids: list[int], probability: list[float]
+) -> list[TracedRound]:
+    rounds, start = [], 0
+    for recorded, record in zip(drafts, stats.records, strict=True):
+        end = start + record.emitted
+        rounds.append(
+            TracedRound(
+                draft_ids=recorded.draft.token_ids[0].tolist(),
+                confidence=recorded.draft.confidence[0].tolist(),
+                accepted=record.accepted,
+                emitted_ids=new_ids[start:end],
+                probability=probability[start:end],
+                passes=record.drafter_passes,
+                draft_seconds=recorded.drafted_at - recorded.started_at,
+                verify_seconds=recorded.accepted_at - recorded.drafted_at,
+            )
+        )
+        start = end
+    return rounds
+
+
+@dataclass
+class _RecordedDraft:
+    draft: Draft
+    started_at: float
+    drafted_at: float
+    accepted_at: float = 0.0
+
+
+class RecordingDrafter(DiffusionDrafter):
+    """Another drafter, whose drafts are kept: decoding itself records no confidences, so that it need not read them.
+
+    drafts: of every round of every session so far.
+    """
+
+    def __init__(self, drafter: DiffusionDrafter) -> None:
+        self.drafter = drafter
+        self.config = drafter.config
+        self.drafts: list[_RecordedDraft] = []
+
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
+        return _RecordingSession(self.drafter.start(target, capacity, eos_token_ids), self.drafts)
+
+
+class _RecordingSession(DraftSession):
+    def __init__(self, session: DraftSession, drafts: list[_RecordedDraft]) -> None:
+        self.session = session
+        self.drafts = drafts
+        self.target_layers = session.target_layers
+
+    def draft(self, *arguments: Any) -> Draft:
+        started = perf_counter()
+        draft = self.session.draft(*arguments)
+        self.drafts.append(_RecordedDraft(draft, started, perf_counter()))
+        return draft
+
+    def accept(self, *arguments: Any) -> None:
+        self.drafts[-1].accepted_at = perf_counter()
+        self.session.accept(*arguments)
+
+    def observe(self, hidden_states: torch.Tensor) -> None:
+        self.session.observe(hidden_states)

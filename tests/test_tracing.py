@@ -1,0 +1,68 @@
+"""A trace tells what happened, and changes nothing."""
+
+import json
+
+import pytest
+import torch
+from conftest import ScriptedDrafter, drafter, plain, prompt, target
+
+from hf_failfast import FailFastConfig
+from hf_failfast.tracing import Trace, TracedRound, trace
+
+CONFIG = FailFastConfig(confidence_threshold=0.5, chunk_length=3, max_draft_length=9)
+
+
+def scripted(reference: torch.Tensor, **options: object) -> ScriptedDrafter:
+    return ScriptedDrafter(reference, config=CONFIG, **options)
+
+
+@pytest.fixture(scope="module")
+def text() -> torch.Tensor:
+    return plain(target("llama"), prompt(7), max_new_tokens=24)
+
+
+def traced(text: torch.Tensor, **options: object) -> Trace:
+    return trace(target("llama"), prompt(7), scripted(text, **options), max_new_tokens=24, do_sample=False)
+
+
+def test_rounds_put_together_are_the_text(text: torch.Tensor) -> None:
+    result = traced(text, accept_lengths=[2, 5, 0])
+    assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == text[0].tolist()
+    assert [r.accepted for r in result.rounds] == [record.accepted for record in result.stats.records]
+    assert [len(r.draft_ids) for r in result.rounds] == [record.drafted for record in result.stats.records]
+    assert all(r.draft_ids[: r.accepted] == r.emitted_ids[: r.accepted] for r in result.rounds)
+    assert all(r.draft_seconds > 0 and r.verify_seconds > 0 for r in result.rounds)
+    json.dumps(result.as_dict(), allow_nan=False)
+
+
+def test_probabilities_are_the_target_s(text: torch.Tensor) -> None:
+    logits = target("llama")(text[:, :-1]).logits[0, 6:].float().softmax(-1)
+    expected = logits.gather(1, text[0, 7:, None])[:, 0].tolist()
+    found = sum((r.probability for r in traced(text, accept_lengths=[2]).rounds), [])
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_confidences_are_the_drafter_s(text: torch.Tensor) -> None:
+    result = traced(text, confidence=lambda index: 0.9 - index / 100)
+    assert result.rounds[0].confidence == pytest.approx([0.9 - index / 100 for index in range(9)])
+
+
+def test_judged_tokens_end_with_the_first_rejected_one(text: torch.Tensor) -> None:
+    first = traced(text, accept_lengths=[2]).rounds[0]
+    assert (len(first.draft_ids), first.accepted) == (9, 2)
+    assert [verdict for _, verdict in first.judged] == [True, True, False]
+
+
+def test_a_draft_cut_by_the_end_of_the_text_has_no_rejected_token() -> None:
+    """The text ended behind the second token: the third was not refused."""
+    cut = TracedRound([1, 2, 3], [0.9, 0.8, 0.7], 2, [1, 2], [0.5, 0.5], 1, 0.1, 0.1)
+    assert cut.judged == [(0.9, True), (0.8, True)]
+    assert not cut.has_bonus
+
+
+def test_a_real_drafter_is_not_disturbed() -> None:
+    model = target("qwen2")
+    expected = plain(model, prompt(9), max_new_tokens=20)
+    result = trace(model, prompt(9), drafter("canvas_shift"), max_new_tokens=20, do_sample=False)
+    assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == expected[0].tolist()
+    assert result.stats.accepted > 0
