@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .commands.experiment import experiment
 from .commands.generate import demo, generate
 from .commands.hub import export_hub, push
 from .commands.inspect import inspect
@@ -53,7 +54,7 @@ def main(
     """Lossless speculative decoding with diffusion drafters."""
 
 
-for command in (demo, generate, train, inspect, export_hub, push):
+for command in (demo, generate, train, inspect, export_hub, push, experiment):
     app.command()(command)
 
 

@@ -10,6 +10,11 @@ Dtype = Annotated[str, typer.Option(help="torch dtype of both models, or auto fo
 ConfidenceThreshold = Annotated[float | None, typer.Option(help="tau; by default the drafter's own.")]
 ChunkLength = Annotated[int | None, typer.Option(help="N; by default the drafter's own.")]
 MaxDraftLength = Annotated[int | None, typer.Option(help="N_max; by default the drafter's own.")]
+Target = Annotated[str | None, typer.Option(help="Folder or Hub name of the causal LM.  [default: SmolLM2]")]
+Drafter = Annotated[str | None, typer.Option(help="Folder or Hub name of its drafter.  [default: the bundled one]")]
+Device = Annotated[str, typer.Option(help="Where both models run.")]
+Tasks = Annotated[str, typer.Option(help="lm-eval tasks and groups whose prompts are asked, comma-separated.")]
+PromptsFile = Annotated[str | None, typer.Option(help="JSONL file of prompts, instead of tasks.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -19,6 +24,16 @@ def failfast_options(*values: float | int | None) -> dict[str, Any]:
 
     given = zip(FailFastConfig.field_names(), values, strict=True)
     return {name: value for name, value in given if value is not None}
+
+
+def numbers(text: str | None) -> tuple[float, ...] | None:
+    """Numbers separated by commas; None for none given."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.3,0.5.") from None
 
 
 def torch_dtype(name: str) -> Any:

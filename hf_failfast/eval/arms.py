@@ -3,14 +3,16 @@
 import resource
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, load_drafter
 from ..stats import SpecDecodingStats
 from .options import EvalOptions
@@ -114,14 +116,15 @@ def load_arm(options: EvalOptions, target: PreTrainedModel) -> Arm:
     assert options.assistant is not None
     drafter = load_drafter(options.assistant, dtype=target.dtype, device_map=target.device)
     drafter.start(target, capacity=1, eos_token_ids=None)  # refuses a drafter that does not fit this target
-    return Arm(options.method, _failfast_arguments(options, drafter))
-
-
-def _failfast_arguments(options: EvalOptions, drafter: DiffusionDrafter) -> dict[str, Any]:
     config = drafter.config.with_options(options.failfast_options)
     if options.method == "fixed":  # a cap of one chunk leaves nothing to extend
         config = config.with_options({"max_draft_length": config.chunk_length})
-    return {"custom_generate": "hf_failfast", "assistant_model": drafter, "failfast_config": config}
+    return drafted_arm(drafter, config, options.method)
+
+
+def drafted_arm(drafter: DiffusionDrafter, config: FailFastConfig, name: str = "failfast") -> Arm:
+    """This package's decoding with a drafter and a chunk rule."""
+    return Arm(name, {"custom_generate": "hf_failfast", "assistant_model": drafter, "failfast_config": config})
 
 
 def _eos_token_ids(model: PreTrainedModel) -> list[int]:
@@ -151,6 +154,9 @@ def _start(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux: the process's largest size counts from here on
+            Path("/proc/self/clear_refs").write_text("5")
     return perf_counter()
 
 

@@ -112,7 +112,9 @@ class HFFailFastLM(HFLM):
         """The chosen method's answers; leaves their records in `_last_records`."""
         if not self.options.compare_plain:
             answers = self.arm.run(self.model, self.tokenizer, prompts)
-            self._last_records = [speed_record(self.options, answer) for answer in answers]
+            self._last_records = [
+                speed_record(self.options.method, answer, self.options.latencies) for answer in answers
+            ]
             return answers
         is_plain_first = self._order.random() < 0.5
         first, second = (PLAIN, self.arm) if is_plain_first else (self.arm, PLAIN)
@@ -120,7 +122,15 @@ class HFFailFastLM(HFLM):
         plain, answers = runs if is_plain_first else reversed(runs)
         is_greedy = not prompts.generation_kwargs.get("do_sample")
         self._last_records = [
-            paired_record(self.options, answers[row], plain[row], self.model, prompts.row(row).ids, is_greedy)
+            paired_record(
+                self.options.method,
+                answers[row],
+                plain[row],
+                self.model,
+                prompts.row(row).ids,
+                is_greedy,
+                self.options.latencies,
+            )
             for row in range(len(answers))
         ]
         return answers

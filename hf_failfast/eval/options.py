@@ -23,6 +23,28 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
 
 
 @dataclass(frozen=True)
+class Latencies:
+    """What a forward costs in the modelled speedup: of the target, over any number of tokens, and of the drafter."""
+
+    target_ms: float
+    drafter_ms: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("target_latency_ms", self.target_ms), ("drafter_latency_ms", self.drafter_ms)):
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be a number of milliseconds > 0, but is {value!r}.")
+
+    @classmethod
+    def given(cls, target_ms: float | None, drafter_ms: float | None) -> "Latencies | None":
+        """Both, or None for neither. Raises ValueError on one alone."""
+        if target_ms is None and drafter_ms is None:
+            return None
+        if target_ms is None or drafter_ms is None:
+            raise ValueError("`target_latency_ms` and `drafter_latency_ms` must be given together.")
+        return cls(target_ms, drafter_ms)
+
+
+@dataclass(frozen=True)
 class EvalOptions:
     """How answers are generated and what they are compared with.
 
@@ -58,19 +80,16 @@ class EvalOptions:
                 raise ValueError(f"`{name}` is for the methods {list(methods)}, but `method` is {self.method!r}.")
         if self.method in APPLIES_TO["assistant"] and not self.assistant:
             raise ValueError(f"`assistant` must name a drafter's folder or Hub id for `method={self.method}`.")
-        if (self.target_latency_ms is None) != (self.drafter_latency_ms is None):
-            raise ValueError("`target_latency_ms` and `drafter_latency_ms` must be given together.")
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
+        _ = self.latencies
         FailFastConfig().with_options(self.failfast_options)
-        for name in ("target_latency_ms", "drafter_latency_ms"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, (int, float)) or not 0 < value < math.inf):
-                raise ValueError(f"`{name}` must be a number of milliseconds > 0, but is {value!r}.")
         tokens = self.num_assistant_tokens
         if tokens is not None and (not isinstance(tokens, Integral) or tokens < 1):
             raise ValueError(f"`num_assistant_tokens` must be an integer >= 1, but is {tokens!r}.")
+
+    @property
+    def latencies(self) -> Latencies | None:
+        """Those of the modelled speedup; None to have them measured."""
+        return Latencies.given(self.target_latency_ms, self.drafter_latency_ms)
 
     @property
     def failfast_options(self) -> dict[str, Any]:

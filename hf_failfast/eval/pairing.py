@@ -7,25 +7,29 @@ import torch
 from transformers import PreTrainedModel
 
 from .arms import Answer
-from .options import EvalOptions
+from .options import Latencies
 from .records import SpeedRecord
 
 
-def speed_record(options: EvalOptions, answer: Answer) -> SpeedRecord:
+def speed_record(method: str, answer: Answer, latencies: Latencies | None = None) -> SpeedRecord:
     """The record of an answer that is not compared."""
-    return SpeedRecord(**_fields(options, answer))
+    return SpeedRecord(**_fields(method, answer, latencies))
 
 
 def paired_record(
-    options: EvalOptions,
+    method: str,
     answer: Answer,
     plain: Answer,
     model: PreTrainedModel,
     prompt_ids: torch.Tensor,  # (1, n), without padding
     is_greedy: bool,
+    latencies: Latencies | None = None,
 ) -> SpeedRecord:
     """The record of an answer beside plain decoding's. Sampled answers differ by chance: they are not compared."""
-    fields = _fields(options, answer) | {"plain_seconds": plain.seconds, "plain_tokens": len(plain.token_ids)}
+    fields = _fields(method, answer, latencies) | {
+        "plain_seconds": plain.seconds,
+        "plain_tokens": len(plain.token_ids),
+    }
     if is_greedy:
         fields["identical"] = answer.token_ids == plain.token_ids
         if not fields["identical"]:
@@ -47,17 +51,17 @@ def difference_margin(
     return best - second
 
 
-def _fields(options: EvalOptions, answer: Answer) -> dict[str, Any]:
+def _fields(method: str, answer: Answer, latencies: Latencies | None) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "method": options.method,
+        "method": method,
         "seconds": answer.seconds,
         "new_tokens": len(answer.token_ids),
         "peak_memory_mib": answer.peak_memory_mib,
         "rounds": answer.rounds,
         "drafter_passes": answer.drafter_passes,
-        "target_latency_ms": options.target_latency_ms,
-        "drafter_latency_ms": options.drafter_latency_ms,
     }
+    if latencies is not None:
+        fields |= {"target_latency_ms": latencies.target_ms, "drafter_latency_ms": latencies.drafter_ms}
     if answer.stats is not None:
         fields |= {
             "drafted": answer.stats.drafted,

@@ -1,6 +1,7 @@
 """What can be found wrong with a command before a model is loaded."""
 
 from argparse import Namespace
+from collections.abc import Collection
 from typing import Any
 
 from lm_eval.tasks import TaskManager
@@ -27,8 +28,13 @@ def check_command(arguments: Namespace) -> None:
             f"{unsafe} run code that the model wrote, in a subprocess with limits on time and memory but in no "
             "sandbox: add --confirm_run_unsafe_code if that is acceptable here."
         )
+    check_prompts(tasks, (given.get("metadata") or {}).get("prompts"))
+
+
+def check_prompts(tasks: Collection[str], path: str | None) -> None:
+    """Raises ValueError if the task that reads a file of prompts is among these and the file is none."""
     if PROMPTS_TASK in tasks:
-        read_prompts((given.get("metadata") or {}).get("prompts"))
+        read_prompts(path)
 
 
 def _our_tasks(names: list[str]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,8 @@ class SpeedRecord:
 
     seconds: wall clock of the `generate` call, prefill included; a batch's time is shared equally by its rows.
     new_tokens: ids up to and including the one that ended the answer.
-    peak_memory_mib: on CUDA the most memory allocated during the call, elsewhere the process's largest size so far.
+    peak_memory_mib: on CUDA the most memory allocated during the call, on Linux the process's largest size during it,
+        elsewhere its largest size so far.
     rounds: target forwards. passes: drafter forwards.
     identical: whether the ids equal those of plain decoding; None unless both were greedy.
     first_difference_margin: the target's gap between its two best logits where the two answers part. Rounding explains

@@ -1,0 +1,104 @@
+"""`hf-failfast experiment`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    AsJson,
+    ChunkLength,
+    ConfidenceThreshold,
+    Device,
+    Drafter,
+    Dtype,
+    MaxDraftLength,
+    MaxNewTokens,
+    PromptsFile,
+    Repeats,
+    Target,
+    Tasks,
+    failfast_options,
+    numbers,
+    quiet,
+    torch_dtype,
+)
+
+
+class Name(StrEnum):
+    """The experiments of `eval/experiments/catalogue.py`, known without loading it."""
+
+    BASELINES = "baselines"
+    TAU = "tau"
+    CHUNK_LENGTH = "chunk-length"
+    MAX_DRAFT_LENGTH = "max-draft-length"
+    DENOISING_STEPS = "denoising-steps"
+    SPECDIFF = "specdiff"
+    LONG_OUTPUTS = "long-outputs"
+    CONFIDENCE = "confidence"
+    DIFFICULTY = "difficulty"
+    TRAJECTORY = "trajectory"
+
+
+def experiment(
+    name: Annotated[Name, typer.Argument(help="Which; docs/experiments.md tells what each asks.")],
+    out: Annotated[Path, typer.Option(help="Folder of NAME.json and NAME.svg.")] = Path("experiments"),
+    target: Target = None,
+    drafter: Drafter = None,
+    assistant: Annotated[
+        str | None,
+        typer.Option(help="Autoregressive draft model of `baselines`.  [default: the drafter, one token per pass]"),
+    ] = None,
+    tasks: Tasks = "failfast_offline",
+    prompts: PromptsFile = None,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts per task.")] = 2,
+    max_new_tokens: MaxNewTokens = 96,
+    repeats: Repeats = 1,
+    values: Annotated[
+        str | None, typer.Option(help="What the axis takes, comma-separated.  [default: paper's]")
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    confidence_threshold: ConfidenceThreshold = None,
+    chunk_length: ChunkLength = None,
+    max_draft_length: MaxDraftLength = None,
+    target_latency_ms: Annotated[
+        float | None, typer.Option(help="Of the modelled speedup.  [default: measured]")
+    ] = None,
+    drafter_latency_ms: Annotated[float | None, typer.Option(help="Likewise; both or neither.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides the order of the runs.")] = 0,
+    plot: Annotated[bool, typer.Option(help="Draw NAME.svg.")] = True,
+    plot_only: Annotated[bool, typer.Option(help="Measure nothing: draw what NAME.json holds.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Repeat an experiment of the papers on any pair; SmolLM2 and its drafter unless others are named."""
+    from ..eval.experiments.plots import require_matplotlib, save_plot
+    from ..eval.experiments.report import read, show, write
+    from ..eval.experiments.run import Setup, measure
+
+    if plot or plot_only:
+        require_matplotlib()
+    if not plot_only:
+        setup = Setup(
+            target=target,
+            drafter=drafter,
+            assistant=assistant,
+            tasks=tuple(tasks.split(",")) if prompts is None else ("failfast_prompts",),
+            prompts_file=prompts,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            repeats=repeats,
+            values=numbers(values),
+            dtype=torch_dtype(dtype),
+            device=device,
+            options=failfast_options(confidence_threshold, chunk_length, max_draft_length),
+            latencies=(target_latency_ms, drafter_latency_ms),
+            seed=seed,
+        )
+        quiet()
+        write(out / f"{name}.json", measure(name, setup))
+    document = read(out / f"{name}.json")
+    show(name, document, as_json)
+    if plot or plot_only:
+        save_plot(name, document, out / f"{name}.svg")

@@ -1,0 +1,1 @@
+"""The papers' experiments, on any pair: `hf-failfast experiment NAME`."""

@@ -1,0 +1,100 @@
+"""What every experiment needs: a pair, prompts, a stopwatch."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...config import FailFastConfig
+from ...drafters import DiffusionDrafter
+from ..arms import PLAIN, Answer, Arm, Prompts
+from ..metrics import summarise
+from ..options import Latencies
+from ..pairing import paired_record
+from ..records import SpeedRecord
+
+WARM_UP_TOKENS = 16
+
+Row = dict[str, Any]
+Progress = Callable[[float], None]  # told the share that is done, 0..1
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A pair and the prompts it is measured on.
+
+    config: the chunk rule wherever an experiment does not vary it.
+    prompts: one each, greedy.
+    values: what the experiment's axis takes; None for the experiment's own.
+    assistant: an autoregressive draft model, read as a drafter of one token per pass; None where none is at hand.
+    repeats: runs per prompt and method; that of median time counts.
+    """
+
+    target: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    drafter: DiffusionDrafter
+    config: FailFastConfig
+    prompts: Sequence[Prompts]
+    values: tuple[float, ...] | None = None
+    assistant: DiffusionDrafter | None = None
+    repeats: int = 1
+    latencies: Latencies | None = None
+    seed: int = 0
+    on_progress: Progress = field(default=lambda done: None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment found: rows of a table, and numbers about all of them."""
+
+    rows: list[Row]
+    totals: Row = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A decoding method and what tells it from the others."""
+
+    label: Row
+    arm: Arm
+
+
+def timed(bench: Bench, variants: Sequence[Variant]) -> list[Row]:
+    """One row per variant: its label and every speed metric, paired with plain decoding of the same prompts.
+
+    All methods answer a prompt before the next one is asked, in random order.
+    """
+    if not bench.prompts:
+        raise ValueError("There is no prompt to measure on.")
+    arms = [PLAIN, *(variant.arm for variant in variants)]
+    order = random.Random(bench.seed)
+    _warm_up(bench, arms)
+    records: list[list[SpeedRecord]] = [[] for _ in variants]
+    for done, prompt in enumerate(bench.prompts):
+        answers: list[list[Answer]] = [[] for _ in arms]
+        runs = [index for index in range(len(arms)) for _ in range(bench.repeats)]
+        order.shuffle(runs)
+        for count, index in enumerate(runs, 1):
+            answers[index] += arms[index].run(bench.target, bench.tokenizer, prompt)
+            bench.on_progress((done + count / len(runs)) / len(bench.prompts))
+        plain, *others = (_median(of_one_arm) for of_one_arm in answers)
+        for of_variant, variant, answer in zip(records, variants, others, strict=True):
+            of_variant.append(
+                paired_record(
+                    variant.arm.name, answer, plain, bench.target, prompt.ids, True, latencies=bench.latencies
+                )
+            )
+    return [variant.label | summarise(found) for variant, found in zip(variants, records, strict=True)]
+
+
+def _median(answers: list[Answer]) -> Answer:
+    return sorted(answers, key=lambda answer: answer.seconds)[(len(answers) - 1) // 2]
+
+
+def _warm_up(bench: Bench, arms: Sequence[Arm]) -> None:
+    prompt = bench.prompts[0]
+    short = replace(prompt, max_length=min(prompt.max_length, prompt.ids.shape[1] + WARM_UP_TOKENS))
+    for arm in arms:
+        arm.run(bench.target, bench.tokenizer, short)

@@ -1,0 +1,161 @@
+"""One figure per experiment, drawn from its stored rows: `matplotlib`, extra `plots`."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .columns import COLUMNS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+_ACCEPTED, _REJECTED, _THIRD, _GREY = "#2f7d5b", "#c2603f", "#3d64a8", "#8a8a8a"
+
+
+def require_matplotlib() -> None:
+    """Raises ImportError saying what to install; to be asked before anything slow is done."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            'Plots need matplotlib: pip install "hf_failfast[plots]", or leave them out with --no-plots.'
+        )
+
+
+def save_plot(name: str, document: Row, path: Path) -> None:
+    """Draws the experiment's figure into an SVG file, the same bytes for the same rows."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False}):
+        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        _DRAW[name](figure, document["rows"])
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _line(axes: "Axes", rows: Sequence[Row], key: str, label: str, colour: str) -> None:
+    """The measured speedup with its interval, and the modelled one."""
+    x = [row[key] for row in rows]
+    axes.plot(x, [row["speedup"] for row in rows], "o-", color=colour, label=label, markersize=4)
+    band = [row for row in rows if isinstance(row.get("speedup_ci95_low"), float)]
+    axes.fill_between(
+        [row[key] for row in band],
+        [row["speedup_ci95_low"] for row in band],
+        [row["speedup_ci95_high"] for row in band],
+        color=colour,
+        alpha=0.15,
+        linewidth=0,
+    )
+
+
+def _beside(axes: "Axes", rows: Sequence[Row], key: str, label: str, colour: str) -> None:
+    axes.plot(
+        [row[key] for row in rows], [row["mean_acceptance_length"] for row in rows], "s--", color=colour, label=label
+    )
+
+
+def _two_axes(figure: "Figure", x: str) -> tuple["Axes", "Axes"]:
+    speed, length = figure.subplots(1, 2)
+    speed.axhline(1, color=_GREY, linewidth=0.8)
+    for axes, title in ((speed, "speedup over plain decoding"), (length, "mean acceptance length")):
+        axes.set(xlabel=x, title=title)
+        axes.spines["right"].set_visible(False)
+    return speed, length
+
+
+def _sweep(key: str) -> Callable[["Figure", Sequence[Row]], None]:
+    def draw(figure: "Figure", rows: Sequence[Row]) -> None:
+        title = next(column.title for columns in COLUMNS.values() for column in columns if column.key == key)
+        speed, length = _two_axes(figure, title)
+        _line(speed, rows, key, "measured", _ACCEPTED)
+        modelled = [row for row in rows if row.get("modelled_speedup") is not None]
+        speed.plot(
+            [row[key] for row in modelled],
+            [row["modelled_speedup"] for row in modelled],
+            ":",
+            color=_THIRD,
+            label="modelled",
+        )
+        _beside(length, rows, key, "", _ACCEPTED)
+        speed.legend(frameon=False)
+
+    return draw
+
+
+def _baselines(figure: "Figure", rows: Sequence[Row]) -> None:
+    speed, length = _two_axes(figure, "draft length n")
+    colours = {"autoregressive": _THIRD, "diffusion, fixed": _REJECTED}
+    for drafter, colour in colours.items():
+        of_drafter = [row for row in rows if row["drafter"] == drafter]
+        _line(speed, of_drafter, "n", drafter, colour)
+        _beside(length, of_drafter, "n", drafter, colour)
+    for row in rows:
+        if row["drafter"] == "FailFast":
+            speed.axhline(row["speedup"], color=_ACCEPTED, label="FailFast")
+            length.axhline(row["mean_acceptance_length"], color=_ACCEPTED)
+    speed.legend(frameon=False)
+
+
+def _specdiff(figure: "Figure", rows: Sequence[Row]) -> None:
+    for axes, key, title in zip(
+        figure.subplots(1, 2),
+        ("speedup", "mean_acceptance_length"),
+        ("speedup", "mean acceptance length"),
+        strict=True,
+    ):
+        for steps in sorted({row["T"] for row in rows}):
+            of_steps = [row for row in rows if row["T"] == steps]
+            axes.plot([row["gamma"] for row in of_steps], [row[key] for row in of_steps], "o-", label=f"T = {steps}")
+        axes.set(xlabel="gamma", title=title)
+        axes.spines["right"].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def _confidence(figure: "Figure", rows: Sequence[Row]) -> None:
+    histogram, reliability = figure.subplots(1, 2)
+    middle = [(row["low"] + row["high"]) / 2 for row in rows]
+    width = 0.9 * (rows[0]["high"] - rows[0]["low"])
+    accepted = [row["accepted"] for row in rows]
+    histogram.bar(middle, accepted, width, color=_ACCEPTED, label="accepted")
+    histogram.bar(middle, [row["rejected"] for row in rows], width, accepted, color=_REJECTED, label="rejected")
+    histogram.set(xlabel="confidence", title="judged draft tokens")
+    histogram.legend(frameon=False)
+    known = [row for row in rows if row["tokens"]]
+    reliability.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8)
+    reliability.plot(
+        [row["mean_confidence"] for row in known], [row["accepted_share"] for row in known], "o-", color=_ACCEPTED
+    )
+    reliability.set(xlabel="mean confidence", title="share accepted", xlim=(0, 1), ylim=(0, 1))
+
+
+def _difficulty(figure: "Figure", rows: Sequence[Row]) -> None:
+    axes = figure.subplots()
+    axes.bar([f"> {row['longer_than']}" for row in rows], [100 * row["share"] for row in rows], color=_ACCEPTED)
+    axes.set(xlabel="length of the run of right tokens", title="share of all tokens, %")
+
+
+def _trajectory(figure: "Figure", rows: Sequence[Row]) -> None:
+    axes = figure.subplots()
+    x = range(len(rows))
+    axes.bar(x, [row["drafted"] for row in rows], color=_REJECTED, width=1, label="drafted, not accepted")
+    axes.bar(x, [row["accepted"] for row in rows], color=_ACCEPTED, width=1, label="accepted")
+    for index in (index for index in x if rows[index]["round"] == 0 and index):
+        axes.axvline(index - 0.5, color=_GREY, linewidth=0.8)
+    axes.set(xlabel="round (lines part the prompts)", title="draft tokens")
+    axes.legend(frameon=False)
+
+
+_DRAW: dict[str, Callable[["Figure", Sequence[Row]], None]] = {
+    "baselines": _baselines,
+    "tau": _sweep("confidence_threshold"),
+    "chunk-length": _sweep("chunk_length"),
+    "max-draft-length": _sweep("max_draft_length"),
+    "denoising-steps": _sweep("denoising_steps"),
+    "specdiff": _specdiff,
+    "long-outputs": _sweep("output_tokens"),
+    "confidence": _confidence,
+    "difficulty": _difficulty,
+    "trajectory": _trajectory,
+}

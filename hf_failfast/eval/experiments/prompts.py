@@ -1,0 +1,96 @@
+"""Prompts of any lm-eval generation task, as lm-eval itself would ask them."""
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
+from typing import Any
+
+import torch
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager, get_task_dict
+from transformers import PreTrainedTokenizerBase
+
+from .. import task as _  # noqa: F401  (the class that our tasks name)
+from ..arms import Prompts
+from ..paths import TASKS
+
+
+def task_prompts(
+    names: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    limit: int,
+    max_new_tokens: int,
+    device: torch.device | str,
+    prompts_file: str | None = None,
+    skip: int = 0,
+) -> list[Prompts]:
+    """The first `limit` prompts of each task behind the first `skip`, one per batch, chat template applied if there
+    is one.
+
+    names: tasks and groups, ours or stock ones; `prompts_file` is `failfast_prompts`' file. Raises ValueError on an
+    unknown name, a task that generates nothing, and one without a prompt behind those skipped.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    prompts = []
+    for task in _tasks(names, prompts_file):
+        requests = _requests(task, tokenizer, skip + limit)[skip:]
+        if not requests:
+            raise ValueError(f"The task {task.config.task!r} has no prompt behind its first {skip}.")
+        prompts += [_encode(request, tokenizer, max_new_tokens, device) for request in requests]
+    return prompts
+
+
+def _tasks(names: Sequence[str], prompts_file: str | None) -> Iterator[Task]:
+    ours = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={"prompts": prompts_file})
+    is_ours = set(names) <= set(ours.all_tasks)  # reading lm-eval's 14,000 stock files takes seconds
+    manager = ours if is_ours else TaskManager(include_path=str(TASKS), metadata={"prompts": prompts_file})
+    unknown = sorted(set(names) - set(manager.all_tasks))
+    if unknown:
+        raise ValueError(f"Unknown tasks {unknown}; `hf-failfast-eval ls tasks` lists them.")
+    return _flat(get_task_dict(list(names), manager))
+
+
+def _flat(tasks: dict[Any, Any]) -> Iterator[Task]:
+    for value in tasks.values():
+        yield from _flat(value) if isinstance(value, dict) else [value]
+
+
+def _requests(task: Task, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Any]:
+    if task.OUTPUT_TYPE != "generate_until":
+        raise ValueError(f"The task {task.config.task!r} generates nothing.")
+    has_template = tokenizer.chat_template is not None
+    with redirect_stderr(io.StringIO()):  # a progress bar per task
+        task.build_all_requests(
+            limit=count,
+            rank=0,
+            world_size=1,
+            apply_chat_template=has_template,
+            chat_template=_chat_template(tokenizer) if has_template else None,
+            tokenizer_name="",
+        )
+    return task.instances[:count]
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> Any:
+    def apply(messages: Any, add_generation_prompt: bool = True) -> Any:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    return apply
+
+
+def _encode(
+    request: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, device: torch.device | str
+) -> Prompts:
+    text, arguments = request.args
+    encoded = tokenizer(text, return_tensors="pt", add_special_tokens=tokenizer.chat_template is None)
+    ids = encoded["input_ids"].to(device)
+    until = arguments.get("until") or []
+    stop = [until] if isinstance(until, str) else until
+    return Prompts(ids, torch.ones_like(ids), ids.shape[1] + max_new_tokens, stop, {"do_sample": False})

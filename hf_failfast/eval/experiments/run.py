@@ -1,0 +1,101 @@
+"""An experiment from its options to its document."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.progress import Progress
+from transformers import PreTrainedModel
+
+from ...config import FailFastConfig
+from ...drafters import DiffusionDrafter, load_drafter
+from ...provenance import provenance
+from ..options import Latencies
+from ..pair import load_pair
+from ..preflight import check_prompts
+from .bench import Bench
+from .catalogue import EXPERIMENTS
+from .prompts import task_prompts
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an experiment runs on; checked before anything is loaded.
+
+    target, drafter: None for SmolLM2 and its drafter. assistant: of `Bench`, by name.
+    options: FailFast's, where the drafter's own are not wanted. latencies: (target, drafter) ms of the modelled
+    speedup, or (None, None).
+    """
+
+    target: str | None = None
+    drafter: str | None = None
+    assistant: str | None = None
+    tasks: tuple[str, ...] = ("failfast_offline",)
+    prompts_file: str | None = None
+    limit: int = 2
+    max_new_tokens: int = 96
+    repeats: int = 1
+    values: tuple[float, ...] | None = None
+    dtype: Any = "auto"
+    device: str = "cpu"
+    options: dict[str, Any] = field(default_factory=dict)
+    latencies: tuple[float | None, float | None] = (None, None)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        FailFastConfig().with_options(self.options)
+        Latencies.given(*self.latencies)
+        check_prompts(self.tasks, self.prompts_file)
+
+
+def measure(name: str, setup: Setup) -> dict[str, Any]:
+    """The experiment's document: what was asked, of what, where, and the rows."""
+    pair = load_pair(setup.target, setup.drafter, setup.dtype, setup.device)
+    prompts = task_prompts(
+        setup.tasks,
+        pair.tokenizer,
+        limit=setup.limit,
+        max_new_tokens=setup.max_new_tokens,
+        device=pair.target.device,
+        prompts_file=setup.prompts_file,
+    )
+    config = pair.drafter.config.with_options(setup.options)
+    with Progress(transient=True) as progress:
+        task = progress.add_task(name, total=1.0)
+        bench = Bench(
+            pair.target,
+            pair.tokenizer,
+            pair.drafter,
+            config,
+            prompts,
+            values=setup.values,
+            assistant=None if setup.assistant is None else load_autoregressive(setup.assistant, pair.target),
+            repeats=setup.repeats,
+            latencies=Latencies.given(*setup.latencies),
+            seed=setup.seed,
+            on_progress=lambda done: progress.update(task, completed=done),
+        )
+        outcome = EXPERIMENTS[name](bench)
+    return {
+        "experiment": name,
+        "setting": pair.names
+        | {"assistant": setup.assistant, "dtype": str(pair.target.dtype).removeprefix("torch.")}
+        | {"tasks": setup.tasks, "prompts": len(prompts), "max_new_tokens": setup.max_new_tokens}
+        | {"repeats": setup.repeats, "seed": setup.seed}
+        | asdict(config),
+        "rows": outcome.rows,
+        "totals": outcome.totals,
+    } | provenance(pair.target.device)
+
+
+def load_autoregressive(name: str, target: PreTrainedModel) -> DiffusionDrafter:
+    """Any causal LM of the target's tokenizer as a drafter; drafting one token per pass it is never shown a mask."""
+    drafter = load_drafter(
+        name,
+        attention="causal_canvas",
+        shift=1,
+        mask_token_id=0,
+        dtype=target.dtype,
+        device_map=target.device,
+    )
+    drafter.start(target, capacity=1, eos_token_ids=None)  # refuses a model that does not fit
+    return drafter
