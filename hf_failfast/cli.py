@@ -9,6 +9,7 @@ from .commands.experiment import experiment
 from .commands.generate import demo, generate
 from .commands.hub import export_hub, push
 from .commands.inspect import inspect
+from .commands.trace import trace
 from .commands.train import train
 
 
@@ -54,7 +55,7 @@ def main(
     """Lossless speculative decoding with diffusion drafters."""
 
 
-for command in (demo, generate, train, inspect, export_hub, push, experiment):
+for command in (demo, generate, trace, experiment, train, inspect, export_hub, push):
     app.command()(command)
 
 

@@ -9,6 +9,25 @@ from transformers.generation import BaseStreamer
 ACCEPTED_STYLE = "green"
 
 
+class TextPieces:
+    """A growing text, token by token; half a character waits for its other half."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.text = ""
+
+    def add(self, token_id: int) -> str:
+        """What the token adds to the text; special tokens add nothing."""
+        self.ids.append(token_id)
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if text.endswith("\ufffd"):
+            return ""
+        piece = text[len(self.text) :]
+        self.text = text
+        return piece
+
+
 class ColourStreamer(BaseStreamer):
     """Prints accepted draft tokens coloured and bonus tokens plain; the prompt is not printed.
 
@@ -18,8 +37,7 @@ class ColourStreamer(BaseStreamer):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
         self.tokenizer = tokenizer
         self.console = console
-        self.ids: list[int] = []
-        self.printed = ""
+        self.pieces = TextPieces(tokenizer)
         self.is_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
@@ -33,12 +51,9 @@ class ColourStreamer(BaseStreamer):
 
     def end(self) -> None:
         self.console.print()
-        self.ids, self.printed, self.is_prompt = [], "", True
+        self.pieces, self.is_prompt = TextPieces(self.tokenizer), True
 
     def _print(self, token_id: int, style: str) -> None:
-        """Prints what the token adds to the text; half a character waits for its other half."""
-        self.ids.append(token_id)
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):
-            self.console.print(Text(text[len(self.printed) :], style=style), end="", soft_wrap=True)
-            self.printed = text
+        piece = self.pieces.add(token_id)
+        if piece:
+            self.console.print(Text(piece, style=style), end="", soft_wrap=True)

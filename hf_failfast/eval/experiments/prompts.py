@@ -2,13 +2,13 @@
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from typing import Any
 
 import torch
 from lm_eval.api.task import Task
-from lm_eval.tasks import TaskManager, get_task_dict
+from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from .. import task as _  # noqa: F401  (the class that our tasks name)
@@ -42,19 +42,14 @@ def task_prompts(
     return prompts
 
 
-def _tasks(names: Sequence[str], prompts_file: str | None) -> Iterator[Task]:
+def _tasks(names: Sequence[str], prompts_file: str | None) -> Iterable[Task]:
     ours = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={"prompts": prompts_file})
     is_ours = set(names) <= set(ours.all_tasks)  # reading lm-eval's 14,000 stock files takes seconds
     manager = ours if is_ours else TaskManager(include_path=str(TASKS), metadata={"prompts": prompts_file})
     unknown = sorted(set(names) - set(manager.all_tasks))
     if unknown:
         raise ValueError(f"Unknown tasks {unknown}; `hf-failfast-eval ls tasks` lists them.")
-    return _flat(get_task_dict(list(names), manager))
-
-
-def _flat(tasks: dict[Any, Any]) -> Iterator[Task]:
-    for value in tasks.values():
-        yield from _flat(value) if isinstance(value, dict) else [value]
+    return manager.load(list(names))["tasks"].values()
 
 
 def _requests(task: Task, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Any]:

@@ -1,0 +1,166 @@
+"""The experiments' arithmetic, and each of them on models of two layers."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("lm_eval")
+
+from eval_support import save_models
+
+from hf_failfast.cli import app
+from hf_failfast.commands.experiment import Name
+from hf_failfast.eval.experiments import plots, prompts
+from hf_failfast.eval.experiments.catalogue import EXPERIMENTS
+from hf_failfast.eval.experiments.columns import COLUMNS, SPEED, cells
+from hf_failfast.eval.experiments.traces import calibration_error, confidence_histogram, run_lengths
+from hf_failfast.tracing import TracedRound
+
+
+def test_every_experiment_has_a_name_a_table_and_a_plot() -> None:
+    assert set(EXPERIMENTS) == {str(name) for name in Name} == set(COLUMNS) == set(plots._DRAW)
+
+
+def test_histogram_counts_every_judged_token_once() -> None:
+    judged = [(0.0, False), (0.05, True), (0.95, True), (1.0, True), (1.0, False)]
+    rows = confidence_histogram(judged)
+    assert [(row["tokens"], row["accepted"]) for row in rows] == [(2, 1), *[(0, 0)] * 8, (3, 2)]
+    assert rows[-1]["mean_confidence"] == pytest.approx(2.95 / 3)
+    assert rows[4]["accepted_share"] is None
+
+
+def test_calibration_error_by_hand() -> None:
+    """Ten tokens at 0.75 of which five are right, ten at 0.25 of which none is: (0.25 + 0.25) / 2."""
+    judged = [(0.75, index < 5) for index in range(10)] + [(0.25, False)] * 10
+    assert calibration_error(confidence_histogram(judged)) == pytest.approx(0.25)
+    calibrated = [(0.75, index < 75) for index in range(100)]
+    assert calibration_error(confidence_histogram(calibrated)) == pytest.approx(0)
+    assert calibration_error(confidence_histogram([])) == 0
+
+
+def traced(drafted: int, accepted: int, emitted: int) -> TracedRound:
+    return TracedRound([1] * drafted, [0.5] * drafted, accepted, [1] * emitted, [0.5] * emitted, 1, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [
+        ([(4, 2, 3), (4, 3, 4)], [2, 3]),  # refused each time
+        ([(4, 4, 5), (4, 1, 2)], [6]),  # the bonus token behind a whole draft goes on
+        ([(4, 0, 1), (0, 0, 1)], []),  # nothing accepted, nothing drafted
+        ([(2, 2, 3), (0, 0, 1), (2, 2, 2)], [3, 2]),  # a round without a draft ends a run, the end of the text too
+        ([(4, 3, 3)], [3]),  # the text ended inside of the draft
+    ],
+)
+def test_runs_of_right_tokens(rounds: list[tuple[int, int, int]], expected: list[int]) -> None:
+    assert run_lengths([traced(*counts) for counts in rounds]) == expected
+
+
+def test_cells_are_formatted_and_unknown_ones_empty() -> None:
+    row = {"speedup": 1.234, "speedup_ci95_low": 1.0, "speedup_ci95_high": 1.5, "acceptance_rate": 0.256}
+    assert cells(SPEED, [row]) == [["1.23 (1.00 to 1.50)", "", "", "26%", ""]]
+    alone = {"speedup": 1.2, "speedup_ci95_low": "N/A", "speedup_ci95_high": "N/A"}
+    assert cells(SPEED, [alone])[0][0] == "1.20"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+def run(name: str, folders: dict[str, str], out: Path, *options: object):
+    arguments = [
+        "experiment", name, "--out", out, "--target", folders["target"], "--drafter", folders["drafter"],
+        "--dtype", "float32", "--tasks", "failfast_arithmetic", "--limit", 2, "--max-new-tokens", 12, *options,
+    ]  # fmt: skip
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "axis", "values"),
+    [
+        ("baselines", ("--values", "2,5"), "n", [2, 2, 5, 5, 12]),
+        ("tau", ("--values", "0.1,0.9"), "confidence_threshold", [0.1, 0.9]),
+        ("chunk-length", ("--values", "3,20"), "chunk_length", [3, 20]),
+        ("max-draft-length", ("--values", "4,8"), "max_draft_length", [4, 8]),
+        ("denoising-steps", (), "denoising_steps", [1, 2, 4]),
+        ("specdiff", ("--values", "1,3"), "gamma", [1, 3, 3]),
+        ("long-outputs", ("--values", "20,30"), "output_tokens", [20, 30]),
+    ],
+)
+def test_sweeps(name: str, options: tuple, axis: str, values: list[float], folders: dict[str, str], tmp_path: Path):
+    """Rows in the axis's order, all lossless in float32, with the facts a reader needs."""
+    result = run(name, folders, tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / f"{name}.json").read_text())
+    rows = document["rows"]
+    assert [row[axis] for row in rows] == values
+    assert all(row["identical"] == 1 and row["answers"] == 2 and row["speedup"] > 0 for row in rows)
+    assert {"command", "commit", "versions", "hardware", "setting", "totals"} <= set(document)
+    assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
+    if name == "long-outputs":
+        assert [row["new_tokens"] for row in rows] == values
+    if name == "denoising-steps":
+        assert [row["drafter_passes_per_round"] > 1 for row in rows] == [False, True, True]
+    if name == "baselines":
+        autoregressive = [row for row in rows if row["drafter"] == "autoregressive"]
+        assert [row["drafter_passes_per_round"] for row in autoregressive] == pytest.approx([2, 5], rel=0.4), (
+            "one pass per drafted token"
+        )
+
+
+def test_traced_experiments(folders: dict[str, str], tmp_path: Path) -> None:
+    documents = {}
+    for name in ("confidence", "difficulty", "trajectory"):
+        result = run(name, folders, tmp_path, "--json")
+        assert result.exit_code == 0, result.output
+        documents[name] = json.loads(result.stdout.strip().splitlines()[-1])
+    rounds = documents["trajectory"]["rows"]
+    assert {row["prompt"] for row in rounds} == {0, 1}
+    judged = documents["confidence"]["totals"]["judged"]
+    assert judged == sum(row["tokens"] for row in documents["confidence"]["rows"])
+    assert documents["confidence"]["totals"]["accepted"] == sum(row["accepted"] for row in rounds)
+    shares = [row["share"] for row in documents["difficulty"]["rows"]]
+    assert 0 < shares[0] <= 1 and shares == sorted(shares, reverse=True)
+
+
+def test_a_plot_is_drawn_again_from_the_document(folders: dict[str, str], tmp_path: Path) -> None:
+    missing = run("tau", folders, tmp_path, "--plot-only")
+    assert missing.exit_code == 1 and "run the experiment without --plot-only first" in missing.output
+    assert run("tau", folders, tmp_path, "--values", "0.5", "--no-plot").exit_code == 0
+    assert not (tmp_path / "tau.svg").exists()
+    drawn = [run("tau", folders, tmp_path, "--plot-only") and (tmp_path / "tau.svg").read_bytes() for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--confidence-threshold", 2), "`confidence_threshold` must be a number in [0, 1]"),
+        (("--target-latency-ms", 5), "must be given together"),
+        (("--prompts", "no-such-file"), "there is none at 'no-such-file'"),
+        (("--values", "a"), "not a list of numbers"),
+    ],
+)
+def test_bad_options_are_named_before_loading(options: tuple, message: str, tmp_path: Path) -> None:
+    result = run("tau", {"target": "no-such-folder", "drafter": "none"}, tmp_path, *options)
+    assert result.exit_code != 0
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_an_unknown_task_is_named(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_stock_tasks(**options: object) -> prompts.TaskManager:  # reading them takes half a minute
+        return TaskManager(**options | {"include_defaults": False})
+
+    TaskManager = prompts.TaskManager
+    monkeypatch.setattr(prompts, "TaskManager", without_stock_tasks)
+    result = run("tau", folders, tmp_path, "--tasks", "no_such_task")
+    assert result.exit_code == 1 and "Unknown tasks ['no_such_task']" in result.output
+
+
+def test_a_missing_matplotlib_is_named_before_loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    result = run("tau", {"target": "no-such-folder", "drafter": "none"}, tmp_path)
+    assert result.exit_code == 1 and 'pip install "hf_failfast[plots]"' in result.output

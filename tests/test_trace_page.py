@@ -1,0 +1,154 @@
+"""The trace page: right, self-contained, safe, and alive in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eval_support import save_models
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from hf_failfast.cli import app
+from hf_failfast.eval.trace_page import trace_page
+from hf_failfast.stats import RoundRecord, SpecDecodingStats
+from hf_failfast.tracing import Trace, TracedRound
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NASTY = "<script>document.title='owned'</script>"
+WORDS = ["<end>", NASTY, "\"'&", "</div>", " plain", "{{ 7 * 7 }}", "\n", "\\u0041", "`${1}`"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<end>"))
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+
+
+@pytest.fixture(scope="module")
+def page(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Four rounds: two accepted and one refused, a whole draft, no draft, an end inside of a draft."""
+    rounds = [
+        TracedRound([1, 2, 3, 4], [0.91, 0.82, 0.73, 0.64], 2, [1, 2, 5], [0.5, 0.6, 0.7], 1, 0.01, 0.03),
+        TracedRound([3], [0.9], 1, [3, 6], [0.8, 0.7], 1, 0.01, 0.03),
+        TracedRound([], [], 0, [8], [0.25], 0, 0.0, 0.03),
+        TracedRound([7, 0, 4], [0.9, 0.9, 0.4], 2, [7, 0], [0.9, 1.0], 2, 0.01, 0.03),
+    ]
+    stats = SpecDecodingStats(draft_seconds=0.03, verify_seconds=0.12, other_seconds=0.01)
+    for traced in rounds:
+        stats.observe(RoundRecord(len(traced.draft_ids), traced.accepted, len(traced.emitted_ids), traced.passes))
+    trace = Trace([1, 2], rounds, stats)
+    names = {"target": "a <b>target</b>", "drafter": "a drafter"}
+    return trace_page(trace, tokenizer, prompt=f"Why {NASTY}?", names=names, facts={"dtype": "float32"})
+
+
+class Reader(HTMLParser):
+    """The page's elements, and the text in each kind of them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, Any]]] = []
+        self.texts: dict[int, str] = {}
+        self.open: list[int] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "br"):
+            self.open.append(len(self.elements) - 1)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts[self.open[-1]] = self.texts.get(self.open[-1], "") + data
+
+    def tokens(self) -> list[tuple[str, str, list[str]]]:
+        """(text, classes, tip) of every token of the text."""
+        return [
+            (self.texts.get(index, ""), attributes["class"], json.loads(attributes["data-tip"]))
+            for index, (tag, attributes) in enumerate(self.elements)
+            if tag == "span" and "data-tip" in attributes
+        ]
+
+
+def test_tokens_say_how_they_came(page: str) -> None:
+    tokens = Reader(page).tokens()
+    assert [text for text, _, _ in tokens] == [WORDS[index] for index in (1, 2, 5, 3, 6, 8, 7, 0)]
+    kinds = [classes for _, classes, _ in tokens]
+    assert kinds == ["accepted", "accepted", "bonus", "accepted", "bonus", "plain", "accepted", "accepted special"]
+    assert tokens[1][2] == [
+        repr(WORDS[2]), "accepted, round 1", "target's probability 60.0%", "drafter's confidence 82.0%",
+    ]  # fmt: skip
+    assert tokens[2][2][-1] == f"drafted instead: {WORDS[3]!r}, confidence 73.0%"
+
+
+def test_the_strip_shows_every_draft(page: str) -> None:
+    reader = Reader(page)
+    cells = [attributes["class"] for tag, attributes in reader.elements if tag == "b"]
+    assert cells == [
+        "accepted", "accepted", "rejected", "unjudged",
+        "accepted",
+        "plain",
+        "accepted", "accepted", "unjudged",
+    ]  # fmt: skip
+    rounds = [json.loads(a["data-tip"]) for _, a in reader.elements if a.get("class") == "round"]
+    assert len(rounds) == 4 and rounds[0][0] == "round 1: 4 drafted, 2 accepted"
+    assert rounds[0][4] == f"{WORDS[3]!r} 73% rejected"
+
+
+def test_nothing_a_model_writes_becomes_markup(page: str) -> None:
+    elements = Reader(page).elements
+    assert sum(tag == "script" for tag, _ in elements) == 1
+    assert not any(name.startswith("on") for _, attributes in elements for name in attributes)
+    assert NASTY not in page and "<b>target" not in page
+
+
+def test_the_page_needs_nothing_else(page: str) -> None:
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", page)
+    assert not {"link", "img", "iframe", "object"} & {tag for tag, _ in Reader(page).elements}
+    assert not any({"src", "href"} & set(attributes) for _, attributes in Reader(page).elements)
+    assert "prefers-color-scheme: dark" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page in")
+def test_in_a_browser(page: str, tmp_path: Path) -> None:
+    """The page's own script runs, hovering shows what the token's round was, and no injected script does."""
+    probe = "<script>show(document.querySelector('.text [data-tip]'))</script></body>"
+    file = tmp_path / "page.html"
+    file.write_text(page.replace("</body>", probe), encoding="utf-8")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    result = subprocess.run(
+        [*command, profile, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    reader = Reader(result.stdout)
+    found = {attributes.get("id"): index for index, (_, attributes) in enumerate(reader.elements)}
+    tip = reader.elements[found["tip"]][1]
+    assert "hidden" not in tip
+    shown = [text for index, text in reader.texts.items() if index > found["tip"]]
+    assert shown[:4] == [repr(NASTY), "accepted, round 1", "target's probability 50.0%", "drafter's confidence 91.0%"]
+    lit = [attributes for _, attributes in reader.elements if "lit" in attributes.get("class", "").split()]
+    assert [part["data-round"] for part in lit] == ["0"] * 4, "the round's three tokens and its column"
+    assert "<title>hf_failfast trace" in result.stdout
+
+
+def test_the_command_writes_a_page(tmp_path: Path) -> None:
+    folders = save_models(tmp_path)
+    out = tmp_path / "deep" / "trace.html"
+    arguments = ["trace", "--out", out, "--target", folders["target"], "--drafter", folders["drafter"]]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--max-new-tokens", "12", "--dtype", "float32", "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout.strip().splitlines()[-1])
+    tokens = Reader(out.read_text(encoding="utf-8")).tokens()
+    assert len(tokens) == document["stats"]["emitted"] == sum(len(r["emitted_ids"]) for r in document["rounds"])
+    alone = CliRunner().invoke(app, ["trace", "--target", folders["target"]])
+    assert alone.exit_code == 1 and "must be given together" in alone.output
