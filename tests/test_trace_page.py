@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from hf_failfast.cli import app
-from hf_failfast.eval.trace_page import trace_page
 from hf_failfast.stats import RoundRecord, SpecDecodingStats
+from hf_failfast.trace_page import trace_page
 from hf_failfast.tracing import Trace, TracedRound
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

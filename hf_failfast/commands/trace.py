@@ -42,10 +42,10 @@ def trace(
     """Answer a prompt and write a page that shows how each token came to be."""
     from dataclasses import asdict
 
-    from ..eval.pair import load_pair
-    from ..eval.trace_page import trace_page
+    from ..pair import load_pair
     from ..provenance import provenance
     from ..showcase import encode_prompt
+    from ..trace_page import trace_page
     from ..tracing import trace as trace_generation
 
     options = failfast_options(confidence_threshold, chunk_length, max_draft_length)

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from ...config import FailFastConfig
 from ...drafters import DiffusionDrafter, load_drafter
+from ...pair import load_pair
 from ...provenance import provenance
 from ..options import Latencies
-from ..pair import load_pair
 from ..preflight import check_prompts
 from .bench import Bench
 from .catalogue import EXPERIMENTS

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import BUNDLED_DRAFTER
-from ..drafters import DiffusionDrafter, load_drafter
-from ..smollm2 import load_smollm2
+from . import BUNDLED_DRAFTER
+from .drafters import DiffusionDrafter, load_drafter
+from .smollm2 import load_smollm2
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 
