@@ -122,6 +122,7 @@ class RecordingDrafter(DiffusionDrafter):
     def __init__(self, drafter: DiffusionDrafter) -> None:
         self.drafter = drafter
         self.config = drafter.config
+        self.made_for = drafter.made_for
         self.drafts: list[_RecordedDraft] = []
 
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:

@@ -10,11 +10,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, load_drafter
 from ..stats import SpecDecodingStats
+from .assistants import load_assistant
 from .options import EvalOptions
 from .stops import ExactStops
 
@@ -106,14 +107,13 @@ def load_arm(options: EvalOptions, target: PreTrainedModel) -> Arm:
     if options.method == "prompt_lookup":
         tokens = options.num_assistant_tokens or DEFAULT_PROMPT_LOOKUP_TOKENS
         return Arm("prompt_lookup", {"prompt_lookup_num_tokens": tokens}, counts_forwards=True)
-    placement = {"dtype": target.dtype, "device_map": {"": target.device}}
+    assert options.assistant is not None
     if options.method == "assisted":
-        assistant = AutoModelForCausalLM.from_pretrained(options.assistant, **placement).eval()
+        assistant = load_assistant(options.assistant, target)
         if options.num_assistant_tokens is not None:
             assistant.generation_config.num_assistant_tokens = options.num_assistant_tokens
             assistant.generation_config.num_assistant_tokens_schedule = "constant"
         return Arm("assisted", {"assistant_model": assistant}, counts_forwards=True)
-    assert options.assistant is not None
     drafter = load_drafter(options.assistant, dtype=target.dtype, device_map=target.device)
     drafter.start(target, capacity=1, eos_token_ids=None)  # refuses a drafter that does not fit this target
     config = drafter.config.with_options(options.failfast_options)

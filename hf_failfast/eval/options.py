@@ -48,7 +48,8 @@ class Latencies:
 class EvalOptions:
     """How answers are generated and what they are compared with.
 
-    assistant: folder or Hub id of the drafter; for `assisted`, of an autoregressive draft model.
+    assistant: folder or Hub id of the drafter; for `assisted`, of an autoregressive draft model, or of a
+        drafter that reads as one (`assistants.py`).
     method: `failfast`, `fixed` (the drafter with drafts of one chunk, never extended), `plain` (the target alone),
         `assisted` (transformers' assisted generation) or `prompt_lookup` (transformers' n-gram drafts).
     compare_plain: run plain decoding on every prompt too, in random order, for paired speedups.

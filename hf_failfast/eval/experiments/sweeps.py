@@ -12,6 +12,7 @@ from ...drafters import DiffusionDrafter
 from ...drafters.denoising import Denoising
 from ...drafters.masked import MaskedDrafter
 from ..arms import drafted_arm
+from ..assistants import is_autoregressive
 from .bench import Bench, Outcome, Row, Variant, timed
 
 BASELINE_LENGTHS = (3, 5, 8, 10, 15, 20)
@@ -57,16 +58,11 @@ def baseline_variants(bench: Bench, values: Sequence[float]) -> list[Variant]:
 
 
 def autoregressive_drafter(bench: Bench) -> DiffusionDrafter:
-    """The assistant; without one the drafter itself, read one token per pass, where that is what its rows predict.
-
-    A causal canvas with shift 1 attends causally to known tokens, and the last of them predicts the next: without
-    masks it is an autoregressive model, of the same weights and training.
-    """
+    """The assistant; without one the drafter itself, read one token per pass, where it can be."""
     if bench.assistant is not None:
         return bench.assistant
-    drafter = bench.drafter
-    if isinstance(drafter, MaskedDrafter) and (drafter.spec.attention, drafter.spec.shift) == ("causal_canvas", 1):
-        return drafter
+    if is_autoregressive(bench.drafter):
+        return bench.drafter
     raise ValueError("`assistant` must name an autoregressive draft model: this drafter cannot be read as one.")
 
 
