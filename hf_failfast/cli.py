@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .commands.calibrate import calibrate
 from .commands.experiment import experiment
 from .commands.generate import demo, generate
 from .commands.hub import export_hub, push
@@ -55,7 +56,7 @@ def main(
     """Lossless speculative decoding with diffusion drafters."""
 
 
-for command in (demo, generate, trace, experiment, train, inspect, export_hub, push):
+for command in (demo, generate, trace, calibrate, experiment, train, inspect, export_hub, push):
     app.command()(command)
 
 

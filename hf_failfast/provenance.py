@@ -21,11 +21,17 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     with `-dirty` behind it where tracked files differ from it; None outside of a git checkout.
     """
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | _versions(),
         "hardware": _hardware(torch.device(device)),
     }
+
+
+def _command() -> str:
+    if sys.orig_argv[1:2] == ["-m"]:
+        return shlex.join(["python", *sys.orig_argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:

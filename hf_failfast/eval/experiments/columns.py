@@ -40,6 +40,12 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "tau": (Column("tau", "confidence_threshold", ".2f"), *SPEED),
     "chunk-length": (Column("N", "chunk_length", ".0f"), *SPEED),
     "max-draft-length": (Column("N_max", "max_draft_length", ".0f"), *SPEED),
+    "calibrate": (
+        Column("tau", "confidence_threshold", ".2f"),
+        Column("N", "chunk_length"),
+        Column("N_max", "max_draft_length"),
+        *SPEED,
+    ),
     "denoising-steps": (Column("passes per chunk", "denoising_steps"), *SPEED),
     "specdiff": (Column("gamma", "gamma"), Column("T", "T"), *SPEED, MEMORY),
     "long-outputs": (Column("output tokens", "output_tokens"), *SPEED, MEMORY),

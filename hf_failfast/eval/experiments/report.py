@@ -1,6 +1,7 @@
 """An experiment's document on disk and on the screen."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,20 @@ def show(name: str, document: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(document))
         return
-    columns = COLUMNS[name]
-    table = Table(*(column.title for column in columns), title=name)
-    for row in cells(columns, document["rows"]):
-        table.add_row(*row)
+    print_rows(name, document["rows"], name)
     console = Console()
-    console.print(table)
     for key, value in document["totals"].items():
         if not isinstance(value, list):
             console.print(f"{key.replace('_', ' ')}: {value}")
+
+
+def print_rows(name: str, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """A table of an experiment's columns."""
+    columns = COLUMNS[name]
+    table = Table(*(column.title for column in columns), title=title)
+    for row in cells(columns, rows):
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _rounded(value: Any) -> Any:

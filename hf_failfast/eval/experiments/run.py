@@ -8,8 +8,10 @@ from transformers import PreTrainedModel
 
 from ...config import FailFastConfig
 from ...drafters import DiffusionDrafter, load_drafter
-from ...pair import load_pair
+from ...pair import Pair, load_pair
 from ...provenance import provenance
+from ..arms import Prompts
+from ..calibration import Calibration, calibrate, confirm
 from ..options import Latencies
 from ..preflight import check_prompts
 from .bench import Bench
@@ -50,41 +52,73 @@ class Setup:
 def measure(name: str, setup: Setup) -> dict[str, Any]:
     """The experiment's document: what was asked, of what, where, and the rows."""
     pair = load_pair(setup.target, setup.drafter, setup.dtype, setup.device)
-    prompts = task_prompts(
+    prompts = _prompts(setup, pair)
+    with Progress(transient=True) as progress:
+        bench = _bench(setup, pair, prompts, progress, name)
+        outcome = EXPERIMENTS[name](bench)
+    found = {"experiment": name, "rows": outcome.rows, "totals": outcome.totals}
+    return found | _facts(setup, pair, bench)
+
+
+def calibrated(setup: Setup, tolerance: float) -> tuple[Calibration, dict[str, Any]]:
+    """What `calibrate` finds, and the document that also holds the choice's speed on as many other prompts."""
+    pair = load_pair(setup.target, setup.drafter, setup.dtype, setup.device)
+    chosen_on, others = _prompts(setup, pair), _prompts(setup, pair, skip=setup.limit)
+    with Progress(transient=True) as progress:
+        bench = _bench(setup, pair, chosen_on, progress, "settings")
+        calibration = calibrate(bench, tolerance)
+        held_out = confirm(_bench(setup, pair, others, progress, "confirmation"), [calibration.best, bench.config])
+    found = {
+        "best": asdict(calibration.best),
+        "tolerance": tolerance,
+        "plateau": calibration.plateau,
+        "rows": calibration.rows,
+        "held_out": held_out,
+    }
+    return calibration, found | _facts(setup, pair, bench)
+
+
+def _prompts(setup: Setup, pair: Pair, skip: int = 0) -> list[Prompts]:
+    return task_prompts(
         setup.tasks,
         pair.tokenizer,
         limit=setup.limit,
         max_new_tokens=setup.max_new_tokens,
         device=pair.target.device,
         prompts_file=setup.prompts_file,
+        skip=skip,
     )
-    config = pair.drafter.config.with_options(setup.options)
-    with Progress(transient=True) as progress:
-        task = progress.add_task(name, total=1.0)
-        bench = Bench(
-            pair.target,
-            pair.tokenizer,
-            pair.drafter,
-            config,
-            prompts,
-            values=setup.values,
-            assistant=None if setup.assistant is None else load_autoregressive(setup.assistant, pair.target),
-            repeats=setup.repeats,
-            latencies=Latencies.given(*setup.latencies),
-            seed=setup.seed,
-            on_progress=lambda done: progress.update(task, completed=done),
-        )
-        outcome = EXPERIMENTS[name](bench)
-    return {
-        "experiment": name,
-        "setting": pair.names
-        | {"assistant": setup.assistant, "dtype": str(pair.target.dtype).removeprefix("torch.")}
-        | {"tasks": setup.tasks, "prompts": len(prompts), "max_new_tokens": setup.max_new_tokens}
-        | {"repeats": setup.repeats, "seed": setup.seed}
-        | asdict(config),
-        "rows": outcome.rows,
-        "totals": outcome.totals,
-    } | provenance(pair.target.device)
+
+
+def _bench(setup: Setup, pair: Pair, prompts: list[Prompts], progress: Progress, title: str) -> Bench:
+    task = progress.add_task(title, total=1.0)
+    return Bench(
+        pair.target,
+        pair.tokenizer,
+        pair.drafter,
+        pair.drafter.config.with_options(setup.options),
+        prompts,
+        values=setup.values,
+        assistant=None if setup.assistant is None else load_autoregressive(setup.assistant, pair.target),
+        repeats=setup.repeats,
+        latencies=Latencies.given(*setup.latencies),
+        seed=setup.seed,
+        on_progress=lambda done: progress.update(task, completed=done),
+    )
+
+
+def _facts(setup: Setup, pair: Pair, bench: Bench) -> dict[str, Any]:
+    """What the numbers depend on."""
+    setting = {
+        "assistant": setup.assistant,
+        "dtype": str(pair.target.dtype).removeprefix("torch."),
+        "tasks": setup.tasks,
+        "prompts": len(bench.prompts),
+        "max_new_tokens": setup.max_new_tokens,
+        "repeats": setup.repeats,
+        "seed": setup.seed,
+    }
+    return {"setting": pair.names | setting | asdict(bench.config)} | provenance(pair.target.device)
 
 
 def load_autoregressive(name: str, target: PreTrainedModel) -> DiffusionDrafter:

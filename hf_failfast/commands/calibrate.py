@@ -1,0 +1,78 @@
+"""`hf-failfast calibrate`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import (
+    AsJson,
+    Device,
+    Drafter,
+    Dtype,
+    MaxNewTokens,
+    PromptsFile,
+    Repeats,
+    Target,
+    Tasks,
+    quiet,
+    torch_dtype,
+)
+
+
+def calibrate(
+    target: Target = None,
+    drafter: Drafter = None,
+    tasks: Tasks = "failfast_offline",
+    prompts: PromptsFile = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Prompts per task to choose on, and as many others to confirm.")
+    ] = 2,
+    max_new_tokens: MaxNewTokens = 96,
+    repeats: Repeats = 1,
+    tolerance: Annotated[float, typer.Option(help="What share of the best speedup a plateau may miss.")] = 0.03,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    save: Annotated[
+        bool, typer.Option("--save", help="Write the numbers into the config of the drafter's folder.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the tau, N and N_max that are fastest for a pair on this machine, and how much they matter."""
+    from dataclasses import asdict
+
+    from ..eval.experiments.report import print_rows
+    from ..eval.experiments.run import Setup, calibrated
+
+    if save and (drafter is None or not (Path(drafter) / "config.json").is_file()):
+        raise ValueError("`--save` needs `--drafter` with a drafter's folder, whose config.json it changes.")
+    setup = Setup(
+        target=target,
+        drafter=drafter,
+        tasks=tuple(tasks.split(",")) if prompts is None else ("failfast_prompts",),
+        prompts_file=prompts,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        repeats=repeats,
+        dtype=torch_dtype(dtype),
+        device=device,
+    )
+    quiet()
+    found, document = calibrated(setup, tolerance)
+    if save:
+        _save(Path(str(drafter)) / "config.json", asdict(found.best))
+    if as_json:
+        print(json.dumps(document))
+        return
+    print_rows("calibrate", found.plateau, f"within {tolerance:.0%} of the best, of {len(found.rows)} settings")
+    print_rows("calibrate", document["held_out"], "on prompts that were not used to choose: the choice, the start")
+    best = found.best
+    print(f"FailFastConfig({best.confidence_threshold}, {best.chunk_length}, {best.max_draft_length})")
+
+
+def _save(path: Path, numbers: dict[str, Any]) -> None:
+    """The chunk rule's numbers in the config's section `failfast`, everything else as it was."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["failfast"] = config.get("failfast", {}) | numbers
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

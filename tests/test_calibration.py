@@ -1,0 +1,105 @@
+"""`hf-failfast calibrate`: the search, and the command on models of two layers."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("lm_eval")
+
+from eval_support import save_models
+
+from hf_failfast import FailFastConfig, load_drafter
+from hf_failfast.cli import app
+from hf_failfast.eval import calibration
+from hf_failfast.eval.calibration import Calibration, calibrate
+from hf_failfast.eval.experiments.bench import Bench, Variant
+
+START = FailFastConfig(0.45, 10, 60)
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Calibration, list[FailFastConfig]]]:
+    """The search on a made-up machine: `speed` tells a setting's speedup; also what was measured, in order."""
+
+    def search(speed: Callable[[FailFastConfig], float], **options: Any) -> tuple[Calibration, list[FailFastConfig]]:
+        asked: list[FailFastConfig] = []
+
+        def timed(bench: Bench, variants: Sequence[Variant]) -> list[dict[str, Any]]:
+            configs = [variant.arm.arguments["failfast_config"] for variant in variants]
+            asked.extend(configs)
+            return [
+                variant.label | {"speedup": speed(config)} for variant, config in zip(variants, configs, strict=True)
+            ]
+
+        monkeypatch.setattr(calibration, "timed", timed)
+        bench = Bench(None, None, None, START, [None])
+        return calibrate(bench, **({"tolerance": 0.03} | options)), asked
+
+    return search
+
+
+def test_it_finds_the_best_of_a_machine_with_one_optimum(search: Any) -> None:
+    """N and tau depend on each other: only the second sweep finds the right tau."""
+
+    def speed(config: FailFastConfig) -> float:
+        best_tau = 0.75 if config.chunk_length == 4 else 0.3
+        return (
+            2
+            - abs(config.confidence_threshold - best_tau) / 10
+            - abs(config.chunk_length - 4) / 10
+            - abs(config.max_draft_length - 16) / 100
+        )
+
+    found, asked = search(speed)
+    assert found.best == FailFastConfig(0.75, 4, 16)
+    assert len(asked) == len(set(asked)), "a setting was measured twice"
+    assert [row["speedup"] for row in found.rows] == sorted((row["speedup"] for row in found.rows), reverse=True)
+
+
+def test_the_plateau_is_what_is_as_good(search: Any) -> None:
+    found, _ = search(lambda config: 1.5 if config.confidence_threshold > 0.5 else 1.0)
+    assert {row["confidence_threshold"] for row in found.plateau} == {0.6, 0.75, 0.9}
+    everything, asked = search(lambda config: 1.0, tolerance=0)
+    assert len(everything.plateau) == len(asked)
+    assert everything.best == START, "nothing is faster: nothing changes"
+
+
+def test_a_cap_is_never_below_its_chunk(search: Any) -> None:
+    _, asked = search(lambda config: config.chunk_length)
+    assert all(config.max_draft_length >= config.chunk_length for config in asked)
+
+
+def test_a_bad_tolerance_is_named() -> None:
+    with pytest.raises(ValueError, match=r"`tolerance` must be in \[0, 1\), but is 1"):
+        calibrate(Bench(None, None, None, START, []), tolerance=1)
+
+
+def test_the_command_chooses_confirms_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = save_models(tmp_path)
+    grid = {"confidence_threshold": (0.4,), "chunk_length": (4, 8), "max_draft_length": (8,)}
+    monkeypatch.setattr(calibration, "GRID", grid)
+    arguments = [
+        "calibrate", "--target", folders["target"], "--drafter", folders["drafter"], "--dtype", "float32",
+        "--tasks", "failfast_arithmetic", "--limit", "1", "--max-new-tokens", "12",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, [*arguments, "--save", "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout.strip().splitlines()[-1])
+    best = FailFastConfig(**document["best"])
+    assert best == load_drafter(folders["drafter"]).config
+    assert best in {replace(START, **{name: row[name] for name in document["best"]}) for row in document["rows"]}
+    assert document["rows"][0] in document["plateau"]
+    assert all(row["identical"] == 1 for row in [*document["rows"], *document["held_out"]])
+    assert document["held_out"][0]["chunk_length"] == best.chunk_length
+    printed = CliRunner().invoke(app, arguments)
+    assert "within 3% of the best" in printed.output and "FailFastConfig(" in printed.output
+
+
+def test_saving_needs_a_folder() -> None:
+    result = CliRunner().invoke(app, ["calibrate", "--save"])
+    assert result.exit_code == 1 and "`--save` needs `--drafter`" in result.output
