@@ -12,8 +12,9 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .comparison import BASELINE, OURS, compare, default_methods, summary
+from .comparison import BASELINE, OURS, MethodResult, compare, default_methods, summary
 from .drafters import DiffusionDrafter
+from .stats import SpecDecodingStats
 from .streaming import ACCEPTED_STYLE, ColourStreamer
 
 DEMO_PROMPTS = (
@@ -80,7 +81,18 @@ def show(
     if margins:
         console.print(f"Where texts part, the target's two best logits are at most {max(margins):.3f} apart.")
     console.print(f"In float32, {exact} of {len(prompts)} answers are identical to plain generate, token by token.")
-    print(json.dumps({"results": records, "identical_in_float32": exact} | measured))
+    advice = _advice(results, records)
+    for line in advice:
+        console.print(f"- {line}", markup=False, highlight=False)
+    print(json.dumps({"results": records, "identical_in_float32": exact, "advice": advice} | measured))
+
+
+def _advice(results: Sequence[MethodResult], records: Sequence[dict[str, Any]]) -> list[str]:
+    """What the numbers of ours say, beside those of the best other method."""
+    speedups = {record["method"]: record["speedup"] for record in records}
+    ours = speedups.pop(OURS)
+    stats = next(result.stats for result in results if result.name == OURS)
+    return SpecDecodingStats.total(stats).advice(ours, max(speedups.values()))
 
 
 def _stream(

@@ -1,7 +1,10 @@
 """What a generation did, in the words and definitions vLLM uses, so that numbers compare."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
+
+from .advice import advise
 
 
 class RoundRecord(NamedTuple):
@@ -30,6 +33,14 @@ class SpecDecodingStats:
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
     records: list[RoundRecord] = field(default_factory=list)
+
+    @classmethod
+    def total(cls, parts: Sequence["SpecDecodingStats"]) -> "SpecDecodingStats":
+        """Counts, seconds and rounds of several calls together."""
+        whole = cls()
+        for each in fields(cls):
+            setattr(whole, each.name, sum((getattr(part, each.name) for part in parts), getattr(whole, each.name)))
+        return whole
 
     def observe(self, record: RoundRecord) -> None:
         """Adds one finished round."""
@@ -76,3 +87,11 @@ class SpecDecodingStats:
             "other_seconds": self.other_seconds,
             "host_reads": self.host_reads,
         }
+
+    def advice(self, speedup: float | None = None, other_speedup: float | None = None) -> list[str]:
+        """What keeps drafting from paying, and what to do about it, one sentence each; empty if no sign is seen.
+
+        speedup: the measured one over plain `generate`. other_speedup: that of another way, such as an autoregressive
+        draft model or prompt lookup.
+        """
+        return advise(self, speedup, other_speedup)

@@ -1,18 +1,33 @@
 """Run by the tests of exported repositories, in an interpreter that may lack hf_failfast: TARGET REPOSITORY...
 
-Prints per repository whether the text is plain `generate`'s, what was accepted, and where the code came from.
+Prints per repository whether the text is plain `generate`'s, what was accepted, and where the code came from. With
+`--without` behind it, hf_failfast cannot be imported and transformers finds no accelerate.
 """
 
+import functools
 import json
 import sys
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers.utils import import_utils
+
+
+def hide() -> None:
+    """As in an environment with torch and transformers only."""
+    sys.modules["hf_failfast"] = None
+    import_utils.is_accelerate_available.cache_clear()
+    find = import_utils._is_package_available
+
+    @functools.wraps(find)
+    def is_available(name: str, *args, **kwargs):
+        return find("not_there" if name == "accelerate" else name, *args, **kwargs)
+
+    import_utils._is_package_available = is_available
 
 
 def main(target: str, *repositories: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(target)
+    model = transformers.AutoModelForCausalLM.from_pretrained(target)
     arguments = {"inputs": torch.tensor([[3, 4, 5]]), "max_new_tokens": 24, "do_sample": False}
     plain = model.generate(**arguments)
     found = {}
@@ -29,7 +44,7 @@ def main(target: str, *repositories: str) -> None:
 
 
 if __name__ == "__main__":
-    if "--without" in sys.argv:
-        sys.argv.remove("--without")
-        sys.modules["hf_failfast"] = None  # an import of it fails, as where it is not installed
+    if sys.argv[-1] == "--without":
+        sys.argv.pop()
+        hide()
     main(*sys.argv[1:])

@@ -55,6 +55,8 @@ def test_generate_streams_compares_and_ends_with_json(folder):
     assert by_method["hf_failfast"]["identical"] == by_method["hf_failfast"]["prompts"] == 2
     assert by_method["hf_failfast"]["mean_acceptance_length"] >= 1
     assert document["identical_in_float32"] == 2
+    assert len(document["advice"]) == 1
+    assert f"- {document['advice'][0]}" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(

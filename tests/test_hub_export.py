@@ -152,7 +152,7 @@ def run(python, home, *arguments):
 def test_it_runs_without_the_package_from_a_folder_and_from_the_hub(exported, tmp_path):
     target("llama").save_pretrained(tmp_path / "target")
     names = (str(exported), in_hub_cache(exported, tmp_path, "user/some-drafter"))
-    report = run(sys.executable, tmp_path, "--without", tmp_path / "target", *names)["repositories"]
+    report = run(sys.executable, tmp_path, tmp_path / "target", *names, "--without")["repositories"]
     assert set(report) == set(names)
     for found in report.values():
         assert found["identical"]

@@ -50,7 +50,8 @@ def test_the_reader_of_imports() -> None:
     ("module", "allowed"),
     [
         ("config", set()),
-        ("stats", set()),
+        ("stats", {"advice"}),
+        ("advice", {"stats"}),
         ("verification", set()),
         ("length_policy", {"config"}),
         ("kernels.reference", set()),

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import GenerationConfig
+from transformers.utils import is_accelerate_available
 
 from .checkpoint import Checkpoint
 from .shared import SharedBody
@@ -34,6 +35,9 @@ def load_native(
 
     _check_format(checkpoint, allow_pickle)
     family = checkpoint.family
+    device = None
+    if device_map is not None and not is_accelerate_available():  # which transformers needs for any `device_map`
+        device_map, device = None, _one_device(device_map)
     # A drafter never generates, and for some checkpoints transformers cannot load the settings of their generation.
     defaults = {} if auto_class else {"generation_config": GenerationConfig()}
     try:
@@ -55,7 +59,7 @@ def load_native(
             raise
         raise ValueError(f"The weights of {checkpoint.name!r} do not fit its config: {error}") from error
     check_keys(info["missing_keys"], info["unexpected_keys"], family.ignored_weights if family else ())
-    return model
+    return model if device is None else model.to(device)
 
 
 def load_shared(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any) -> SharedBody:

@@ -1,0 +1,110 @@
+"""Signs that drafting does not pay, read off the counts and times of a generation, and what to do about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .stats import SpecDecodingStats
+
+# Fewer tokens tell more about the prompt's first words than about the pair.
+ENOUGH_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One way to fail.
+
+    seen: whether the numbers show it. measured: the number, in words. meaning: the bound it broke, in words.
+    """
+
+    seen: Callable[[SpecDecodingStats], bool]
+    measured: Callable[[SpecDecodingStats], str]
+    meaning: str
+    remedy: str
+
+
+SIGNS = (
+    Sign(
+        lambda stats: stats.drafted == 0,
+        lambda stats: f"nothing was drafted in {stats.rounds} rounds",
+        "no draft at all",
+        "the drafter's positions may be used up by the prompt, or the length policy expects nothing of this drafter.",
+    ),
+    Sign(
+        lambda stats: stats.drafted > 0 and 2 * _plain_rounds(stats) > len(stats.records),
+        lambda stats: f"{_plain_rounds(stats)} of {len(stats.records)} rounds did without the drafter",
+        "most rounds are plain",
+        "the length policy expects little of drafting here: use a drafter trained for this kind of text.",
+    ),
+    Sign(
+        lambda stats: stats.drafted > 0 and stats.acceptance_rate < 0.2,
+        lambda stats: f"{stats.acceptance_rate:.0%} of the drafted tokens were accepted",
+        "acceptance under 20 %",
+        "ask `hf-failfast inspect` whether the drafter is made for this target; draft less (lower `chunk_length`, "
+        "higher `confidence_threshold`); or train a drafter on your kind of text.",
+    ),
+    Sign(
+        lambda stats: stats.draft_seconds > stats.verify_seconds > 0,
+        lambda stats: f"drafting took {_share(stats, stats.draft_seconds):.0%} of the time, more than verifying",
+        "drafting dominates",
+        "use a smaller drafter, fewer denoising steps, or fewer passes per draft (higher `chunk_length`, higher "
+        "`confidence_threshold`).",
+    ),
+    Sign(
+        lambda stats: _share(stats, stats.verify_seconds) > 0.8 and stats.mean_acceptance_length < 2,
+        lambda stats: (
+            f"verifying took {_share(stats, stats.verify_seconds):.0%} of the time for "
+            f"{stats.mean_acceptance_length:.1f} tokens per round"
+        ),
+        "verifying dominates and brings few tokens",
+        "verify less in vain (lower `chunk_length` and `max_draft_length`, higher `confidence_threshold`); if a "
+        "forward of several rows is far dearer than one of one row here, use bfloat16 or a GPU.",
+    ),
+    Sign(
+        lambda stats: _share(stats, stats.verify_seconds) > 0.8 and stats.acceptance_rate > 0.8,
+        lambda stats: (
+            f"verifying took {_share(stats, stats.verify_seconds):.0%} of the time and {stats.acceptance_rate:.0%} of "
+            "the drafted tokens were accepted"
+        ),
+        "verifying dominates and nearly all is accepted",
+        "there is room for longer drafts: raise `chunk_length` and `max_draft_length`, lower `confidence_threshold`.",
+    ),
+    Sign(
+        lambda stats: _share(stats, stats.other_seconds) > 0.3,
+        lambda stats: f"{_share(stats, stats.other_seconds):.0%} of the time was neither drafting nor verifying",
+        "the host dominates",
+        "look for costly logits processors, stopping criteria or streamers; a very small target leaves little to "
+        "gain.",
+    ),
+)
+
+
+def advise(stats: SpecDecodingStats, speedup: float | None, other_speedup: float | None) -> list[str]:
+    """See `SpecDecodingStats.advice`."""
+    if stats.emitted < ENOUGH_TOKENS:
+        return [f"{stats.emitted} tokens are too few to tell: measure {ENOUGH_TOKENS} or more."]
+    found = [f"{sign.measured(stats)}: {sign.remedy}" for sign in SIGNS if sign.seen(stats)]
+    return [*_compared(speedup, other_speedup), *found]
+
+
+def _compared(speedup: float | None, other_speedup: float | None) -> list[str]:
+    if speedup is None:
+        return []
+    if other_speedup is not None and speedup < other_speedup and other_speedup > 1:
+        return [f"{speedup:.2f}x is less than the {other_speedup:.2f}x of the best other way: use that one here."]
+    if speedup < 1:
+        return [f"{speedup:.2f}x is slower than plain generate: see below, or do without a drafter here."]
+    return []
+
+
+def _plain_rounds(stats: SpecDecodingStats) -> int:
+    """Rounds without a pass of the drafter."""
+    return sum(record.drafter_passes == 0 for record in stats.records)
+
+
+def _share(stats: SpecDecodingStats, seconds: float) -> float:
+    total = stats.draft_seconds + stats.verify_seconds + stats.other_seconds
+    return seconds / total if total else 0.0
