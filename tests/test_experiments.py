@@ -111,6 +111,14 @@ def test_sweeps(name: str, options: tuple, axis: str, values: list[float], folde
         )
 
 
+def test_sampled_answers_are_not_compared_token_by_token(folders: dict[str, str], tmp_path: Path) -> None:
+    result = run("tau", folders, tmp_path, "--values", "0.5", "--temperature", 0.8, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout.strip().splitlines()[-1])
+    assert "identical" not in document["rows"][0] and document["rows"][0]["speedup"] > 0
+    assert document["setting"]["temperature"] == 0.8
+
+
 def test_traced_experiments(folders: dict[str, str], tmp_path: Path) -> None:
     documents = {}
     for name in ("confidence", "difficulty", "trajectory"):
@@ -140,6 +148,7 @@ def test_a_plot_is_drawn_again_from_the_document(folders: dict[str, str], tmp_pa
     [
         (("--confidence-threshold", 2), "`confidence_threshold` must be a number in [0, 1]"),
         (("--target-latency-ms", 5), "must be given together"),
+        (("--temperature", -1), "`temperature` must be a number >= 0"),
         (("--prompts", "no-such-file"), "there is none at 'no-such-file'"),
         (("--values", "a"), "not a list of numbers"),
     ],

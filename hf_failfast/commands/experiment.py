@@ -67,6 +67,7 @@ def experiment(
         float | None, typer.Option(help="Of the modelled speedup.  [default: measured]")
     ] = None,
     drafter_latency_ms: Annotated[float | None, typer.Option(help="Likewise; both or neither.")] = None,
+    temperature: Annotated[float, typer.Option(help="0: greedy answers; above: sampled ones.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Decides the order of the runs.")] = 0,
     plot: Annotated[bool, typer.Option(help="Draw NAME.svg.")] = True,
     plot_only: Annotated[bool, typer.Option(help="Measure nothing: draw what NAME.json holds.")] = False,
@@ -94,6 +95,7 @@ def experiment(
             device=device,
             options=failfast_options(confidence_threshold, chunk_length, max_draft_length),
             latencies=(target_latency_ms, drafter_latency_ms),
+            temperature=temperature,
             seed=seed,
         )
         quiet()

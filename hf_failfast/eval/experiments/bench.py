@@ -26,7 +26,7 @@ class Bench:
     """A pair and the prompts it is measured on.
 
     config: the chunk rule wherever an experiment does not vary it.
-    prompts: one each, greedy.
+    prompts: one each; their generation arguments say whether answers are greedy or sampled.
     values: what the experiment's axis takes; None for the experiment's own.
     assistant: an autoregressive draft model, read as a drafter of one token per pass; None where none is at hand.
     repeats: runs per prompt and method; that of median time counts.
@@ -81,9 +81,10 @@ def timed(bench: Bench, variants: Sequence[Variant]) -> list[Row]:
             bench.on_progress((done + count / len(runs)) / len(bench.prompts))
         plain, *others = (_median(of_one_arm) for of_one_arm in answers)
         for of_variant, variant, answer in zip(records, variants, others, strict=True):
+            is_greedy = not prompt.generation_kwargs["do_sample"]
             of_variant.append(
                 paired_record(
-                    variant.arm.name, answer, plain, bench.target, prompt.ids, True, latencies=bench.latencies
+                    variant.arm.name, answer, plain, bench.target, prompt.ids, is_greedy, latencies=bench.latencies
                 )
             )
     return [variant.label | summarise(found) for variant, found in zip(variants, records, strict=True)]

@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,20 +26,23 @@ def task_prompts(
     device: torch.device | str,
     prompts_file: str | None = None,
     skip: int = 0,
+    temperature: float = 0.0,
 ) -> list[Prompts]:
     """The first `limit` prompts of each task behind the first `skip`, one per batch, chat template applied if there
-    is one.
+    is one. They ask for greedy answers, or with a temperature for sampled ones.
 
     names: tasks and groups, ours or stock ones; `prompts_file` is `failfast_prompts`' file. Raises ValueError on an
     unknown name, a task that generates nothing, and one without a prompt behind those skipped.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    prompts = []
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    prompts: list[Prompts] = []
     for task in _tasks(names, prompts_file):
         requests = _requests(task, tokenizer, skip + limit)[skip:]
         if not requests:
             raise ValueError(f"The task {task.config.task!r} has no prompt behind its first {skip}.")
-        prompts += [_encode(request, tokenizer, max_new_tokens, device) for request in requests]
+        encoded = [_encode(request, tokenizer, max_new_tokens, device) for request in requests]
+        prompts += [replace(prompt, generation_kwargs=sampling) for prompt in encoded]
     return prompts
 
 
@@ -88,4 +92,4 @@ def _encode(
     ids = encoded["input_ids"].to(device)
     until = arguments.get("until") or []
     stop = [until] if isinstance(until, str) else until
-    return Prompts(ids, torch.ones_like(ids), ids.shape[1] + max_new_tokens, stop, {"do_sample": False})
+    return Prompts(ids, torch.ones_like(ids), ids.shape[1] + max_new_tokens, stop, {})

@@ -1,5 +1,6 @@
 """An experiment from its options to its document."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ class Setup:
 
     target, drafter: None for SmolLM2 and its drafter. assistant: of `Bench`, by name.
     options: FailFast's, where the drafter's own are not wanted. latencies: (target, drafter) ms of the modelled
-    speedup, or (None, None).
+    speedup, or (None, None). temperature: 0 for greedy answers.
     """
 
     target: str | None = None
@@ -41,9 +42,12 @@ class Setup:
     device: str = "cpu"
     options: dict[str, Any] = field(default_factory=dict)
     latencies: tuple[float | None, float | None] = (None, None)
+    temperature: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"`temperature` must be a number >= 0, but is {self.temperature!r}.")
         FailFastConfig().with_options(self.options)
         Latencies.given(*self.latencies)
         check_prompts(self.tasks, self.prompts_file)
@@ -87,6 +91,7 @@ def _prompts(setup: Setup, pair: Pair, skip: int = 0) -> list[Prompts]:
         device=pair.target.device,
         prompts_file=setup.prompts_file,
         skip=skip,
+        temperature=setup.temperature,
     )
 
 
@@ -116,6 +121,7 @@ def _facts(setup: Setup, pair: Pair, bench: Bench) -> dict[str, Any]:
         "prompts": len(bench.prompts),
         "max_new_tokens": setup.max_new_tokens,
         "repeats": setup.repeats,
+        "temperature": setup.temperature,
         "seed": setup.seed,
     }
     return {"setting": pair.names | setting | asdict(bench.config)} | provenance(pair.target.device)
