@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_ACCEPTED, _REJECTED, _THIRD, _GREY = "#2f7d5b", "#c2603f", "#3d64a8", "#8a8a8a"
+# Text stays text: the file is a quarter of the size, and the reader's own font shows it.
+_STYLE = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+_ACCEPTED, _REJECTED, _THIRD, _GREY, _FAINT = "#2f7d5b", "#c2603f", "#3d64a8", "#8a8a8a", "#ecd6cb"
 
 
 def require_matplotlib() -> None:
@@ -29,7 +31,7 @@ def save_plot(name: str, document: Row, path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False}):
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         _DRAW[name](figure, document["rows"])
         figure.savefig(path, metadata={"Date": None})
@@ -61,7 +63,6 @@ def _two_axes(figure: "Figure", x: str) -> tuple["Axes", "Axes"]:
     speed.axhline(1, color=_GREY, linewidth=0.8)
     for axes, title in ((speed, "speedup over plain decoding"), (length, "mean acceptance length")):
         axes.set(xlabel=x, title=title)
-        axes.spines["right"].set_visible(False)
     return speed, length
 
 
@@ -109,7 +110,6 @@ def _specdiff(figure: "Figure", rows: Sequence[Row]) -> None:
             of_steps = [row for row in rows if row["T"] == steps]
             axes.plot([row["gamma"] for row in of_steps], [row[key] for row in of_steps], "o-", label=f"T = {steps}")
         axes.set(xlabel="gamma", title=title)
-        axes.spines["right"].set_visible(False)
     axes.legend(frameon=False)
 
 
@@ -139,12 +139,12 @@ def _difficulty(figure: "Figure", rows: Sequence[Row]) -> None:
 def _trajectory(figure: "Figure", rows: Sequence[Row]) -> None:
     axes = figure.subplots()
     x = range(len(rows))
-    axes.bar(x, [row["drafted"] for row in rows], color=_REJECTED, width=1, label="drafted, not accepted")
+    axes.bar(x, [row["drafted"] for row in rows], color=_FAINT, width=1, label="drafted, not accepted")
     axes.bar(x, [row["accepted"] for row in rows], color=_ACCEPTED, width=1, label="accepted")
     for index in (index for index in x if rows[index]["round"] == 0 and index):
         axes.axvline(index - 0.5, color=_GREY, linewidth=0.8)
-    axes.set(xlabel="round (lines part the prompts)", title="draft tokens")
-    axes.legend(frameon=False)
+    axes.set(xlabel="round (lines part the prompts)", ylabel="draft tokens")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 
 
 _DRAW: dict[str, Callable[["Figure", Sequence[Row]], None]] = {
