@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 # Text stays text: the file is a quarter of the size, and the reader's own font shows it.
-_STYLE = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 _ACCEPTED, _REJECTED, _THIRD, _GREY, _FAINT = "#2f7d5b", "#c2603f", "#3d64a8", "#8a8a8a", "#ecd6cb"
 
 
