@@ -5,6 +5,7 @@ Importing the package makes `custom_generate="hf_failfast"` known to `model.gene
 
 from pathlib import Path
 
+from . import compatibility as compatibility  # checks the version of transformers first  # isort: split
 from .candidate_generator import FailFastCandidateGenerator
 from .config import FailFastConfig
 from .decoding import failfast_decoding

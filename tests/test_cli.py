@@ -155,3 +155,17 @@ def test_ctrl_c_has_the_exit_code_of_an_interrupt(folder, monkeypatch):
 
 def test_version():
     assert run("--version").stdout.strip() == hf_failfast.__version__
+
+
+def test_a_hub_name_while_offline_says_so_and_what_to_set(folder):
+    for arguments in (
+        ("inspect", "user/not-there"),
+        ("generate", "--target", "user/not-there", "--drafter", folder, "--prompt", "a"),
+        ("generate", "--target", folder, "--drafter", "user/not-there", "--prompt", "a"),
+        ("export-hub", folder / "new", "--drafter", "user/not-there"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert "offline" in result.stderr
+        assert "unset HF_HUB_OFFLINE" in result.stderr
+        assert "Traceback" not in result.stderr

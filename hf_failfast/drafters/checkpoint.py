@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
@@ -123,9 +124,9 @@ def _read_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = {}
     try:
         config, _ = PreTrainedConfig.get_config_dict(name, **hub_kwargs)
-    except OSError:
-        if find_file(name, "model.safetensors", hub_kwargs) is None:
-            raise
+    except OSError as error:
+        if _is_out_of_reach(name, hub_kwargs):
+            raise OSError(_out_of_reach(name, error)) from error
     if "model_type" not in config:
         path = find_file(name, "model.safetensors", hub_kwargs)
         shapes = weight_shapes(path) if path else {}
@@ -133,6 +134,23 @@ def _read_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name!r} has no config.json that names a `model_type`; it is no checkpoint to load.")
         config = config | _diffugpt_config(shapes)
     return config
+
+
+def _is_out_of_reach(name: str, hub_kwargs: dict[str, Any]) -> bool:
+    try:
+        return find_file(name, "model.safetensors", hub_kwargs) is None
+    except OSError:
+        return True
+
+
+def _out_of_reach(name: str, error: OSError) -> str:
+    reason = str(error).strip().splitlines()[0]
+    if is_offline_mode():
+        reason = "huggingface_hub is offline (HF_HUB_OFFLINE=1) and has no copy: unset HF_HUB_OFFLINE to fetch it"
+    return (
+        f"{name!r} is neither a folder with a config.json nor a Hub repository within reach: {reason} "
+        "(private and gated repositories need `token=` or `hf auth login`)"
+    )
 
 
 def _diffugpt_config(shapes: dict[str, tuple[list[int], str]]) -> dict[str, Any]:
