@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class FailFastCandidateGenerator(CandidateGenerator):
     """Drafts candidates chunk by chunk for `GenerationMixin._assisted_decoding`; one instance per `generate` call.
 
-    Returns no candidate logits, since the drafts are deterministic: under sampling transformers then samples from the
-    target and compares, which is exact.
+    Deterministic drafts come without candidate logits: under sampling transformers then samples from the target and
+    compares. Drafts that were drawn, at a `temperature` > 0, come with theirs, for speculative sampling; both are
+    exact.
     """
 
     requires_model_outputs = False
@@ -33,18 +34,20 @@ class FailFastCandidateGenerator(CandidateGenerator):
         policy: LengthPolicy,
         max_length: int,
         eos_token_ids: torch.Tensor | None = None,
+        temperature: float = 0.0,
     ) -> None:
         self.policy = policy
         self.longest_drafted = draft_bound(target, max_length)
         self.session = drafter.start(target, max_length, eos_token_ids)
+        self.session.temperature = temperature
         self.requires_model_outputs = bool(self.session.target_layers)
         self.num_observed = 0  # tokens whose hidden states the session has
         self.stats = SpecDecodingStats()
 
     def get_candidates(
         self, input_ids: torch.Tensor, model_outputs: Any = None, **_: Any
-    ) -> tuple[torch.Tensor, None]:
-        """(the ids (1, n) followed by the draft, None).
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(ids (1, n) followed by the draft of k tokens, the log-probabilities (1, k, V) it was drawn from, if any).
 
         model_outputs: of the last verify forward, where the session drafts from hidden states; its first rows belong
             to the tokens that were accepted since the forward before.
@@ -54,9 +57,11 @@ class FailFastCandidateGenerator(CandidateGenerator):
             layers = [model_outputs.hidden_states[layer][:, :count] for layer in self.session.target_layers]
             self.session.observe(torch.cat(layers, dim=-1))
             self.num_observed += count
-        self._draft = self.session.draft(input_ids, self.policy, self.longest_drafted - input_ids.shape[1])
-        self.stats.host_reads += self._draft.host_reads
-        return torch.cat([input_ids, self._draft.token_ids.to(input_ids.device)], dim=1), None
+        draft = self.session.draft(input_ids, self.policy, self.longest_drafted - input_ids.shape[1])
+        self._draft = draft.to(input_ids.device)
+        self.stats.host_reads += draft.host_reads
+        logits = None if self._draft.probs is None else self._draft.probs.log()
+        return torch.cat([input_ids, self._draft.token_ids], dim=1), logits
 
     def update_candidate_strategy(self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int) -> None:
         """Takes note that the first `num_matches` tokens of the last draft were accepted."""

@@ -13,10 +13,11 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
+from .config import FailFastConfig
 from .drafters import DiffusionDrafter, Draft
 from .length_policy import LengthPolicy
 from .runners import EagerRunner
-from .scoring import TokenChoice
+from .scoring import TokenChoice, draft_temperature
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules
 from .support import check_request, draft_bound, left_padding
@@ -37,6 +38,7 @@ def failfast_decoding(
     *,
     drafter: DiffusionDrafter,
     policy: LengthPolicy,
+    config: FailFastConfig,
     streamer: BaseStreamer | None = None,
     synced_gpus: bool = False,
     **model_kwargs: Any,
@@ -53,12 +55,14 @@ def failfast_decoding(
     """
     check_request(model, input_ids, generation_config, model_kwargs, synced_gpus)
     started = perf_counter()
-    choice = TokenChoice(logits_processor, generation_config.do_sample)
+    keeps_scores = bool(generation_config.return_dict_in_generate and generation_config.output_scores)
+    choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores)
     stops = StopRules(stopping_criteria, generation_config.max_length)
     text = GeneratedText(
         input_ids, left_padding(model_kwargs.get("attention_mask")), stops.max_length, generation_config
     )
     session = drafter.start(model, stops.max_length, stops.eos_token_ids)
+    session.temperature = draft_temperature(config, generation_config)
     runner = EagerRunner(model, session.target_layers)
     cache = runner.new_cache(stops.max_length)
     past = model_kwargs["past_key_values"]
@@ -72,12 +76,12 @@ def failfast_decoding(
     while not finished:
         # 1. Draft.
         draft_started = perf_counter()
-        draft = session.draft(text.visible, policy, longest_drafted - text.length)
+        draft = session.draft(text.visible, policy, longest_drafted - text.length).to(text.device)
 
         # 2. Verify: one forward over what the target has not seen yet.
         verify_started = perf_counter()
         seen = cache.get_seq_length()
-        window = torch.cat([text.visible[:, seen:], draft.token_ids.to(text.device)], dim=1)
+        window = torch.cat([text.visible[:, seen:], draft.token_ids], dim=1)
         logits = runner(window.to(model.device), cache, rows=len(draft) + 1)
         logits = logits.to(device=text.device, dtype=torch.float32)
 
@@ -123,12 +127,12 @@ def _accept(
 ) -> tuple[int, bool]:
     """Appends the accepted tokens and the bonus token; returns (draft tokens kept, whether the text is complete)."""
     scores = choice.scores(text.ids, logits)
-    verified = verify(draft.token_ids.to(text.device), choice.choose(scores))
+    verified = verify(draft.token_ids, choice.choose(scores, draft.token_ids, draft.probs))
     num_accepted, *token_ids = torch.cat([verified.num_accepted, verified.token_ids[0]]).tolist()  # host sync: round
     stats.host_reads += 1
     kept, finished = stops.cut(token_ids[: num_accepted + 1], text.length)
     count = len(kept)
-    text.append(verified.token_ids[:, :count], scores[:, :count], logits[:, :count])
+    text.append(verified.token_ids[:, :count], scores.values[:, :count], logits[:, :count])
     return min(num_accepted, count), finished
 
 
@@ -147,10 +151,12 @@ def _accept_by_walking(
     draft_ids = draft.token_ids[0].tolist()
     stats.host_reads += 1
     for position in range(len(draft) + 1):
-        raw = logits[:, position : position + 1]
+        here = slice(position, position + 1)
+        raw = logits[:, here]
         scores = choice.scores(text.ids, raw)
-        chosen = choice.choose(scores)
-        text.append(chosen, scores, raw)
+        probs = None if draft.probs is None else draft.probs[:, here]
+        chosen = choice.choose(scores, draft.token_ids[:, here], probs)
+        text.append(chosen, scores.values, raw)
         token_id = int(chosen)  # host sync: the next prefix depends on it
         stats.host_reads += 1
         finished = stops.ends(token_id, text.length)

@@ -17,7 +17,8 @@ from .config import FailFastConfig
 from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter, load_drafter
 from .drafters.cross_tokenizer import CrossTokenizerDrafter
-from .length_policy import ConfidenceThreshold, LengthPolicy
+from .length_policy import ConfidenceThreshold
+from .scoring import draft_temperature
 from .support import check_arguments
 
 if TYPE_CHECKING:
@@ -41,18 +42,20 @@ def _generate(
 
     assistant_model: a drafter of `load_drafter`, or a checkpoint folder or Hub id (loaded once, in the target's
         dtype).
-    failfast_config: the chunk rule's numbers; or pass them by name (`confidence_threshold`, `chunk_length`,
-        `max_draft_length`). Default: the drafter's own (`drafter.config`).
+    failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
+        `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`). Default: the drafter's own
+        (`drafter.config`).
     kwargs: every argument of `generate`; with `return_dict_in_generate=True` the output has one more field,
         `speculation` (`SpecDecodingStats`).
 
     Raises ValueError naming any argument or model that is not supported.
     """
-    drafter, policy = _drafter_and_policy(model, assistant_model, failfast_config, kwargs)
+    drafter, config = _drafter_and_config(model, assistant_model, failfast_config, kwargs)
+    policy = ConfidenceThreshold(config)
     check_arguments(kwargs)
 
     def decode(_: PreTrainedModel, input_ids: torch.Tensor, tokenizer: Any = None, **prepared: Any) -> Any:
-        return failfast_decoding(model, input_ids, drafter=drafter, policy=policy, **prepared)
+        return failfast_decoding(model, input_ids, drafter=drafter, policy=policy, config=config, **prepared)
 
     return _view(model).generate(inputs, custom_generate=decode, **kwargs)
 
@@ -69,13 +72,17 @@ def assisted_generate(
 
     For targets whose cache the slots cannot hold, and as the reference for our own loop. Its limits are transformers'.
     """
-    drafter, policy = _drafter_and_policy(model, assistant_model, failfast_config, kwargs)
+    drafter, config = _drafter_and_config(model, assistant_model, failfast_config, kwargs)
+    policy = ConfidenceThreshold(config)
     generators: list[FailFastCandidateGenerator] = []
 
     def make_generator(generation_config: Any, **_: Any) -> FailFastCandidateGenerator:
         eos_token_ids = generation_config._eos_token_tensor
+        temperature = draft_temperature(config, generation_config)
         generators.append(
-            FailFastCandidateGenerator(drafter, model, policy, generation_config.max_length, eos_token_ids)
+            FailFastCandidateGenerator(
+                drafter, model, policy, generation_config.max_length, eos_token_ids, temperature
+            )
         )
         return generators[0]
 
@@ -90,13 +97,13 @@ def assisted_generate(
     return output
 
 
-def _drafter_and_policy(
+def _drafter_and_config(
     model: PreTrainedModel,
     assistant_model: DiffusionDrafter | str | Path | None,
     failfast_config: FailFastConfig | None,
     kwargs: dict[str, Any],
-) -> tuple[DiffusionDrafter, LengthPolicy]:
-    """Resolves the drafter and the chunk rule; takes the rule's options out of `kwargs`."""
+) -> tuple[DiffusionDrafter, FailFastConfig]:
+    """Resolves the drafter and the options; takes the latter out of `kwargs`."""
     if isinstance(assistant_model, (str, Path)):
         assistant_model = _load_drafter_once(str(assistant_model), dtype=model.dtype, device_map=model.device)
     if not isinstance(assistant_model, DiffusionDrafter):
@@ -113,7 +120,7 @@ def _drafter_and_policy(
     config = failfast_config if failfast_config is not None else assistant_model.config
     if not isinstance(config, FailFastConfig):
         raise ValueError(f"`failfast_config` must be a FailFastConfig, but is {type(config).__name__}.")
-    return assistant_model, ConfidenceThreshold(config.with_options(options))
+    return assistant_model, config.with_options(options)
 
 
 def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:

@@ -1,41 +1,120 @@
-"""From the target's logits to the scores its tokens are chosen by."""
+"""From the target's logits to the scores its tokens are chosen by, and to the choice."""
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import logits_process
 
-from .verification import choose_greedy, choose_sampled
+from .config import FailFastConfig
+from .verification import Scores, choose_by_rejection, choose_greedy, choose_sampled
 
-# Processors that look at one row of scores and nothing else: they may see all rows of a round at once.
-ROWWISE_PROCESSORS = (
+# Warpers that see a row as a bag of scores: what they do to a token depends neither on its id nor on those tokens that
+# an earlier warper has removed.
+WARPERS = (
     logits_process.EpsilonLogitsWarper,
     logits_process.EtaLogitsWarper,
-    logits_process.InfNanRemoveLogitsProcessor,
     logits_process.LogitNormalization,
     logits_process.MinPLogitsWarper,
-    logits_process.SuppressTokensLogitsProcessor,
     logits_process.TemperatureLogitsWarper,
     logits_process.TopKLogitsWarper,
     logits_process.TopPLogitsWarper,
     logits_process.TypicalLogitsWarper,
 )
 
+# Processors that look at one row of scores and nothing else: they may see all rows of a round at once.
+ROWWISE_PROCESSORS = (
+    *WARPERS,
+    logits_process.InfNanRemoveLogitsProcessor,
+    logits_process.SuppressTokensLogitsProcessor,
+    logits_process.TopHLogitsWarper,
+)
+
 
 class TokenChoice:
-    """How one call turns logits into tokens: its logits processors, then argmax or sampling."""
+    """How one call turns logits into tokens: its logits processors, then argmax or sampling.
 
-    def __init__(self, processors: LogitsProcessorList, do_sample: bool) -> None:
-        self.processors = processors
-        self.choose = choose_sampled if do_sample else choose_greedy
+    The processors are transformers' own objects, in transformers' order. Where the last of them are warpers that begin
+    with a top-k, these run on a shortlist of the most likely tokens instead of the whole vocabulary.
 
-    @property
-    def is_rowwise(self) -> bool:
-        """Whether the scores of a position do not depend on the tokens before it, nor on earlier calls."""
-        return all(type(processor) in ROWWISE_PROCESSORS for processor in self.processors)
+    keeps_scores: whether the caller records scores, which must then be those of the whole vocabulary.
+    """
 
-    def scores(self, prefix_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Processed copy of logits (1, m, vocabulary) behind the prefix (1, n); m > 1 only if `is_rowwise`."""
-        if not self.processors:
-            return logits
-        rows = logits[0]
-        return self.processors(prefix_ids.expand(len(rows), -1), rows.clone())[None]
+    def __init__(self, processors: LogitsProcessorList, do_sample: bool, keeps_scores: bool = False) -> None:
+        self.do_sample = do_sample
+        self.is_rowwise = all(type(processor) in ROWWISE_PROCESSORS for processor in processors)
+        start, end = (len(processors),) * 2 if keeps_scores else _top_k_stage(processors)
+        self.processors = LogitsProcessorList(processors[:start])  # for the whole vocabulary
+        self.top_k_stage = LogitsProcessorList(processors[start:end])  # makes the shortlist, if there is one
+        self.warpers = LogitsProcessorList(processors[end:])  # for the shortlist
+
+    def scores(self, prefix_ids: torch.Tensor, logits: torch.Tensor) -> Scores:
+        """Processed copy of fp32 logits (B, m, V) behind the prefixes (B, n); m > 1 only if `is_rowwise`.
+
+        `is_rowwise` says that the scores of a position depend neither on the tokens before it nor on earlier calls.
+        """
+        prefix_ids = prefix_ids.repeat_interleave(logits.shape[1], dim=0)
+        rows = logits.flatten(0, 1)
+        if self.processors:
+            rows = self.processors(prefix_ids, rows.clone())
+        values, token_ids = self._warp(prefix_ids, rows)
+        return Scores(values.view(*logits.shape[:2], -1), token_ids.view(*logits.shape[:2], -1))
+
+    def choose(
+        self, scores: Scores, draft_ids: torch.Tensor | None = None, draft_probs: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The target's tokens (B, m); `draft_probs` (B, k, V) says that the draft tokens (B, k) were drawn from it."""
+        if not self.do_sample:
+            return choose_greedy(scores)
+        if draft_ids is None or draft_probs is None:
+            return choose_sampled(scores)
+        return choose_by_rejection(scores, draft_ids, draft_probs)
+
+    def _warp(self, prefix_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(values, token ids) of the rows (r, V) behind the warpers, both (r, shortlist) or (r, V).
+
+        Two cases need the whole row. Tokens that are not on the shortlist, which is longer than k, pass the top-k only
+        if all that are on it do. And where a top-p cuts between equal scores, the order in which `torch.sort` leaves
+        the whole row decides.
+        """
+        if not self.top_k_stage:
+            return rows, _every_token(rows)
+        length = 2 * self.top_k_stage[-1].top_k + 8
+        if length < rows.shape[-1]:
+            token_ids = rows.topk(length, sorted=False).indices.sort(dim=-1).values
+            shortlist = self.top_k_stage(prefix_ids, rows.gather(-1, token_ids))
+            values = self.warpers(prefix_ids, shortlist)
+            is_removed = values == -torch.inf
+            lowest = shortlist.masked_fill(is_removed, torch.inf).amin(dim=-1, keepdim=True)
+            is_tied = (is_removed & (shortlist == lowest)).any(dim=-1)
+            is_too_short = shortlist.isfinite().all(dim=-1)
+            too_short, tied = torch.stack([is_too_short.any(), is_tied.any()]).tolist()  # host sync: ties
+            if tied and not too_short:
+                whole = self.warpers(prefix_ids, self.top_k_stage(prefix_ids, rows[is_tied]))
+                values[is_tied] = whole.gather(-1, token_ids[is_tied])
+            if not too_short:
+                return values, token_ids
+        rows = self.warpers(prefix_ids, self.top_k_stage(prefix_ids, rows))
+        return rows, _every_token(rows)
+
+
+def _every_token(rows: torch.Tensor) -> torch.Tensor:
+    return torch.arange(rows.shape[-1], device=rows.device).expand_as(rows)
+
+
+def _top_k_stage(processors: LogitsProcessorList) -> tuple[int, int]:
+    """Start and end of a top-k and the temperatures before it, which keep the order of the scores, where all behind
+    them may work on the tokens it leaves; else an empty stage at the end."""
+    kinds = [type(processor) for processor in processors]
+    for start in range(len(kinds)):
+        others = [kind for kind in kinds[start:] if kind is not logits_process.TemperatureLogitsWarper]
+        if others[:1] == [logits_process.TopKLogitsWarper] and all(kind in WARPERS for kind in others):
+            return start, kinds.index(logits_process.TopKLogitsWarper, start) + 1
+    return len(kinds), len(kinds)
+
+
+def draft_temperature(config: FailFastConfig, generation_config: GenerationConfig) -> float:
+    """The temperature that drafts are drawn at; 0 (the most likely tokens) unless rejection sampling verifies them."""
+    if config.verifier != "rejection" or not generation_config.do_sample:
+        return 0.0
+    if config.draft_temperature is not None:
+        return config.draft_temperature
+    return 1.0 if generation_config.temperature is None else generation_config.temperature

@@ -137,6 +137,7 @@ class _RecordingSession(DraftSession):
 
     def draft(self, *arguments: Any) -> Draft:
         started = perf_counter()
+        self.session.temperature = self.temperature
         draft = self.session.draft(*arguments)
         self.drafts.append(_RecordedDraft(draft, started, perf_counter()))
         return draft

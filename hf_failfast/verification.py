@@ -1,35 +1,85 @@
-"""Which draft tokens the target keeps: pure functions of tensors, no model and no cache."""
+"""Which draft tokens the target keeps: pure functions of tensors, no model and no cache.
+
+The target chooses a token of its own behind every draft token, and the longest prefix on which draft and choices agree
+is kept (`verify`). What differs is only how it chooses: the most likely token (`choose_greedy`), a sample
+(`choose_sampled`), or a sample that agrees with the draft token as often as a sample can (`choose_by_rejection`).
+"""
 
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import pad
+
+
+class Scores(NamedTuple):
+    """Processed scores of the tokens that can be chosen; all others have probability 0."""
+
+    values: torch.Tensor  # (B, m, n), fp32
+    token_ids: torch.Tensor  # (B, m, n), the token that each entry stands for
 
 
 class Verification(NamedTuple):
     """The target's own tokens after the prefix and after each draft token, and how many draft tokens they confirm."""
 
-    token_ids: torch.Tensor  # (1, k + 1)
-    num_accepted: torch.Tensor  # (1,), 0..k
+    token_ids: torch.Tensor  # (B, k + 1)
+    num_accepted: torch.Tensor  # (B,), 0..k
 
 
-def choose_greedy(scores: torch.Tensor) -> torch.Tensor:
-    """The target's tokens (1, m) for scores (1, m, vocabulary); ties break as in plain `generate`."""
-    return scores.argmax(dim=-1)
+def choose_greedy(scores: Scores) -> torch.Tensor:
+    """The target's tokens (B, m); of equal scores the first entry's, as in plain `generate`."""
+    return _token(scores, scores.values.argmax(dim=-1))
 
 
-def choose_sampled(scores: torch.Tensor) -> torch.Tensor:
-    """Independent samples (1, m) from softmax(scores), scores (1, m, vocabulary), with torch's global generator."""
-    return torch.multinomial(scores[0].softmax(dim=-1), num_samples=1).T
+def choose_sampled(scores: Scores) -> torch.Tensor:
+    """Independent samples (B, m) from softmax(scores), with torch's global generator."""
+    return _token(scores, _sample(scores.values.softmax(dim=-1)))
+
+
+def choose_by_rejection(scores: Scores, draft_ids: torch.Tensor, draft_probs: torch.Tensor) -> torch.Tensor:
+    """Samples (B, m) from softmax(scores), each tied to the token drafted at its position.
+
+    Speculative sampling (arXiv 2211.17192, algorithm 1): with p the target's and q the drafter's distribution, the
+    draft token x is chosen with probability min(1, p(x) / q(x)), else a token from the residual max(p - q, 0),
+    normalised. The choice is then distributed as p, and equal to x with probability sum(min(p, q)), the most there is.
+
+    draft_ids: (B, k), k <= m, each drawn from its q.
+    draft_probs: (B, k, V), the q of every position. A row of zeros says that nothing was drafted there, and so do the
+        rows k to m: the choice is a sample from p.
+    """
+    missing = scores.values.shape[1] - draft_ids.shape[1]
+    draft_ids, draft_probs = pad(draft_ids, (0, missing)), pad(draft_probs, (0, 0, 0, missing))
+    p = scores.values.softmax(dim=-1)
+    q = draft_probs.gather(-1, scores.token_ids)
+    p_drafted = torch.where(scores.token_ids == draft_ids[..., None], p, 0).sum(dim=-1)
+    q_drafted = draft_probs.gather(-1, draft_ids[..., None])[..., 0]
+    is_accepted = (torch.rand_like(q_drafted) * q_drafted < p_drafted) & (q_drafted > 0)
+    residual = (p - q).clamp(min=0)
+    # Where rounding leaves nothing, p equals q.
+    residual = torch.where(residual.sum(dim=-1, keepdim=True) > 0, residual, p)
+    return torch.where(is_accepted, draft_ids, _token(scores, _sample(residual)))
 
 
 def verify(draft_ids: torch.Tensor, token_ids: torch.Tensor) -> Verification:
-    """Longest prefix of the draft (1, k) that equals the target's own tokens (1, k + 1).
+    """Longest prefix of the draft (B, k) that equals the target's own tokens (B, k + 1).
 
     The emitted tokens are `token_ids[:, : num_accepted + 1]`: accepted draft tokens, then the bonus token. Each of
     them is the target's own choice after a prefix of such choices. So with `choose_greedy` the text is plain greedy
-    decoding's, and with `choose_sampled` it is distributed as plain sampling's, whatever was drafted, as long as the
-    draft does not depend on the samples (sample-and-match; the acceptance rate is the target's probability of the
-    drafted token, that of rejection sampling (arXiv 2211.17192) for a one-hot q, which a diffusion draft is).
+    decoding's, and with a sampled choice it is distributed as plain sampling's.
+
+    `choose_sampled` (sample-and-match) asks that the draft does not depend on the samples; its acceptance rate is the
+    target's probability of the drafted token, that of rejection sampling for a one-hot q, which a draft of the most
+    likely tokens has. `choose_by_rejection` asks that the draft token was drawn from the q it comes with, given the
+    tokens before it and nothing else: neither q nor the decision to draft there may depend on the token or on later
+    ones (see `LengthPolicy`).
     """
     matches = (token_ids[:, :-1] == draft_ids).long()
     return Verification(token_ids, matches.cumprod(dim=-1).sum(dim=-1))
+
+
+def _sample(weights: torch.Tensor) -> torch.Tensor:
+    """Entries (B, m) drawn in proportion to the weights (B, m, n)."""
+    return torch.multinomial(weights.flatten(0, 1), num_samples=1).view(weights.shape[:2])
+
+
+def _token(scores: Scores, entries: torch.Tensor) -> torch.Tensor:
+    return scores.token_ids.gather(-1, entries[..., None])[..., 0]

@@ -148,7 +148,7 @@ class Replay:
         self.session.cache.rollback(block)
         self.passes += 1
         rows = torch.tensor(masked) - 1 - block
-        ids, confidence = self.session._choose(logits[:, rows])
+        ids, confidence, _ = self.session._choose(logits[:, rows])
         tokens, sure = ids[0].tolist(), confidence[0].tolist()
         self.steps.append({"pos": masked, "tok": tokens, "conf": sure})
         self.confidences += sure

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength, load_drafter
 from hf_failfast.drafters import Draft
+from hf_failfast.drafters.denoising import DraftTokens
 from hf_failfast.drafters.masked import MaskedDrafter
 from hf_failfast.length_policy import LengthPolicy
 
@@ -149,13 +150,13 @@ def test_mask_and_padding_ids_are_never_proposed(kind: str, tmp_path: Path) -> N
     proposed, unrestricted = [], []
     choose = session._choose
 
-    def spy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def spy(logits: torch.Tensor) -> DraftTokens:
         unrestricted.extend(logits.argmax(-1).flatten().tolist())
         probability = logits.double().softmax(-1)
-        ids, confidence = choose(logits)
+        ids, confidence, probs = choose(logits)
         expected = probability.gather(-1, ids[..., None])[..., 0].float()
         torch.testing.assert_close(confidence, expected, atol=1e-6, rtol=1e-4)  # forbidden ids count as doubt
-        return ids, confidence
+        return DraftTokens(ids, confidence, probs)
 
     session._choose = spy  # type: ignore[method-assign]
     with torch.no_grad():

@@ -10,7 +10,7 @@ from transformers import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, S
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength
 from hf_failfast.stopping import StopRules
-from hf_failfast.verification import choose_greedy, verify
+from hf_failfast.verification import Scores, choose_by_rejection, choose_greedy, verify
 
 # Config
 
@@ -19,7 +19,7 @@ def test_defaults_are_the_papers() -> None:
     """A run without options would not be FailFast."""
     config = FailFastConfig()
     assert (config.confidence_threshold, config.chunk_length, config.max_draft_length) == (0.45, 10, 60)
-    assert FailFastConfig.field_names() == ("confidence_threshold", "chunk_length", "max_draft_length")
+    assert FailFastConfig.field_names()[:3] == ("confidence_threshold", "chunk_length", "max_draft_length")
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf"), True, None, "0.5", torch.tensor(0.5)])
@@ -35,6 +35,22 @@ def test_bad_lengths(name: str, value: Any) -> None:
     """A draft of no or of a fractional number of tokens would fail deep in the loop."""
     with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, but is {value!r}"):
         FailFastConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"verifier": "typical"}, r"`verifier` must be one of \['sample_and_match', 'rejection'\], but is 'typical'"),
+        ({"draft_temperature": 0.5}, "`draft_temperature`=0.5 needs `verifier='rejection'`"),
+        ({"verifier": "rejection", "draft_temperature": 0}, "`draft_temperature` must be a finite number > 0 .* is 0"),
+        ({"verifier": "rejection", "draft_temperature": True}, "`draft_temperature` must be .* but is True"),
+        ({"verifier": "rejection", "draft_temperature": float("nan")}, "`draft_temperature` must be .* but is nan"),
+    ],
+)
+def test_bad_verifier(options: dict[str, Any], message: str) -> None:
+    """A verifier that does not exist, or a temperature that nothing reads, would be taken in silence."""
+    with pytest.raises(ValueError, match=message):
+        FailFastConfig(**options)
 
 
 def test_edges_are_allowed() -> None:
@@ -82,9 +98,14 @@ def test_fixed_length() -> None:
 # Verification
 
 
-def scores(*token_ids: int) -> torch.Tensor:
-    """(1, k + 1, 6) whose argmax is the given ids."""
-    return torch.nn.functional.one_hot(torch.tensor([token_ids]), 6).float()
+def scores(*token_ids: int) -> Scores:
+    """Of 6 tokens at k + 1 positions, the given ids the best."""
+    return whole(torch.nn.functional.one_hot(torch.tensor([token_ids]), 6).float())
+
+
+def whole(values: torch.Tensor) -> Scores:
+    """Scores of the whole vocabulary."""
+    return Scores(values, torch.arange(values.shape[-1]).expand_as(values))
 
 
 @pytest.mark.parametrize(
@@ -109,9 +130,39 @@ def test_ties_break_as_argmax_does() -> None:
     """Of equal scores another token than plain generation's would be taken."""
     tied = torch.zeros(1, 2, 6)
     tied[0, 0, [2, 4]] = 1.0
-    verified = verify(torch.tensor([[4]]), choose_greedy(tied))
+    verified = verify(torch.tensor([[4]]), choose_greedy(whole(tied)))
     assert verified.token_ids[0, 0] == tied[:, 0].argmax(dim=-1)
     assert verified.num_accepted.tolist() == [0]
+
+
+def test_rejection_of_literal_drafts() -> None:
+    """A token the target forbids would be accepted, a token from an equal q rejected, or a residual hold the draft."""
+    certain = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])  # p of two rows, and of the row behind the draft
+    same = choose_by_rejection(whole(certain.log()), torch.tensor([[1]]), certain[:, :1])
+    assert same.tolist() == [[1, 2]]
+    other = choose_by_rejection(whole(certain.log()), torch.tensor([[0]]), torch.tensor([[[1.0, 0.0, 0.0]]]))
+    assert other.tolist() == [[1, 2]]
+    nothing = choose_by_rejection(whole(certain.log()), torch.tensor([[0]]), torch.zeros(1, 1, 3))
+    assert nothing.tolist() == [[1, 2]]
+    shortlist = Scores(torch.zeros(1, 2, 1), torch.tensor([[[2], [0]]]))
+    assert choose_by_rejection(shortlist, torch.tensor([[1]]), certain[:, :1]).tolist() == [[2, 0]]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rejection_accepts_with_the_overlap_of_p_and_q(rows: int) -> None:
+    """A batch's rows would share their draws, or be verified with one another's q."""
+    torch.manual_seed(0)
+    count = 20_000
+    p, q = torch.rand(2, rows, 1, 5).softmax(dim=-1)[0], torch.rand(rows, 1, 5).softmax(dim=-1)
+    drafts = torch.stack([torch.multinomial(q[row, 0], count, replacement=True) for row in range(rows)])
+    chosen = choose_by_rejection(
+        whole(p.log().repeat_interleave(count, dim=0)), drafts.view(-1, 1), q.repeat_interleave(count, dim=0)
+    ).view(rows, count)
+    overlap = torch.minimum(p, q).sum(dim=-1)[:, 0]
+    torch.testing.assert_close((chosen == drafts).float().mean(dim=1), overlap, atol=0.015, rtol=0)
+    for row in range(rows):
+        frequency = torch.bincount(chosen[row], minlength=5) / count
+        torch.testing.assert_close(frequency, p[row, 0], atol=0.015, rtol=0)
 
 
 # Stop rules

@@ -22,7 +22,7 @@ def failfast_options(*values: float | int | None) -> dict[str, Any]:
     """The FailFast options that were given, by name; the drafter's own numbers stand for the others."""
     from ..config import FailFastConfig
 
-    given = zip(FailFastConfig.field_names(), values, strict=True)
+    given = zip(FailFastConfig.field_names(), values, strict=False)  # the commands offer the first ones
     return {name: value for name, value in given if value is not None}
 
 

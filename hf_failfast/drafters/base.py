@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,8 +21,15 @@ class Chunk(NamedTuple):
     """Tokens and confidences that one drafting step added."""
 
     token_ids: torch.Tensor  # (1, n)
-    confidence: torch.Tensor  # (1, n), fp32
+    confidence: torch.Tensor  # (1, n), fp32, a function of the tokens before: never of the one that was drawn
     passes: int  # drafter forwards it took
+    probs: torch.Tensor | None = None  # (1, n, V), fp32: the distributions that the tokens were drawn from, if any
+
+
+def concatenate_probs(chunks: Iterable[Chunk]) -> torch.Tensor | None:
+    """The distributions (1, n, V) of consecutive chunks; None if their tokens were not drawn."""
+    probs = [chunk.probs for chunk in chunks if chunk.probs is not None]
+    return torch.cat(probs, dim=1) if probs else None
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,15 @@ class Draft:
     confidence: torch.Tensor  # (1, k), fp32
     passes: int  # drafter forwards
     host_reads: int
+    probs: torch.Tensor | None = None  # (1, k, V), fp32: what the tokens were drawn from
 
     def __len__(self) -> int:
         return self.token_ids.shape[1]
+
+    def to(self, device: torch.device) -> Draft:
+        """The same draft where it is verified."""
+        probs = None if self.probs is None else self.probs.to(device)
+        return replace(self, token_ids=self.token_ids.to(device), probs=probs)
 
 
 class DraftSession(ABC):
@@ -44,9 +58,13 @@ class DraftSession(ABC):
     with `accept`. A session that drafts from the target's hidden states names the ones it needs in `target_layers`
     (indices into transformers' `hidden_states`: 0 is the embedding), and is handed those of every token before the
     last accepted one with `observe`, as soon as the target has computed them: before the next draft.
+
+    temperature: 0: drafts are the drafter's most likely tokens. Above, set by the owner before the first draft: a
+        session that can draws its tokens from softmax(logits / temperature) and says so in the draft's `probs`.
     """
 
     target_layers: tuple[int, ...] = ()
+    temperature: float = 0.0
 
     def __init__(self, eos_token_ids: torch.Tensor | None) -> None:
         self.eos_token_ids = eos_token_ids
@@ -81,6 +99,7 @@ class ChunkedSession(DraftSession):
         cap = min(policy.max_draft_length, max_tokens, self.max_draft_length(self.num_tokens))
         drafted = token_ids[:, :0]
         confidence = torch.zeros(1, 0, device=token_ids.device)
+        chunks: list[Chunk] = []
         passes = host_reads = 0
         extend = cap > 0
         while extend:
@@ -93,7 +112,9 @@ class ChunkedSession(DraftSession):
             host_reads += reads
             cut = drafted.shape[1] - length + kept
             drafted, confidence = drafted[:, :cut], confidence[:, :cut]
-        return Draft(drafted, confidence, passes, host_reads)
+            chunks.append(chunk)
+        probs = concatenate_probs(chunks)
+        return Draft(drafted, confidence, passes, host_reads, None if probs is None else probs[:, : drafted.shape[1]])
 
     def _decide(self, chunk: Chunk, policy: LengthPolicy, is_full: bool) -> tuple[int, bool, int]:
         """(tokens of the chunk to keep, whether to extend, host reads made)."""

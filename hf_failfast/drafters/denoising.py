@@ -2,8 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch.nn.functional import pad
+
+from ..kernels import most_likely
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,64 @@ class Denoising:
     def is_single_pass(self) -> bool:
         return self.steps == 1 and self.threshold is None
 
-    def choose(self, confidence: torch.Tensor, masked: torch.Tensor, step: int) -> torch.Tensor:
-        """Which of the still masked positions (1, n) pass number `step` (from 0) fixes, as bools (1, n)."""
-        confidence = confidence.masked_fill(~masked, -1.0)
-        best = torch.zeros_like(masked).scatter(1, confidence.argmax(dim=1, keepdim=True), True)
+    def choose(self, confidence: torch.Tensor, masked: torch.Tensor, step: int, in_order: bool) -> torch.Tensor:
+        """Which of the still masked positions (1, n) pass number `step` (from 0) fixes, as bools (1, n).
+
+        in_order: the first positions instead of the most confident ones. So it must be with drawn tokens: one that was
+            drawn given a later token has no q of its own that rejection sampling could use.
+        """
+        positions = torch.arange(masked.shape[1], device=masked.device)
+        rank = -positions.expand_as(confidence).float() if in_order else confidence
+        count = 1
+        if self.threshold is None:
+            remaining = int(masked.sum())  # host sync: how many a step fixes
+            count = math.ceil(remaining / max(self.steps - step, 1))
+        first = rank.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :count]
+        fixed = torch.zeros_like(masked).scatter(1, first, True)
         if self.threshold is not None:
-            return masked & (best | (confidence > self.threshold))
-        remaining = int(masked.sum())  # host sync: how many a step fixes
-        count = math.ceil(remaining / max(self.steps - step, 1))
-        order = confidence.argsort(dim=1, descending=True, stable=True)[:, :count]
-        return masked & torch.zeros_like(masked).scatter(1, order, True)
+            fixed |= confidence > self.threshold
+            if in_order:
+                fixed = (fixed | ~masked).cumprod(dim=1).bool()
+        return masked & fixed
+
+
+class DraftTokens(NamedTuple):
+    """What a pass of the drafter says of r positions."""
+
+    token_ids: torch.Tensor  # (B, r)
+    confidence: torch.Tensor  # (B, r), fp32, never a function of which token was drawn
+    probs: torch.Tensor | None = None  # (B, r, V), fp32: the distribution that the tokens were drawn from, if any
+
+    def where(self, condition: torch.Tensor, other: "DraftTokens") -> "DraftTokens":
+        """These at the positions (B, r) of `condition`, the other ones elsewhere."""
+        probs = self.probs
+        if probs is not None and other.probs is not None:
+            probs = torch.where(condition[..., None], probs, other.probs)
+        return DraftTokens(
+            torch.where(condition, self.token_ids, other.token_ids),
+            torch.where(condition, self.confidence, other.confidence),
+            probs,
+        )
+
+
+def choose_tokens(
+    logits: torch.Tensor, vocab_size: int, mask_token_id: int | None, temperature: float = 0.0
+) -> DraftTokens:
+    """The most likely admissible tokens, or tokens drawn at a temperature > 0, from a drafter's logits (B, r, V).
+
+    The mask token and ids the target does not know (>= vocab_size) are not admissible. The confidence is the
+    probability of the most likely admissible token under the drafter's whole distribution, where their mass counts as
+    doubt, at temperature 1: the same for whatever token is drawn. `probs` are over the target's `vocab_size` ids.
+    """
+    token_ids, confidence = most_likely(logits, vocab_size, mask_token_id)
+    if temperature == 0:
+        return DraftTokens(token_ids, confidence)
+    logits = logits[..., :vocab_size].float() / temperature
+    if mask_token_id is not None and mask_token_id < logits.shape[-1]:
+        logits[..., mask_token_id] = -torch.inf
+    probs = logits.softmax(dim=-1)
+    # A broken drafter's rows are one-hot, which is a distribution like any other, and verified like any other.
+    certain = torch.zeros_like(probs).scatter(-1, token_ids[..., None], 1.0)
+    probs = torch.where(probs.isfinite().all(dim=-1, keepdim=True), probs, certain)
+    drawn = torch.multinomial(probs.flatten(0, 1), num_samples=1).view(token_ids.shape)
+    return DraftTokens(drawn, confidence, pad(probs, (0, vocab_size - probs.shape[-1])))

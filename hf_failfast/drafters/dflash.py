@@ -14,9 +14,9 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from ..cache import SlotCache
 from ..config import FailFastConfig
-from ..kernels import most_likely
 from .base import Chunk, ChunkedSession, DiffusionDrafter
 from .checkpoint import Checkpoint
+from .denoising import DraftTokens, choose_tokens
 from .vocabulary import check_mask_token, check_vocabulary
 from .weights import load_into, load_native
 
@@ -201,7 +201,7 @@ class DFlashSession(ChunkedSession):
         self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
         self.cache = SlotCache(len(self.body.layers), capacity + self.block_size)
         self.features = torch.zeros(1, 0, self.body.num_features, dtype=self.body.dtype, device=self.device)
-        self.block: tuple[torch.Tensor, torch.Tensor] | None = None  # ids and confidences of the round's one pass
+        self.block: DraftTokens | None = None  # of the round's one pass
 
     def observe(self, hidden_states: torch.Tensor) -> None:
         self.features = torch.cat([self.features, hidden_states.to(self.device, self.body.dtype)], dim=1)
@@ -218,11 +218,14 @@ class DFlashSession(ChunkedSession):
         if start == 0:
             self.block = self._draft_block(token_ids[:, -1:])
         assert self.block is not None
-        ids, confidence = (values[:, start : start + length] for values in self.block)
-        return Chunk(ids, confidence, passes=int(start == 0))
+        token_ids, confidence, probs = self.block
+        read = slice(start, start + length)
+        return Chunk(
+            token_ids[:, read], confidence[:, read], int(start == 0), None if probs is None else probs[:, read]
+        )
 
-    def _draft_block(self, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and confidences (1, b - 1) behind the last token (1, 1), whose own hidden states do not exist yet."""
+    def _draft_block(self, last: torch.Tensor) -> DraftTokens:
+        """The b - 1 tokens behind the last token (1, 1), whose own hidden states do not exist yet."""
         device = self.embedding.weight.device
         masks = torch.full((1, self.block_size - 1), self.mask_token_id, device=device)
         window = torch.cat([last.to(device), masks], dim=1)
@@ -233,7 +236,7 @@ class DFlashSession(ChunkedSession):
         self.features = self.features[:, :0]
         weight = self.head.weight
         logits = self.head(hidden[:, 1:].to(weight.device, weight.dtype)).to(self.device)
-        return most_likely(logits, self.vocab_size, self.mask_token_id)
+        return choose_tokens(logits, self.vocab_size, self.mask_token_id, self.temperature)
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The target's embedding; where it normalises what it looks up, DFlash was trained without that."""

@@ -9,9 +9,9 @@ import torch
 
 from ..cache import SlotCache, layer_windows
 from ..config import FailFastConfig
-from ..kernels import most_likely
 from .base import Chunk, ChunkedSession, DiffusionDrafter
 from .checkpoint import Checkpoint
+from .denoising import choose_tokens
 from .vocabulary import check_vocabulary
 from .weights import load_native
 
@@ -75,8 +75,8 @@ class DiffusionGemmaSession(ChunkedSession):
             decoder_attention_mask={"full_attention": None, "sliding_attention": None},
             past_key_values=self._view(end),
         ).logits
-        ids, confidence = most_likely(logits, self.vocab_size, None)
-        return Chunk(ids, confidence, passes=2)
+        token_ids, confidence, probs = choose_tokens(logits, self.vocab_size, None, self.temperature)
+        return Chunk(token_ids, confidence, 2, probs)
 
     def _view(self, length: int) -> SimpleNamespace:
         """The slots as the decoder reads a cache, sliding layers cut to what transformers would have kept of them."""

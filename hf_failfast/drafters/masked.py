@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 import torch
 
 from ..config import FailFastConfig
-from ..kernels import most_likely
 from ..runners import CausalLM, EagerRunner
 from .attention import attention_pattern
-from .base import Chunk, ChunkedSession, DiffusionDrafter, DraftSession
-from .denoising import Denoising
+from .base import Chunk, ChunkedSession, DiffusionDrafter, DraftSession, concatenate_probs
+from .denoising import Denoising, DraftTokens, choose_tokens
 from .dit import DiT
 from .reference import ReferenceSession
 from .shared import SharedBody
@@ -101,14 +100,16 @@ class MaskedSession(ChunkedSession):
     def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
         known = torch.cat([token_ids, drafted], dim=1).to(self.device).clamp(max=self.last_id)
         first = known.shape[1]
-        confidences = []
-        passes = 0
+        chunks: list[Chunk] = []
         while known.shape[1] < first + length:
-            chunk = self._fill(known, first + length - known.shape[1])
-            known = torch.cat([known, chunk.token_ids], dim=1)
-            confidences.append(chunk.confidence)
-            passes += chunk.passes
-        return Chunk(known[:, first:], torch.cat(confidences, dim=1), passes)
+            chunks.append(self._fill(known, first + length - known.shape[1]))
+            known = torch.cat([known, chunks[-1].token_ids], dim=1)
+        return Chunk(
+            known[:, first:],
+            torch.cat([chunk.confidence for chunk in chunks], dim=1),
+            sum(chunk.passes for chunk in chunks),
+            concatenate_probs(chunks),
+        )
 
     def accept(self, num_accepted: int) -> None:
         final = self.pattern.final_length(self.num_tokens + num_accepted)
@@ -119,29 +120,27 @@ class MaskedSession(ChunkedSession):
         clean_end = known.shape[1]
         num_noise, num_read = self.pattern.plan(clean_end, wanted)
         canvas = self._noise(num_noise)
-        token_ids, confidence = self.denoise(known, canvas, num_read)
+        tokens = self.denoise(known, canvas, num_read)
         if self.denoising.is_single_pass:
-            return Chunk(token_ids, confidence, 1)
-        masked = torch.ones_like(token_ids, dtype=torch.bool)
+            return Chunk(tokens.token_ids, tokens.confidence, 1, tokens.probs)
+        masked = torch.ones_like(tokens.token_ids, dtype=torch.bool)
         passes = 1
         while True:
-            masked &= ~self.denoising.choose(confidence, masked, passes - 1)
+            masked &= ~self.denoising.choose(tokens.confidence, masked, passes - 1, in_order=self.temperature > 0)
             if not bool(masked.any()):  # host sync: another pass or not
-                return Chunk(token_ids, confidence, passes)
+                return Chunk(tokens.token_ids, tokens.confidence, passes, tokens.probs)
             fed = min(num_noise, num_read)
-            filled = torch.where(masked[:, :fed], canvas[:, :fed], token_ids[:, :fed])
+            filled = torch.where(masked[:, :fed], canvas[:, :fed], tokens.token_ids[:, :fed])
             canvas = torch.cat([filled, canvas[:, fed:]], dim=1)
             # With a shift, the first position is predicted by the last known token, which must be in the window again.
             kept = self.pattern.final_length(clean_end - self.spec.shift)
             self.cache.rollback(min(self.cache.get_seq_length(), kept))
-            new_ids, new_confidence = self.denoise(known, canvas, num_read)
-            token_ids = torch.where(masked, new_ids, token_ids)
-            confidence = torch.where(masked, new_confidence, confidence)
+            tokens = self.denoise(known, canvas, num_read).where(masked, tokens)
             passes += 1
 
-    def denoise(self, known: torch.Tensor, canvas: torch.Tensor, num_read: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def denoise(self, known: torch.Tensor, canvas: torch.Tensor, num_read: int) -> DraftTokens:
         """One pass over the known tokens (1, n) that are not in the slots, which it commits, and the canvas behind
-        them; its choice for the first `num_read` = r positions behind the known ones, ids and confidences (1, r).
+        them; its choice for the first `num_read` = r positions behind the known ones.
         """
         clean_end = known.shape[1]
         start = self.pattern.reusable_length(self.cache.get_seq_length(), clean_end)
@@ -154,12 +153,15 @@ class MaskedSession(ChunkedSession):
         self.cache.rollback(self.pattern.final_length(clean_end))
         return self._choose(logits)
 
-    def _choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's ids of the best choices and their probability, both (1, r)."""
+    def _choose(self, logits: torch.Tensor) -> DraftTokens:
+        """The target's ids that the drafter proposes at r positions (1, r, drafter's vocabulary)."""
         if self.vocabulary is None:
-            return most_likely(logits, self.vocab_size, self.spec.mask_token_id)
-        ids, confidence = most_likely(logits, logits.shape[-1], None)
-        return self.vocabulary[ids], confidence
+            return choose_tokens(logits, self.vocab_size, self.spec.mask_token_id, self.temperature)
+        token_ids, confidence, probs = choose_tokens(logits, logits.shape[-1], None, self.temperature)
+        if probs is not None:
+            whole = probs.new_zeros(*probs.shape[:2], self.vocab_size)
+            probs = whole.index_copy(-1, self.vocabulary, probs)
+        return DraftTokens(self.vocabulary[token_ids], confidence, probs)
 
     def _noise(self, length: int) -> torch.Tensor:
         if self.spec.noise == "random":

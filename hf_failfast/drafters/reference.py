@@ -121,7 +121,7 @@ class ReferenceSession(DraftSession):
                 rows = (small - first - 1).clamp(min=0)
                 ids, confidence = self._run(text.ids[:, first:], rows, commit=False)
                 self.recorded += confidence[masked].tolist()  # host sync: the authors' record
-                chosen = self.denoising.choose(confidence, masked, 0)
+                chosen = self.denoising.choose(confidence, masked, 0, in_order=False)
                 text.ids[:, small] = torch.where(chosen, ids, text.ids[:, small])
                 text.confidence[:, small] = torch.where(chosen, confidence, text.confidence[:, small])
                 if self._is_ended(text.ids[0, start:]):
