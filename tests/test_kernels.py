@@ -14,10 +14,13 @@ from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_failfast.kernels import most_likely, reference
+from hf_failfast import kernels
+from hf_failfast.kernels import reference
 
 pytest.importorskip("triton")
-from hf_failfast.kernels import acceptance, attention, confidence
+from hf_failfast.kernels import triton_acceptance as acceptance
+from hf_failfast.kernels import triton_attention as attention
+from hf_failfast.kernels import triton_confidence as confidence
 
 FEW = settings(max_examples=25, deadline=None)
 
@@ -102,8 +105,20 @@ def test_strided_rows() -> None:
 def test_without_a_gpu_the_reference_runs() -> None:
     """A CPU would be asked to run Triton."""
     logits = torch.randn(1, 3, 50)
-    for ours, expected in zip(most_likely(logits, 50, 4), reference.most_likely(logits, 50, 4), strict=True):
+    for ours, expected in zip(kernels.most_likely(logits, 50, 4), reference.most_likely(logits, 50, 4), strict=True):
         assert torch.equal(ours, expected)
+
+
+def test_with_a_gpu_the_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions would not find their kernels, or lose their names to them at the first call."""
+    monkeypatch.setattr(kernels, "is_fused", lambda device: True)
+    logits = torch.randn(1, 3, 50)
+    states = torch.randn(3, 1, 2, 20, 16)
+    limit = torch.arange(1, 21)[None]
+    for _ in range(2):
+        ours, expected = kernels.most_likely(logits, 50, 4), reference.most_likely(logits, 50, 4)
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(kernels.attention(*states, limit), reference.attention(*states, limit))
 
 
 def test_the_reference_leaves_its_input() -> None:
@@ -184,6 +199,8 @@ def test_attention(
     first = (limit - 20).clamp(min=0) if windowed else None
     expected = reference.attention(query, key, value, limit, first)
     torch.testing.assert_close(attention.attention(query, key, value, limit, first), expected, rtol=1e-5, atol=1e-5)
+    both = torch.stack([torch.zeros_like(limit) if first is None else first, limit], dim=1)  # no rows of their own
+    torch.testing.assert_close(attention.attention(query, key, value, both[:, 1], both[:, 0]), expected)
     half = [states.half() for states in (query, key, value)]
     ours = attention.attention(*half, limit, first, scale=0.3)
     theirs = reference.attention(query, key, value, limit, first, scale=0.3).half()
@@ -203,7 +220,8 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from hf_failfast.kernels import acceptance, attention, confidence
+from hf_failfast.kernels import triton_acceptance as acceptance, triton_attention as attention
+from hf_failfast.kernels import triton_confidence as confidence
 
 floats = {"maximum", "total", "best", "confidence", "partial", "top_of", "mass_of"}
 halves = {"logits", "query", "key", "value", "out"}

@@ -5,7 +5,7 @@ The functions here choose: Triton on a CUDA device where it works, else the refe
 
 import functools
 import logging
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,26 +17,40 @@ logger = logging.getLogger(__name__)
 
 def most_likely(logits: torch.Tensor, vocab_size: int, mask_token_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """See `reference.most_likely`."""
-    kernel = _kernel("confidence", "most_likely", logits) or reference.most_likely
-    token_ids, confidence = kernel(logits, vocab_size, mask_token_id)
+    token_ids, confidence = _call("confidence", "most_likely", logits, vocab_size, mask_token_id)
     return token_ids, confidence
 
 
-def _kernel(module: str, name: str, tensor: torch.Tensor) -> Callable[..., Any] | None:
-    if not tensor.is_cuda or not triton_works(tensor.device):
-        return None
-    from . import acceptance, attention, confidence
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    limit: torch.Tensor,
+    first: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """See `reference.attention`."""
+    attended: torch.Tensor = _call("attention", "attention", query, key, value, limit, first, scale)
+    return attended
 
-    modules = {"acceptance": acceptance, "attention": attention, "confidence": confidence}
-    kernel: Callable[..., Any] = getattr(modules[module], name)
-    return kernel
+
+def is_fused(device: torch.device) -> bool:
+    """Whether the functions here are kernels on this device."""
+    return device.type == "cuda" and triton_works(device)
+
+
+def _call(module: str, name: str, tensor: torch.Tensor, *arguments: Any) -> Any:
+    if not is_fused(tensor.device):
+        return getattr(reference, name)(tensor, *arguments)
+    with torch.cuda.device_of(tensor):  # Triton launches on the current device
+        return getattr(import_module(f".triton_{module}", __name__), name)(tensor, *arguments)
 
 
 @functools.cache
 def triton_works(device: torch.device) -> bool:
     """Whether a kernel compiles and runs on the device; says once why not."""
     try:
-        from .confidence import most_likely
+        from .triton_confidence import most_likely
 
         most_likely(torch.zeros(1, 1, 16, device=device), 16, None)
     except Exception as error:  # no Triton, no compiler for its launcher, a device it does not know

@@ -26,6 +26,8 @@ def _attend(  # type: ignore[no-untyped-def]
     num_kv_heads,
     num_rows,
     num_slots,
+    stride_lb,  # of limit and first
+    stride_fb,
     stride_qb,
     stride_qh,
     stride_qi,
@@ -55,8 +57,8 @@ def _attend(  # type: ignore[no-untyped-def]
 
     query_at = batch.to(tl.int64) * stride_qb + head * stride_qh + row * stride_qi
     q = tl.load(query + query_at[:, None] + dims[None, :], mask=is_row[:, None] & is_dim[None, :], other=0.0)
-    end = tl.load(limit + batch * num_rows + row, mask=is_row, other=0)
-    start = tl.load(first + batch * num_rows + row, mask=is_row, other=num_slots)
+    end = tl.load(limit + batch * stride_lb + row, mask=is_row, other=0)
+    start = tl.load(first + batch * stride_fb + row, mask=is_row, other=num_slots)
     last_end = tl.max(end, axis=0)
     first_start = tl.min(start, axis=0)
 
@@ -97,14 +99,16 @@ def _join(  # type: ignore[no-untyped-def]
     partial,
     top_of,
     mass_of,
-    out,  # (B, H, q, D)
-    num_total,  # B * H * q
+    out,  # (B, q, H, D)
+    num_heads,
+    num_rows,
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
     """Joins the splits of one row of one head."""
-    at = tl.program_id(0)
+    at = tl.program_id(0)  # of (B, H, q)
+    num_total = tl.num_programs(0)
     splits = tl.arange(0, SPLITS)
     dims = tl.arange(0, WIDTH)
     parts = splits.to(tl.int64) * num_total + at
@@ -114,7 +118,11 @@ def _join(  # type: ignore[no-untyped-def]
     mass = tl.sum(tl.load(mass_of + parts) * decay, axis=0)
     values = tl.load(partial + parts[:, None] * HEAD_DIM + dims[None, :], mask=(dims < HEAD_DIM)[None, :], other=0.0)
     attended = tl.sum(values * decay[:, None], axis=0) / tl.where(mass == 0.0, 1.0, mass)
-    tl.store(out + at.to(tl.int64) * HEAD_DIM + dims, attended.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+    row = at % num_rows
+    head = at // num_rows % num_heads
+    batch = at // (num_rows * num_heads)
+    out_at = ((batch * num_rows + row) * num_heads + head).to(tl.int64) * HEAD_DIM
+    tl.store(out + out_at + dims, attended.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
 def attention(
@@ -125,11 +133,14 @@ def attention(
     first: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """See `reference.attention`. The last dimension of query, key and value must be contiguous."""
+    """See `reference.attention`. The last dimension of every tensor must be contiguous.
+
+    The result is laid out as models go on with it: (B, q, H, D), seen as (B, H, q, D).
+    """
     batch, num_heads, num_rows, head_dim = query.shape
     num_kv_heads, num_slots = key.shape[1:3]
     group = num_heads // num_kv_heads
-    slots = 32 if query.dtype == torch.float32 else 64  # a step's K and V fit the shared memory
+    slots = 32 if query.dtype == torch.float32 or head_dim > 128 else 64  # a step's K and V fit the shared memory
     rows = min(max(16, triton.next_power_of_2(group * num_rows)), 64)  # a matrix product takes 16 rows at least
     row_tiles = triton.cdiv(group * num_rows, rows)
     splits = min(
@@ -140,13 +151,14 @@ def attention(
     sizes = (splits, batch, num_heads, num_rows)
     partial = torch.empty(*sizes, head_dim, dtype=torch.float32, device=query.device)
     top, mass = torch.empty(2, *sizes, dtype=torch.float32, device=query.device)
-    out = torch.empty(batch, num_heads, num_rows, head_dim, dtype=query.dtype, device=query.device)
+    out = torch.empty(batch, num_rows, num_heads, head_dim, dtype=query.dtype, device=query.device)
+    first = torch.zeros_like(limit) if first is None else first
     _attend[(batch * num_kv_heads, row_tiles, splits)](
         query,
         key,
         value,
-        limit.contiguous(),
-        (torch.zeros_like(limit) if first is None else first).contiguous(),
+        limit,
+        first,
         partial,
         top,
         mass,
@@ -154,6 +166,8 @@ def attention(
         num_kv_heads,
         num_rows,
         num_slots,
+        limit.stride(0),
+        first.stride(0),
         *query.stride()[:3],
         *key.stride()[:3],
         *value.stride()[:3],
@@ -166,6 +180,6 @@ def attention(
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
     )
     _join[(batch * num_heads * num_rows,)](
-        partial, top, mass, out, batch * num_heads * num_rows, HEAD_DIM=head_dim, WIDTH=width, SPLITS=splits
+        partial, top, mass, out, num_heads, num_rows, HEAD_DIM=head_dim, WIDTH=width, SPLITS=splits
     )
-    return out
+    return out.transpose(1, 2)
