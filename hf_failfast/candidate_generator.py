@@ -37,6 +37,7 @@ class FailFastCandidateGenerator(CandidateGenerator):
         temperature: float = 0.0,
     ) -> None:
         self.policy = policy
+        policy.start(1, max_length)
         self.longest_drafted = draft_bound(target, max_length)
         self.session = drafter.start(target, max_length, eos_token_ids)
         self.session.temperature = temperature
@@ -67,4 +68,5 @@ class FailFastCandidateGenerator(CandidateGenerator):
         """Takes note that the first `num_matches` tokens of the last draft were accepted."""
         num_matches = int(num_matches)
         self.session.accept(num_matches)
+        self.policy.observe([num_matches])
         self.stats.observe(RoundRecord(len(self._draft), num_matches, num_matches + 1, self._draft.passes))

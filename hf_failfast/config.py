@@ -7,6 +7,10 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 Verifier = Literal["sample_and_match", "rejection"]
+LengthPolicyName = Literal["confidence", "goodput"]
+
+# The numbers that only the length policy `confidence` reads.
+CHUNK_RULE = ("confidence_threshold", "chunk_length", "max_draft_length")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class FailFastConfig:
         (arXiv 2211.17192; with diffusion drafters SpecDiff, arXiv 2408.05636) accepts them by min(1, p / q). Drafters
         that cannot sample (`mode="reference"`, another tokenizer) have a one-hot q, for which the two are the same.
     draft_temperature: > 0, of the drafter's q; None: the `temperature` of the request. For `rejection` only.
+    length_policy: `confidence`, the rule of these three numbers; or `goodput`, which needs none of them: it measures
+        what drafting and verifying cost on this machine and learns what confidence is worth (`goodput.Goodput`).
     """
 
     confidence_threshold: float = 0.45
@@ -29,6 +35,7 @@ class FailFastConfig:
     max_draft_length: int = 60
     verifier: Verifier = "sample_and_match"
     draft_temperature: float | None = None
+    length_policy: LengthPolicyName = "confidence"
 
     def __post_init__(self) -> None:
         tau = self.confidence_threshold
@@ -40,6 +47,10 @@ class FailFastConfig:
                 raise ValueError(f"`{name}` must be an integer >= 1, but is {value!r}.")
         if self.verifier not in get_args(Verifier):
             raise ValueError(f"`verifier` must be one of {list(get_args(Verifier))}, but is {self.verifier!r}.")
+        if self.length_policy not in get_args(LengthPolicyName):
+            raise ValueError(
+                f"`length_policy` must be one of {list(get_args(LengthPolicyName))}, but is {self.length_policy!r}."
+            )
         self._check_draft_temperature()
 
     def _check_draft_temperature(self) -> None:

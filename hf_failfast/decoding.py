@@ -70,6 +70,7 @@ def failfast_decoding(
         cache.load(past, text.padding)
     stats = SpecDecodingStats()
     longest_drafted = draft_bound(model, stops.max_length, text.padding)
+    policy.start(1, input_ids.shape[1])
     accept = _accept if choice.is_rowwise and not stops.walked else _accept_by_walking
 
     finished = False
@@ -93,6 +94,7 @@ def failfast_decoding(
         emitted = text.emit(streamer)
         cache.rollback(text.visible.shape[1] - 1)
         session.accept(accepted)
+        policy.observe([accepted])
         if runner.hidden_states is not None:
             session.observe(runner.hidden_states[:, : text.visible.shape[1] - 1 - seen])
         stats.host_reads += draft.host_reads

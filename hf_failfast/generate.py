@@ -13,11 +13,13 @@ from transformers import GenerationMixin
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .candidate_generator import FailFastCandidateGenerator
-from .config import FailFastConfig
+from .config import CHUNK_RULE, FailFastConfig
+from .costs import measured_costs
 from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter, load_drafter
 from .drafters.cross_tokenizer import CrossTokenizerDrafter
-from .length_policy import ConfidenceThreshold
+from .goodput import Goodput
+from .length_policy import ConfidenceThreshold, LengthPolicy
 from .scoring import draft_temperature
 from .support import check_arguments
 
@@ -44,14 +46,14 @@ def _generate(
         dtype).
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
         `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`). Default: the drafter's own
-        (`drafter.config`).
+        (`drafter.config`). `length_policy="goodput"` needs no numbers.
     kwargs: every argument of `generate`; with `return_dict_in_generate=True` the output has one more field,
         `speculation` (`SpecDecodingStats`).
 
     Raises ValueError naming any argument or model that is not supported.
     """
     drafter, config = _drafter_and_config(model, assistant_model, failfast_config, kwargs)
-    policy = ConfidenceThreshold(config)
+    policy = _length_policy(config, model, drafter)
     check_arguments(kwargs)
 
     def decode(_: PreTrainedModel, input_ids: torch.Tensor, tokenizer: Any = None, **prepared: Any) -> Any:
@@ -73,7 +75,7 @@ def assisted_generate(
     For targets whose cache the slots cannot hold, and as the reference for our own loop. Its limits are transformers'.
     """
     drafter, config = _drafter_and_config(model, assistant_model, failfast_config, kwargs)
-    policy = ConfidenceThreshold(config)
+    policy = _length_policy(config, model, drafter)
     generators: list[FailFastCandidateGenerator] = []
 
     def make_generator(generation_config: Any, **_: Any) -> FailFastCandidateGenerator:
@@ -120,7 +122,21 @@ def _drafter_and_config(
     config = failfast_config if failfast_config is not None else assistant_model.config
     if not isinstance(config, FailFastConfig):
         raise ValueError(f"`failfast_config` must be a FailFastConfig, but is {type(config).__name__}.")
-    return assistant_model, config.with_options(options)
+    config = config.with_options(options)
+    if config.length_policy == "goodput" and (unused := sorted(set(options) & set(CHUNK_RULE))):
+        raise ValueError(f"`length_policy='goodput'` finds draft lengths itself and has no use for {unused}.")
+    return assistant_model, config
+
+
+def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: DiffusionDrafter) -> LengthPolicy:
+    if config.length_policy == "confidence":
+        return ConfidenceThreshold(config)
+    if not drafter.drafts_by_chunks:
+        raise ValueError(
+            "`length_policy='goodput'` needs a drafter of the target's tokenizer that drafts by chunks: neither "
+            "`assistant_tokenizer` nor `mode='reference'` can be combined with it."
+        )
+    return Goodput(functools.partial(measured_costs, model, drafter))
 
 
 def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:

@@ -1,14 +1,28 @@
 """When a draft is extended by another chunk."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from .config import FailFastConfig
 
 
+class Decision(NamedTuple):
+    """What becomes of the newest chunk, per row, and the transfers to the host that it took to know."""
+
+    kept: list[int]  # tokens of the chunk
+    extend: list[bool]
+    host_reads: int
+
+
 class LengthPolicy(ABC):
-    """Decides on confidence alone, never on which token was drafted: otherwise sampling would not be exact."""
+    """Decides on confidence alone, never on which token was drafted: otherwise sampling would not be exact.
+
+    A policy serves one generation. One that learns overrides the hooks: `start`, then in every round `start_draft`
+    and `cut` around the drafting and `observe` after the verification.
+    """
 
     def __init__(self, chunk_length: int, max_draft_length: int) -> None:
         self.chunk_length = chunk_length
@@ -16,7 +30,39 @@ class LengthPolicy(ABC):
 
     @abstractmethod
     def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
-        """Whether another chunk follows, as a bool scalar on the device of `confidence` (1, n), the newest chunk's."""
+        """Whether another chunk follows in each row: bools (B,) on the device of `confidence` (B, n), the newest
+        chunk's."""
+
+    def start(self, num_rows: int, num_tokens: int) -> None:  # noqa: B027
+        """A generation begins, of so many rows, the longest of which has so many tokens."""
+
+    def start_draft(self, num_rows: int, num_tokens: int, room: int) -> bool:
+        """Whether to draft in this round, for so many rows, the longest of which has so many tokens.
+
+        room: the longest draft that is possible.
+        """
+        return room > 0
+
+    def decide(self, confidence: torch.Tensor, ends: torch.Tensor | None, can_extend: bool) -> Decision:
+        """What becomes of the newest chunk with the given confidence (B, n), in one transfer to the host.
+
+        ends: tokens up to the first end of sequence, 0 where there is none, (B,); None where no token ends a text.
+        """
+        num_rows, length = confidence.shape
+        if ends is None and not can_extend:
+            return Decision([length] * num_rows, [False] * num_rows, 0)
+        extend = self.should_extend(confidence).expand(num_rows)
+        ends = torch.zeros_like(extend) if ends is None else ends
+        rows = torch.stack([ends.long(), extend.long()], dim=1).tolist()  # host sync: kept length and extend
+        extends = [bool(go) and can_extend and not end for end, go in rows]
+        return Decision([end or length for end, _ in rows], extends, 1)
+
+    def cut(self, lengths: Sequence[int]) -> list[int]:
+        """How many tokens of each row's draft the target shall verify, at most `lengths`."""
+        return list(lengths)
+
+    def observe(self, num_accepted: Sequence[int]) -> None:  # noqa: B027
+        """The target has confirmed so many tokens of each row's draft."""
 
 
 class ConfidenceThreshold(LengthPolicy):
@@ -31,7 +77,7 @@ class ConfidenceThreshold(LengthPolicy):
         self.confidence_threshold = config.confidence_threshold
 
     def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
-        return (confidence >= self.confidence_threshold).all()
+        return (confidence >= self.confidence_threshold).all(dim=-1)
 
 
 class FixedLength(LengthPolicy):
@@ -41,4 +87,4 @@ class FixedLength(LengthPolicy):
         super().__init__(length, length)
 
     def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
-        return torch.zeros((), dtype=torch.bool, device=confidence.device)
+        return torch.zeros(len(confidence), dtype=torch.bool, device=confidence.device)

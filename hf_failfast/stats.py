@@ -20,10 +20,12 @@ class RoundRecord(NamedTuple):
 class SpecDecodingStats:
     """Counts and wall-clock seconds of one `generate` call. A round is one target forward.
 
+    plain_rounds: rounds without a pass of the drafter.
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
     """
 
+    plain_rounds: int = 0
     drafter_passes: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -45,6 +47,7 @@ class SpecDecodingStats:
     def observe(self, record: RoundRecord) -> None:
         """Adds one finished round."""
         self.records.append(record)
+        self.plain_rounds += record.drafter_passes == 0
         self.drafter_passes += record.drafter_passes
         self.drafted += record.drafted
         self.accepted += record.accepted
@@ -75,6 +78,7 @@ class SpecDecodingStats:
         """Every count, ratio and time without the per-round records, ready for JSON."""
         return {
             "rounds": self.rounds,
+            "plain_rounds": self.plain_rounds,
             "drafter_passes": self.drafter_passes,
             "drafted": self.drafted,
             "accepted": self.accepted,

@@ -119,7 +119,7 @@ LOOPS = {"failfast": failfast, "assisted": assisted}
 # Drafters
 
 
-@dataclass
+@dataclass(eq=False)
 class ScriptedDrafter(DiffusionDrafter):
     """Drafts the known continuation, wrong from a chosen place on, with chosen confidences.
 

@@ -21,6 +21,7 @@ def test_definitions() -> None:
     for record in (RoundRecord(4, 2, 3, 1), RoundRecord(6, 0, 1, 2), RoundRecord(0, 0, 1, 0), RoundRecord(2, 2, 2, 1)):
         stats.observe(record)
     assert (stats.rounds, stats.drafter_passes, stats.drafted, stats.accepted, stats.emitted) == (4, 4, 12, 4, 7)
+    assert stats.plain_rounds == 1
     assert stats.acceptance_rate == pytest.approx(4 / 12)
     assert stats.mean_acceptance_length == pytest.approx(7 / 4)
     assert stats.accepted_per_position == [2, 2, 0, 0, 0, 0]
@@ -28,6 +29,7 @@ def test_definitions() -> None:
     assert document["accepted_per_position"] == stats.accepted_per_position
     assert set(document) == {
         "rounds",
+        "plain_rounds",
         "drafter_passes",
         "drafted",
         "accepted",

@@ -19,6 +19,7 @@ def test_defaults_are_the_papers() -> None:
     """A run without options would not be FailFast."""
     config = FailFastConfig()
     assert (config.confidence_threshold, config.chunk_length, config.max_draft_length) == (0.45, 10, 60)
+    assert config.length_policy == "confidence"
     assert FailFastConfig.field_names()[:3] == ("confidence_threshold", "chunk_length", "max_draft_length")
 
 
@@ -53,6 +54,12 @@ def test_bad_verifier(options: dict[str, Any], message: str) -> None:
         FailFastConfig(**options)
 
 
+def test_bad_length_policy() -> None:
+    """A mistyped policy would fall back to another one."""
+    with pytest.raises(ValueError, match=r"`length_policy` must be one of \['confidence', 'goodput'\], but is 'good'"):
+        FailFastConfig(length_policy="good")  # type: ignore[arg-type]
+
+
 def test_edges_are_allowed() -> None:
     """The bounds themselves would be refused, or numbers of numpy."""
     FailFastConfig(0, 1, 1)
@@ -84,7 +91,7 @@ def test_confidence_threshold(confidence: list[float], extends: bool) -> None:
     """The mean, or only the last token, would decide."""
     decision = ConfidenceThreshold(FailFastConfig(0.5)).should_extend(torch.tensor([confidence]))
     assert decision.dtype == torch.bool
-    assert decision.shape == ()
+    assert decision.shape == (1,)
     assert bool(decision) is extends
 
 

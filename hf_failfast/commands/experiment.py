@@ -93,7 +93,9 @@ def experiment(
             values=numbers(values),
             dtype=torch_dtype(dtype),
             device=device,
-            options=failfast_options(confidence_threshold, chunk_length, max_draft_length),
+            options=failfast_options(
+                confidence_threshold=confidence_threshold, chunk_length=chunk_length, max_draft_length=max_draft_length
+            ),
             latencies=(target_latency_ms, drafter_latency_ms),
             temperature=temperature,
             seed=seed,

@@ -9,6 +9,7 @@ from .options import (
     ChunkLength,
     ConfidenceThreshold,
     Dtype,
+    LengthPolicy,
     MaxDraftLength,
     MaxNewTokens,
     Repeats,
@@ -25,6 +26,7 @@ def demo(
     confidence_threshold: ConfidenceThreshold = None,
     chunk_length: ChunkLength = None,
     max_draft_length: MaxDraftLength = None,
+    length_policy: LengthPolicy = None,
     as_json: AsJson = False,
 ) -> None:
     """SmolLM2-135M-Instruct with the bundled drafter: a few answers, then the comparison with plain generate."""
@@ -35,7 +37,12 @@ def demo(
     quiet()
     target, tokenizer = load_smollm2(torch_dtype(dtype))
     drafter = load_drafter(BUNDLED_DRAFTER, dtype=target.dtype, device_map=target.device)
-    options = failfast_options(confidence_threshold, chunk_length, max_draft_length)
+    options = failfast_options(
+        confidence_threshold=confidence_threshold,
+        chunk_length=chunk_length,
+        max_draft_length=max_draft_length,
+        length_policy=length_policy,
+    )
     show(target, tokenizer, drafter, DEMO_PROMPTS, options, max_new_tokens, repeats, as_json)
 
 
@@ -50,6 +57,7 @@ def generate(
     confidence_threshold: ConfidenceThreshold = None,
     chunk_length: ChunkLength = None,
     max_draft_length: MaxDraftLength = None,
+    length_policy: LengthPolicy = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts with any target and drafter, then compare with plain generate."""
@@ -61,5 +69,10 @@ def generate(
     quiet()
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch_dtype(dtype)).to(device).eval()
     loaded = load_drafter(drafter, dtype=model.dtype, device_map=model.device)
-    options = failfast_options(confidence_threshold, chunk_length, max_draft_length)
+    options = failfast_options(
+        confidence_threshold=confidence_threshold,
+        chunk_length=chunk_length,
+        max_draft_length=max_draft_length,
+        length_policy=length_policy,
+    )
     show(model, AutoTokenizer.from_pretrained(target), loaded, prompt, options, max_new_tokens, repeats, as_json)

@@ -15,15 +15,15 @@ Drafter = Annotated[str | None, typer.Option(help="Folder or Hub name of its dra
 Device = Annotated[str, typer.Option(help="Where both models run.")]
 Tasks = Annotated[str, typer.Option(help="lm-eval tasks and groups whose prompts are asked, comma-separated.")]
 PromptsFile = Annotated[str | None, typer.Option(help="JSONL file of prompts, instead of tasks.")]
+LengthPolicy = Annotated[
+    str | None, typer.Option(help="confidence (by tau, N, N_max) or goodput (by measured costs); by default its own.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
-def failfast_options(*values: float | int | None) -> dict[str, Any]:
-    """The FailFast options that were given, by name; the drafter's own numbers stand for the others."""
-    from ..config import FailFastConfig
-
-    given = zip(FailFastConfig.field_names(), values, strict=False)  # the commands offer the first ones
-    return {name: value for name, value in given if value is not None}
+def failfast_options(**values: float | int | str | None) -> dict[str, Any]:
+    """The FailFast options that were given; the drafter's own stand for the others."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def numbers(text: str | None) -> tuple[float, ...] | None:

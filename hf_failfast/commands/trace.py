@@ -48,7 +48,9 @@ def trace(
     from ..trace_page import trace_page
     from ..tracing import trace as trace_generation
 
-    options = failfast_options(confidence_threshold, chunk_length, max_draft_length)
+    options = failfast_options(
+        confidence_threshold=confidence_threshold, chunk_length=chunk_length, max_draft_length=max_draft_length
+    )
     quiet()
     pair = load_pair(target, drafter, torch_dtype(dtype), device)
     config = pair.drafter.config.with_options(options)

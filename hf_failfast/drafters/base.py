@@ -101,34 +101,31 @@ class ChunkedSession(DraftSession):
         confidence = torch.zeros(1, 0, device=token_ids.device)
         chunks: list[Chunk] = []
         passes = host_reads = 0
-        extend = cap > 0
+        is_drafting = extend = policy.start_draft(1, self.num_tokens, cap)
         while extend:
             length = min(policy.chunk_length, cap - drafted.shape[1])
             chunk = self.draft_chunk(token_ids, drafted, length)
             passes += chunk.passes
             drafted = torch.cat([drafted, chunk.token_ids.to(drafted.device)], dim=1)
             confidence = torch.cat([confidence, chunk.confidence.to(confidence.device)], dim=1)
-            kept, extend, reads = self._decide(chunk, policy, is_full=drafted.shape[1] == cap)
+            can_extend = drafted.shape[1] < cap
+            (kept,), (extend,), reads = policy.decide(chunk.confidence, self._ends(chunk.token_ids), can_extend)
             host_reads += reads
             cut = drafted.shape[1] - length + kept
             drafted, confidence = drafted[:, :cut], confidence[:, :cut]
             chunks.append(chunk)
+        if is_drafting:
+            (cut,) = policy.cut([drafted.shape[1]])
+            drafted, confidence = drafted[:, :cut], confidence[:, :cut]
         probs = concatenate_probs(chunks)
         return Draft(drafted, confidence, passes, host_reads, None if probs is None else probs[:, : drafted.shape[1]])
 
-    def _decide(self, chunk: Chunk, policy: LengthPolicy, is_full: bool) -> tuple[int, bool, int]:
-        """(tokens of the chunk to keep, whether to extend, host reads made)."""
-        length = chunk.token_ids.shape[1]
+    def _ends(self, token_ids: torch.Tensor) -> torch.Tensor | None:
+        """How many of the tokens (1, n) there are up to the first end of sequence, (1,); 0 without one."""
         if self.eos_token_ids is None:
-            if is_full:
-                return length, False, 0
-            return length, bool(policy.should_extend(chunk.confidence)), 1  # host sync: extend
-        is_eos = torch.isin(chunk.token_ids[0], self.eos_token_ids)
-        ended = is_eos.any()
-        kept = torch.where(ended, is_eos.long().argmax() + 1, length)
-        extend = policy.should_extend(chunk.confidence) & ~ended
-        kept_length, go_on = torch.stack([kept, extend.long()]).tolist()  # host sync: kept length and extend
-        return kept_length, bool(go_on) and not is_full, 1
+            return None
+        is_eos = torch.isin(token_ids, self.eos_token_ids)
+        return (is_eos.long().argmax(dim=1) + 1) * is_eos.any(dim=1)
 
     @abstractmethod
     def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
@@ -144,10 +141,12 @@ class DiffusionDrafter(ABC):
 
     config: the chunk rule's numbers that suit this drafter; used where the caller gives none.
     made_for: the target its checkpoint names, if it names one.
+    drafts_by_chunks: whether its sessions leave all decisions on lengths to the policy.
     """
 
     config: FailFastConfig
     made_for: MadeFor | None = None
+    drafts_by_chunks: bool = True
 
     @abstractmethod
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:

@@ -28,6 +28,8 @@ class CrossTokenizerDrafter(DiffusionDrafter):
     The inner drafter keeps its own sequence; what of it stays the same between two rounds keeps its K/V.
     """
 
+    drafts_by_chunks = False
+
     def __init__(
         self,
         drafter: DiffusionDrafter,

@@ -51,6 +51,7 @@ class MaskedDrafter(DiffusionDrafter):
         self.spec = spec
         self.config = config
         self.options = options
+        self.drafts_by_chunks = options.mode == "fused"
         attention_pattern(spec, options.prefix_block)  # raises now, not at the first draft
         if options.mode not in get_args(DraftingMode):
             raise ValueError(f"`mode` must be one of {list(get_args(DraftingMode))}, but is {options.mode!r}.")

@@ -16,6 +16,7 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
     "confidence_threshold": ("failfast",),
     "chunk_length": ("failfast", "fixed"),
     "max_draft_length": ("failfast",),
+    "length_policy": ("failfast",),
     "num_assistant_tokens": ("assisted", "prompt_lookup"),
     "target_latency_ms": ("failfast", "fixed"),
     "drafter_latency_ms": ("failfast", "fixed"),
@@ -54,6 +55,7 @@ class EvalOptions:
         `assisted` (transformers' assisted generation) or `prompt_lookup` (transformers' n-gram drafts).
     compare_plain: run plain decoding on every prompt too, in random order, for paired speedups.
     confidence_threshold, chunk_length, max_draft_length: tau, N, N_max; default: the drafter's own.
+    length_policy: `confidence` or `goodput`; default: the drafter's own.
     num_assistant_tokens: draft length of `assisted` and `prompt_lookup`; default: transformers' own, and 10.
     target_latency_ms, drafter_latency_ms: forward latencies of the modelled speedup; both, or neither to have them
         measured, which needs `compare_plain`.
@@ -66,6 +68,7 @@ class EvalOptions:
     confidence_threshold: float | None = None
     chunk_length: int | None = None
     max_draft_length: int | None = None
+    length_policy: str | None = None
     num_assistant_tokens: int | None = None
     target_latency_ms: float | None = None
     drafter_latency_ms: float | None = None

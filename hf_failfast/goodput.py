@@ -1,0 +1,287 @@
+"""Draft lengths by goodput: draft and verify what is expected to gain more tokens than its time is worth.
+
+Choosing lengths by goodput is SmartSpec's idea (arXiv 2406.14066), for draft models that write token by token. Here a
+pass of the drafter makes a chunk at once, and its confidences, calibrated by what the target accepted, say what the
+chunk is worth. Time is counted in plain rounds (one target forward of one token per row), tokens per row: a plain
+round makes one token in one unit of time, and whatever is done beside it must make more than one per unit.
+"""
+
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from .length_policy import Decision, LengthPolicy
+
+LONGEST_CHUNK = 16
+LONGEST_DRAFT = 64
+CONFIDENCE_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+# What drafting may lose against plain rounds: 2 tokens at once and 1 % of the plain rounds, so less than 3 % of 128
+# tokens. Of what it has won it may lose 6 before it stops.
+FIRST_CREDIT, CREDIT_PER_PLAIN_ROUND, MOST_CREDIT = 2.0, 0.01, 6.0
+
+# A draft begins if the account holds the drafter's pass and the verification of so many tokens.
+PROBE_LENGTH = 3
+
+# A drafter that is trusted so little that nothing is verified could never win trust back: a draft of which nothing was
+# worth verifying takes this much of what was learned.
+TRUST_MEMORY = 0.8
+
+
+@dataclass(frozen=True)
+class RoundCosts:
+    """Measured seconds: of a drafter pass by the rows it is fed beside the last token, and of a target forward by the
+    draft tokens it verifies. Points (count, seconds), ascending, at least two; linear between them and beyond."""
+
+    draft: tuple[tuple[int, float], ...]
+    verify: tuple[tuple[int, float], ...]
+
+
+def seconds_at(points: Sequence[tuple[int, float]], count: int) -> float:
+    """The seconds for a count, on the line through the points next to it."""
+    right = min(max(bisect(points, (count,)), 1), len(points) - 1)
+    (low, at_low), (high, at_high) = points[right - 1], points[right]
+    return at_low + (at_high - at_low) * (count - low) / (high - low)
+
+
+class Mean:
+    """A running mean that forgets; it starts as if `prior` had been seen `weight` times, and goes back there."""
+
+    def __init__(self, prior: float, weight: float = 1.0, memory: float = 1.0) -> None:
+        self.prior, self.prior_weight, self.memory = prior, weight, memory
+        self.total = self.weight = 0.0
+
+    def add(self, total: float, weight: float = 1.0) -> None:
+        self.fade(self.memory)
+        self.total += total
+        self.weight += weight
+
+    def fade(self, memory: float) -> None:
+        self.total *= memory
+        self.weight *= memory
+
+    @property
+    def value(self) -> float:
+        return (self.prior * self.prior_weight + self.total) / (self.prior_weight + self.weight)
+
+
+class Calibration:
+    """How likely the target confirms a draft token behind confirmed ones, given its confidence and place in its chunk.
+
+    The confidence itself at first; then times two ratios of confirmed to expected tokens: of those about as confident,
+    and of those in the same place.
+    """
+
+    def __init__(self) -> None:
+        self._by_confidence = [Mean(1.0, weight=2.0) for _ in range(len(CONFIDENCE_EDGES) + 1)]
+        self._by_place = [Mean(1.0, weight=2.0) for _ in range(LONGEST_CHUNK)]
+
+    def probability(self, place: int, confidence: float) -> float:
+        """In [0, 1]; 0 for a confidence that is not a number."""
+        if not confidence > 0:
+            return 0.0
+        by_confidence = self._by_confidence[bisect(CONFIDENCE_EDGES, confidence)]
+        return min(confidence * by_confidence.value * self._by_place[place].value, 1.0)
+
+    def observe(self, place: int, confidence: float, is_confirmed: bool) -> None:
+        """The target has tested such a token."""
+        if confidence > 0:
+            by_confidence = self._by_confidence[bisect(CONFIDENCE_EDGES, confidence)]
+            expected = min(confidence * by_confidence.value, 1.0)
+            by_confidence.add(float(is_confirmed), confidence)
+            self._by_place[place].add(float(is_confirmed), max(expected, 1e-6))
+
+    def fade(self) -> None:
+        """Trusts confidence a little more again."""
+        for mean in self._by_confidence + self._by_place:
+            mean.fade(TRUST_MEMORY)
+
+
+class RowDraft:
+    """A row's draft in the making: of each token its place in its chunk, its confidence, and its survival (how likely
+    it and all before it are confirmed); and the time that the passes took so far."""
+
+    def __init__(self) -> None:
+        self.tokens: list[tuple[int, float]] = []
+        self.survival: list[float] = []
+        self.cost = 0.0
+        self.is_ended = False
+
+    def add(self, confidence: Sequence[float], calibration: Calibration) -> None:
+        survival = self.survival[-1] if self.survival else 1.0
+        for place, value in enumerate(confidence):
+            survival *= calibration.probability(place, value)
+            self.tokens.append((place, value))
+            self.survival.append(survival)
+
+
+class Goodput(LengthPolicy):
+    """Replaces tau, N and N_max by measured costs and by what was accepted so far.
+
+    A round drafts while the drafter's account lasts: what drafting wins or loses against plain rounds is booked there,
+    so that a useless drafter soon stops, to try again now and then (`plain_rounds` in the stats). The first chunk is
+    as long as its last place is worth its row in the pass; another chunk follows, and a token is verified, if the
+    tokens expected of it are more than the known rate makes in the same time. Whether a token is verified is decided
+    without a look at it or at anything behind it, for drafts that are drawn, and their confidences, depend on it.
+
+    measure: (rows of the batch, tokens of the longest row) -> RoundCosts.
+
+    Decides on confidence and on earlier rounds, never on the tokens drafted. How long drafts are depends on measured
+    times, so that under sampling a seed reproduces a text only as long as the measurement lasts (the process).
+    """
+
+    def __init__(self, measure: Callable[[int, int], RoundCosts]) -> None:
+        super().__init__(1, LONGEST_DRAFT)
+        self._measure = measure
+
+    def start(self, num_rows: int, num_tokens: int) -> None:
+        costs = self._measure(num_rows, num_tokens)
+        self.num_rows = num_rows
+        plain = seconds_at(costs.verify, 0)
+        self._draft_points = [(count, seconds / plain) for count, seconds in costs.draft]
+        verify = [seconds_at(costs.verify, count) / plain for count in range(LONGEST_DRAFT + 1)]
+        self._verify = list(accumulate(verify, max))  # noise must not make a longer draft look cheaper
+        first, last = self._pass_cost(1), self._pass_cost(LONGEST_CHUNK)
+        self._row_cost = max(last - first, 0.0) / (LONGEST_CHUNK - 1)
+        self.calibration = Calibration()
+        self.account = FIRST_CREDIT
+        self._rate = Mean(1.0, memory=0.95)
+        # Of the first chunk's places what they gain in a round, of a later chunk's their survival.
+        self._gains = [Mean(0.7 ** (place + 1), memory=0.97) for place in range(LONGEST_CHUNK)]
+        self._later = [Mean(0.7 ** (place + 1), memory=0.97) for place in range(LONGEST_CHUNK)]
+        self._next = Mean(0.7, memory=0.99)  # of the tokens that are confirmed, how often the next one is
+        self._length = 0  # tokens of this draft that are worth verifying
+        self._num_read: int | None = None  # tokens that the drafter had been fed when the last draft began
+        self._rows: list[RowDraft] = []  # that are being drafted
+        self._drafted: list[RowDraft] = []  # of the round
+
+    @property
+    def rate(self) -> float:
+        """Tokens per unit of time, of late; plain rounds make 1."""
+        return max(1.0, self._rate.value)
+
+    def start_draft(self, num_rows: int, num_tokens: int, room: int) -> bool:
+        self._rows = [RowDraft() for _ in range(num_rows)]
+        self._drafted += self._rows
+        self._length = 0
+        unread = 1 if self._num_read is None else max(num_tokens - self._num_read, 1)
+        length = self._best_chunk_length()
+        cost = self._pass_cost(unread - 1 + length)
+        if room < 1 or self.account < cost + self._verify[min(length, PROBE_LENGTH)] - 1:
+            return False
+        self.chunk_length = length
+        self._num_read = num_tokens
+        self._book(cost)
+        return True
+
+    def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
+        decision = self.decide(confidence, None, can_extend=True)
+        return torch.tensor(decision.extend, device=confidence.device)
+
+    def decide(self, confidence: torch.Tensor, ends: torch.Tensor | None, can_extend: bool) -> Decision:
+        length = confidence.shape[1]
+        if ends is None:
+            ends = torch.zeros_like(confidence[:, 0])
+        values = torch.cat([ends[:, None].to(confidence.dtype), confidence], dim=1).tolist()  # host sync: the chunk
+        kept = [int(end) or length for end, *_ in values]
+        self._add([row[: count + 1] for row, count in zip(values, kept, strict=True)])
+        extends = can_extend and self._extends(length)
+        return Decision(kept, [extends and not row.is_ended for row in self._rows], 1)
+
+    def cut(self, lengths: Sequence[int]) -> list[int]:
+        lengths = [min(length, self._length) for length in lengths]
+        for row, length in zip(self._rows, lengths, strict=True):
+            del row.tokens[length:]
+        return lengths
+
+    def observe(self, num_accepted: Sequence[int]) -> None:
+        for row, accepted in zip(self._drafted, num_accepted, strict=True):
+            for index, (place, confidence) in enumerate(row.tokens[: accepted + 1]):
+                self.calibration.observe(place, confidence, index < accepted)
+        tokens = 1 + sum(num_accepted) / len(num_accepted)
+        drafting = sum(row.cost for row in self._drafted) / len(self._drafted)
+        time = drafting + self._verify[max(len(row.tokens) for row in self._drafted)]
+        self._rate.add(tokens, time)
+        if drafting and not any(row.tokens for row in self._drafted):
+            self.calibration.fade()
+        self.account = min(self.account + (tokens - time if drafting else CREDIT_PER_PLAIN_ROUND), MOST_CREDIT)
+        self._drafted = []
+
+    def _book(self, cost: float) -> None:
+        for row in self._rows:
+            row.cost += cost
+
+    def _pass_cost(self, rows: int) -> float:
+        return max(seconds_at(self._draft_points, rows), 0.0)
+
+    def _best_chunk_length(self) -> int:
+        """Up to the first place that gains less than its row in the pass costs."""
+        for place in range(1, LONGEST_CHUNK):
+            if self._gains[place].value < self.rate * self._row_cost:
+                return place
+        return LONGEST_CHUNK
+
+    def _survival(self, index: int) -> float:
+        """The expected tokens of a place in the draft, per row."""
+        values = [row.survival[index] for row in self._rows if index < len(row.survival)]
+        return sum(values) / len(self._rows)
+
+    def _gain(self, survival: float, index: int) -> float:
+        """What verifying the token gains over spending the time at the known rate."""
+        return survival - self.rate * (self._verify[index + 1] - self._verify[index])
+
+    def _add(self, chunk: list[list[float]]) -> None:
+        """Takes note of a chunk, of each row the end (0: none) and confidences, and of what its places were worth."""
+        start = max(len(row.survival) for row in self._rows)
+        before = self._survival(start - 1) if start else 1.0
+        for row, (end, *confidence) in zip(self._rows, chunk, strict=True):
+            if not row.is_ended:
+                row.add(confidence, self.calibration)
+                row.is_ended = end > 0
+        if not start:
+            self._learn_gains()
+        previous = before
+        for place in range(max(len(row.survival) for row in self._rows) - start):
+            index, survival = start + place, self._survival(start + place)
+            self._next.add(survival, previous)
+            previous = survival
+            if start and before:
+                self._later[place].add(survival / before)
+            if self._length == index and self._is_worth_verifying(index, survival):
+                self._length += 1
+
+    def _learn_gains(self) -> None:
+        """What each place of the first chunk gained; those that were not drafted would have gone on as others do."""
+        survival = 1.0
+        for place, mean in enumerate(self._gains):
+            is_drafted = any(place < len(row.survival) for row in self._rows)
+            survival = self._survival(place) if is_drafted else survival * self._next.value
+            mean.add(max(self._gain(survival, place), 0.0))
+
+    def _is_worth_verifying(self, index: int, survival: float) -> bool:
+        """Whether the target's time for this token and the next, as far as they are expected to survive, pays off."""
+        if self._stake(index + 1) > self.account:
+            return False
+        ahead = range(min(LONGEST_CHUNK, LONGEST_DRAFT - index))
+        gains = accumulate(self._gain(survival * self._next.value**step, index + step) for step in ahead)
+        return any(gain > 0 for gain in gains)
+
+    def _extends(self, length: int) -> bool:
+        """Whether another chunk of so many tokens is expected to gain more than its pass costs."""
+        start = max(len(row.survival) for row in self._rows)
+        if self._length < start or start + length > LONGEST_DRAFT:
+            return False
+        cost = self._pass_cost(2 * length)  # the new chunk, and the newest one's tokens
+        survival = sum(row.survival[-1] for row in self._rows if not row.is_ended) / len(self._rows)
+        chunk = [self._gain(survival * self._later[place].value, start + place) for place in range(length)]
+        if max(accumulate(chunk)) <= self.rate * cost or self._stake(start + length) + cost > self.account:
+            return False
+        self._book(cost)
+        return True
+
+    def _stake(self, length: int) -> float:
+        """What the round loses if none of so many draft tokens is confirmed."""
+        return self._rows[0].cost + self._verify[length] - 1
