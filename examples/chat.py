@@ -1,0 +1,55 @@
+"""A chat in the terminal; the cache of the turns so far is kept, so that no turn is read twice.
+
+python examples/chat.py [--target ... --drafter ...]; an empty line ends it.
+"""
+
+from typing import Annotated
+
+import typer
+from transformers import DynamicCache, TextStreamer
+
+from hf_failfast.pair import load_pair
+
+
+def main(
+    target: Annotated[str | None, typer.Option(help="By default SmolLM2-135M-Instruct and its drafter.")] = None,
+    drafter: Annotated[str | None, typer.Option()] = None,
+    max_new_tokens: Annotated[int, typer.Option()] = 256,
+) -> None:
+    pair = load_pair(target, drafter, "auto", "cpu")
+    streamer = TextStreamer(pair.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    cache = DynamicCache(config=pair.target.config)
+    text = ""
+    while question := input("> "):
+        text += turn(pair.tokenizer, question, is_first=not text)
+        inputs = pair.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(pair.target.device)
+        output = pair.target.generate(
+            **inputs,
+            assistant_model=pair.drafter,
+            custom_generate="hf_failfast",
+            past_key_values=cache,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            streamer=streamer,
+            return_dict_in_generate=True,
+        )
+        text = pair.tokenizer.decode(output.sequences[0])
+        print(f"[{output.speculation.mean_acceptance_length:.2f} tokens per round]")
+
+
+def turn(tokenizer, question: str, is_first: bool) -> str:
+    """What the template adds to the text so far for this question, up to where the answer begins."""
+    if tokenizer.chat_template is None:
+        return question
+    turns = [{"role": "user", "content": question}]
+    if is_first:
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    before = [{"role": "user", "content": ""}, {"role": "assistant", "content": "\0"}]
+    whole = tokenizer.apply_chat_template([*before, *turns], add_generation_prompt=True, tokenize=False)
+    behind = whole.partition("\0")[2]
+    ending = tokenizer.eos_token or ""
+    return behind.removeprefix(ending)  # the answer's own end of turn stands in the text already
+
+
+if __name__ == "__main__":
+    typer.run(main)
