@@ -5,7 +5,6 @@ The functions here choose: Triton on a CUDA device where it works, else the refe
 
 import functools
 import logging
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -42,8 +41,12 @@ def is_fused(device: torch.device) -> bool:
 def _call(module: str, name: str, tensor: torch.Tensor, *arguments: Any) -> Any:
     if not is_fused(tensor.device):
         return getattr(reference, name)(tensor, *arguments)
+    # By name, not by `import_module`: an exported repository holds what is named in such statements.
+    from . import triton_acceptance, triton_attention, triton_confidence
+
+    modules = {"acceptance": triton_acceptance, "attention": triton_attention, "confidence": triton_confidence}
     with torch.cuda.device_of(tensor):  # Triton launches on the current device
-        return getattr(import_module(f".triton_{module}", __name__), name)(tensor, *arguments)
+        return getattr(modules[module], name)(tensor, *arguments)
 
 
 @functools.cache
