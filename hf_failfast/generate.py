@@ -21,7 +21,7 @@ from .drafters.cross_tokenizer import CrossTokenizerDrafter
 from .goodput import Goodput
 from .length_policy import ConfidenceThreshold, LengthPolicy
 from .scoring import draft_temperature
-from .support import check_arguments
+from .support import check_arguments, warn_of_int8_outliers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -115,6 +115,7 @@ def _drafter_and_config(
         )
     if assistant_model.made_for is not None:
         assistant_model.made_for.check(model)
+    warn_of_int8_outliers(model)
     assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
     if assistant_tokenizer is not None:
         assistant_model = _across_tokenizers(assistant_model, kwargs.get("tokenizer"), assistant_tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,6 +86,19 @@ def _cache_refusals(past: Cache | None, prompt_length: int) -> dict[str, bool]:
             cached > 0 and cached >= prompt_length
         ),
     }
+
+
+def warn_of_int8_outliers(model: PreTrainedModel) -> None:
+    """Warns, once per place in the caller's code as Python does, of an 8-bit target whose outlier columns are chosen
+    per forward: verifying several tokens at once then gives other logits than decoding them one by one."""
+    threshold = getattr(getattr(model.config, "quantization_config", None), "llm_int8_threshold", 0.0)
+    if threshold and getattr(model, "is_loaded_in_8bit", False):
+        warnings.warn(
+            f"The target was quantised with `llm_int8_threshold`={threshold}: which columns count as outliers depends "
+            "on all tokens of a forward, so that drafted and plain texts may part. Load it with "
+            "`BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)`.",
+            stacklevel=2,
+        )
 
 
 def num_positions(model: PreTrainedModel) -> int:

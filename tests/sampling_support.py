@@ -63,11 +63,11 @@ def draw(pair: Pair, drafter: DiffusionDrafter, samples: int, **arguments: Any) 
     return counts
 
 
-def processors_of(target: Any, prompt: torch.Tensor, **arguments: Any) -> LogitsProcessorList:
-    """Those that plain `generate` would make of its sampling arguments."""
+def processors_of(target: Any, prompt: torch.Tensor, own: Any = None, **arguments: Any) -> LogitsProcessorList:
+    """Those that plain `generate` would make of its sampling arguments; `own`: the processors among them."""
     config, _ = target._prepare_generation_config(GenerationConfig(do_sample=True, **arguments))
     target._prepare_special_tokens(config, True, device="cpu")
-    return target._get_logits_processor(config, input_ids_seq_length=prompt.shape[1], device="cpu")
+    return target._get_logits_processor(config, input_ids_seq_length=prompt.shape[1], device="cpu", **(own or {}))
 
 
 def enumerate_distribution(pair: Pair, **arguments: Any) -> torch.Tensor:

@@ -1,0 +1,82 @@
+"""What works with what: one row per promise, and the test that holds it. The README's table is made of these rows."""
+
+from typing import Literal, NamedTuple
+
+Result = Literal["exact", "same distribution", "refused", "not tested"]
+
+
+class Row(NamedTuple):
+    feature: str
+    result: Result
+    test: str | None  # "file::function" in tests/, None only where nothing was tested
+    note: str = ""
+
+
+MATRIX: dict[str, list[Row]] = {
+    "Decoding": [
+        Row("greedy, 8 architectures, 6 kinds of drafter", "exact", "test_parity::test_every_drafter_on_every_target"),
+        Row(
+            "sampling: temperature, top-k, top-p, min-p, typical, penalties",
+            "same distribution",
+            "test_sampling::test_samples_follow_the_targets_distribution",
+            "`verifier=` `sample_and_match` (default) or `rejection`",
+        ),
+        Row(
+            "rejection sampling of drafts of several denoising steps",
+            "same distribution",
+            "test_sampling::test_drafts_of_several_denoising_steps",
+        ),
+        Row("a seed repeats a sample", "exact", "test_sampling::test_a_seed_reproduces_the_samples"),
+        Row(
+            "logits processors in any combination, watermarking and guidance among them",
+            "exact",
+            "test_processors::test_greedy_equals_plain_generation",
+            "random stacks",
+        ),
+        Row("the user's processors, stateful ones too", "exact", "test_parity::test_stateful_processor"),
+    ],
+    "Ends and outputs": [
+        Row("several end-of-sequence ids", "exact", "test_parity::test_end_of_sequence_inside_an_accepted_block"),
+        Row("stop strings", "exact", "test_parity::test_stop_string_inside_an_accepted_block"),
+        Row("the user's criteria", "exact", "test_parity::test_user_criterion_inside_an_accepted_block"),
+        Row("streamers", "exact", "test_doors::test_a_streamer_gets_nothing_behind_a_stop"),
+        Row("`output_scores`, `output_logits`", "exact", "test_parity::test_scores_and_logits"),
+        Row("scores of samples", "exact", "test_processors::test_sampled_scores_are_the_processors_own"),
+        Row(
+            "`past_key_values` of an earlier call", "exact", "test_multi_turn::test_a_second_turn_continues_either_way"
+        ),
+    ],
+    "Targets": [
+        Row("bitsandbytes, 4 bits (NF4)", "exact", "test_targets::test_targets", "CPU kernels"),
+        Row(
+            "bitsandbytes, 8 bits, `llm_int8_threshold=0.0`",
+            "exact",
+            "test_targets::test_targets",
+            "CPU kernels; other thresholds are warned of, their results depend on the forward's length",
+        ),
+        Row("`device_map`, layers offloaded to disk", "exact", "test_targets::test_targets"),
+        Row("several GPUs, drafter on another one", "not tested", None, "no machine with two"),
+        Row("a drafter of another dtype", "exact", "test_targets::test_a_drafter_of_another_dtype"),
+        Row("`torch.compile`d", "exact", "test_targets::test_targets", "`forward` or module, backend `eager`"),
+        Row("LoRA adapters switched between calls", "exact", "test_targets::test_adapters_switched_between_calls"),
+        Row("`PeftModel`", "exact", "test_targets::test_a_peft_model"),
+        Row('`tp_plan="auto"` under torchrun', "exact", "test_targets::test_tensor_parallel", "two processes, gloo"),
+        Row("GPTQ, AWQ, torchao", "not tested", None, "ordinary modules to the loop; no checkpoint was at hand"),
+        Row("encoder-decoder", "refused", "test_bad_input::test_an_encoder_decoder_is_refused"),
+        Row(
+            "recurrent and convolution layers",
+            "refused",
+            "test_bad_input::test_a_target_whose_state_slots_cannot_hold_is_refused",
+        ),
+    ],
+    "Ways in": [
+        Row("by name, function or folder", "exact", "test_doors::test_drafter_and_streamer"),
+        Row(
+            '`pipeline("text-generation")`',
+            "exact",
+            "test_targets::test_pipeline",
+            "`assistant_model` with the call: `pipeline()` itself takes autoregressive ones only",
+        ),
+        Row("`transformers serve`, `transformers chat`", "not tested", None, "they pass no `custom_generate`"),
+    ],
+}
