@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .commands.bench import bench
 from .commands.calibrate import calibrate
 from .commands.experiment import experiment
 from .commands.generate import demo, generate
@@ -65,7 +66,7 @@ def main(
     """Lossless speculative decoding with diffusion drafters."""
 
 
-for command in (demo, generate, trace, calibrate, experiment, train, inspect, export_hub, push):
+for command in (demo, generate, bench, trace, calibrate, experiment, train, inspect, export_hub, push):
     app.command()(command)
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # Draft lengths of the measured rounds; between and beyond them costs are taken to be linear.
 DRAFT_LENGTHS = (0, 1, 3, 7, LONGEST_CHUNK, 2 * LONGEST_CHUNK)
-SWEEPS = 4  # over these lengths; the first warms up, of the others the fastest counts, since noise only adds
-LONGEST_SECONDS = 3.0  # a sweep that would begin later is left out
+SWEEPS = 12  # over these lengths; the first warms up, of the others the fastest counts, since noise only adds
+FEWEST_SWEEPS, LONGEST_SECONDS = 3, 2.0  # of more sweeps those are left out that would end later
 SHORTEST_CONTEXT, LONGEST_CONTEXT = 64, 512
 
 _Measured = dict[tuple[object, ...], RoundCosts]
@@ -88,13 +88,18 @@ def measure(
     times: dict[int, list[tuple[float, float]]] = {count: [] for count in draft_lengths}
     began = perf_counter()
     for sweep in range(SWEEPS):
-        if sweep > 1 and perf_counter() - began > LONGEST_SECONDS * sweep / (sweep + 1):
+        if sweep >= FEWEST_SWEEPS and perf_counter() - began > LONGEST_SECONDS * sweep / (sweep + 1):
             break
         for count in draft_lengths:
             length += 1
             seconds = draft(count), verify(count)
             if sweep:
                 times[count].append(seconds)
-    drafting = tuple((count, min(pair[0] for pair in pairs)) for count, pairs in times.items() if count)
-    verifying = tuple((count, min(pair[1] for pair in pairs)) for count, pairs in times.items())
-    return RoundCosts(drafting, verifying)
+    drafting = {count: min(pair[0] for pair in pairs) for count, pairs in times.items() if count}
+    verifying = {count: min(pair[1] for pair in pairs) for count, pairs in times.items()}
+    return RoundCosts(_ascending(drafting), _ascending(verifying))
+
+
+def _ascending(seconds: dict[int, float]) -> tuple[tuple[int, float], ...]:
+    """Points in which no shorter draft takes longer than a longer one: what took longer was disturbed."""
+    return tuple((count, min(value for other, value in seconds.items() if other >= count)) for count in seconds)

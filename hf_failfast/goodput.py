@@ -142,8 +142,7 @@ class Goodput(LengthPolicy):
         self.num_rows = num_rows
         plain = seconds_at(costs.verify, 0)
         self._draft_points = [(count, seconds / plain) for count, seconds in costs.draft]
-        verify = [seconds_at(costs.verify, count) / plain for count in range(LONGEST_DRAFT + 1)]
-        self._verify = list(accumulate(verify, max))  # noise must not make a longer draft look cheaper
+        self._verify = [seconds_at(costs.verify, count) / plain for count in range(LONGEST_DRAFT + 1)]
         first, last = self._pass_cost(1), self._pass_cost(LONGEST_CHUNK)
         self._row_cost = max(last - first, 0.0) / (LONGEST_CHUNK - 1)
         self.calibration = Calibration()

@@ -15,7 +15,7 @@ CORE = [
     for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("drafters/*.py"), *PACKAGE.glob("kernels/*.py")])
 ]
 # Modules that are commands, or serve them; the core may not know them.
-FRONT = {"cli", "commands", "showcase", "comparison", "training", "eval", "hub", "pair", "trace_page"}
+FRONT = {"cli", "commands", "showcase", "comparison", "bench", "training", "eval", "hub", "pair", "trace_page"}
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:

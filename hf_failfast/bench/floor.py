@@ -1,0 +1,46 @@
+"""How far a forward is from the time its bytes need: the floor of every method on this machine."""
+
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+_READ_BYTES = 2**28  # larger than any cache
+_READS = 5
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes per second that the device reads from memory, the best of a few sums over a large tensor."""
+    values = torch.ones(_READ_BYTES // 4, device=device)
+    seconds = []
+    for _ in range(_READS):
+        started = perf_counter()
+        values.sum().item()
+        seconds.append(perf_counter() - started)
+    return _READ_BYTES / min(seconds)
+
+
+def bytes_per_forward(target: PreTrainedModel, context: int) -> int:
+    """What a forward of one token has to read: every weight once, but for an embedding that is no head, and K/V."""
+    weights = {id(value): value.nbytes for value in target.parameters()}
+    embedding, head = target.get_input_embeddings(), target.get_output_embeddings()
+    if head is None or embedding.weight is not head.weight:
+        weights.pop(id(embedding.weight), None)
+    config = target.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return sum(weights.values()) + 2 * context * config.num_hidden_layers * heads * head_dim * target.dtype.itemsize
+
+
+def floor(target: PreTrainedModel, context: int, forward_seconds: float) -> dict[str, Any]:
+    """The measured forward of one token beside its floor, ready for JSON."""
+    speed = bandwidth(target.device)
+    moved = bytes_per_forward(target, context)
+    return {
+        "bandwidth_gb_per_second": round(speed / 1e9, 2),
+        "bytes_per_forward": moved,
+        "floor_ms": round(1e3 * moved / speed, 3),
+        "forward_ms": round(1e3 * forward_seconds, 3),
+        "forward_over_floor": round(forward_seconds * speed / moved, 2),
+    }

@@ -1,0 +1,136 @@
+"""Real compute with a recorded acceptance: for pairs whose weights are not at hand.
+
+A record holds texts; a text holds, for every position of an answer, what a drafter proposed there in one pass behind
+the true text: the confidence of each token of the chunk, and whether it was the target's. Replayed, the drafter's
+forwards are made all the same, but its tokens and confidences are those of the record: the target's own text, made
+wrong where the record was wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..drafters import DiffusionDrafter
+from ..drafters.base import Chunk, ChunkedSession
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Per position: (confidences, whether right), of the chunk that begins there.
+Position = tuple[list[float], list[bool]]
+
+
+def record(
+    target: PreTrainedModel,
+    drafter: DiffusionDrafter,
+    prompts: Sequence[torch.Tensor],  # (1, n) each
+    max_new_tokens: int,
+    chunk_length: int,
+) -> list[list[Position]]:
+    """The acceptance of a real pair on the target's own greedy answers, one text per prompt."""
+    texts = []
+    for prompt in prompts:
+        answer = target.generate(prompt, do_sample=False, max_new_tokens=max_new_tokens)
+        session = drafter.start(target, answer.shape[1] + chunk_length, None)
+        if not isinstance(session, ChunkedSession):
+            raise ValueError("Only a drafter that drafts by chunks can be recorded.")
+        positions: list[Position] = []
+        for length in range(prompt.shape[1], answer.shape[1]):
+            session.num_tokens = length
+            with torch.no_grad():
+                chunk = session.draft_chunk(answer[:, :length], answer[:, :0], chunk_length)
+            session.accept(0)
+            truth = answer[0, length : length + chunk_length]
+            count = len(truth)
+            is_right = chunk.token_ids[0, :count].to(truth.device) == truth
+            positions.append((chunk.confidence[0, :count].tolist(), is_right.tolist()))
+        texts.append(positions)
+    return texts
+
+
+def save(path: Path, texts: list[list[Position]], pair: dict[str, str]) -> None:
+    """Writes a record and the names of the pair it was made with."""
+    path.write_text(json.dumps({"pair": pair, "texts": texts}) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> list[list[Position]]:
+    """The texts of a record. Raises ValueError if the file holds something else."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        texts = [[(list(confidence), list(right)) for confidence, right in text] for text in document["texts"]]
+    except (TypeError, KeyError, ValueError):
+        texts = []
+    is_record = bool(texts) and all(text and all(len(c) == len(r) > 0 for c, r in text) for text in texts)
+    if not is_record:
+        raise ValueError(
+            f"`replay` must name a JSON file with `texts`, lists of [confidences, whether right] per position, "
+            f"but {path} is none; `hf-failfast bench --record FILE` writes one."
+        )
+    return texts
+
+
+class ReplayDrafter(DiffusionDrafter):
+    """A drafter whose forwards are real and whose drafts are a record's.
+
+    answers: the target's own text of every prompt that will be asked, prompt included, (1, n), with its length.
+    """
+
+    def __init__(
+        self, drafter: DiffusionDrafter, texts: list[list[Position]], answers: Sequence[tuple[int, torch.Tensor]]
+    ) -> None:
+        self.drafter = drafter
+        self.config = drafter.config
+        self.texts = texts
+        self.answers = answers
+
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> ReplaySession:
+        inner = self.drafter.start(target, capacity, None)
+        if not isinstance(inner, ChunkedSession) or inner.target_layers:
+            raise ValueError("Only a drafter that drafts by chunks, without the target's states, can be replayed.")
+        return ReplaySession(self, inner, target.config.get_text_config(decoder=True).vocab_size)
+
+
+class ReplaySession(ChunkedSession):
+    """Runs the inner session and puts the record's draft in the place of its own."""
+
+    def __init__(self, drafter: ReplayDrafter, inner: ChunkedSession, vocab_size: int) -> None:
+        super().__init__(None)
+        self.drafter = drafter
+        self.inner = inner
+        self.vocab_size = vocab_size
+
+    def draft(self, *args: Any) -> Any:
+        self.inner.num_tokens = args[0].shape[1]
+        return super().draft(*args)
+
+    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
+        chunk = self.inner.draft_chunk(token_ids, drafted, length)
+        index, prompt_length, answer = self._answer(token_ids)
+        start = token_ids.shape[1] + drafted.shape[1]
+        text = self.drafter.texts[index % len(self.drafter.texts)]
+        confidence, is_right = text[(start - prompt_length) % len(text)]
+        missing = [0] * max(length - len(confidence), 0)
+        values = torch.tensor([[*confidence, *missing][:length]], dtype=torch.float32, device=token_ids.device)
+        wrong = torch.tensor([[not right for right in [*is_right, *missing]][:length]], device=token_ids.device)
+        ids = token_ids.new_zeros(1, length)
+        known = answer[:, start : start + length].to(token_ids.device)
+        ids[:, : known.shape[1]] = known
+        return Chunk((ids + wrong.long()) % self.vocab_size, values, chunk.passes)
+
+    def accept(self, num_accepted: int) -> None:
+        self.inner.accept(num_accepted)
+
+    def max_draft_length(self, num_tokens: int) -> int:
+        return self.inner.max_draft_length(num_tokens)
+
+    def _answer(self, token_ids: torch.Tensor) -> tuple[int, int, torch.Tensor]:
+        """(index, prompt length, text) of the answer that these tokens begin; any answer while costs are measured."""
+        for index, (prompt_length, answer) in enumerate(self.drafter.answers):
+            if torch.equal(answer[:, :prompt_length].to(token_ids.device), token_ids[:, :prompt_length]):
+                return index, prompt_length, answer
+        return 0, token_ids.shape[1], self.drafter.answers[0][1]

@@ -1,0 +1,98 @@
+"""What the benchmark measures, as one JSON document."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..comparison import BASELINE, Method, MethodResult, compare, summary
+from ..costs import measure as measure_costs
+from ..drafters import DiffusionDrafter
+from ..eval.bootstrap import paired_speedup
+from ..stats import SpecDecodingStats
+from .floor import floor
+
+# Ours in each mode, by the options of `generate`.
+FAILFAST, FIXED, GOODPUT = "hf_failfast", "hf_failfast, fixed drafts", "hf_failfast, goodput"
+HF_METHODS = ("HF assisted", "HF prompt lookup")
+
+
+def arms(
+    target: PreTrainedModel, drafter: DiffusionDrafter, options: dict[str, Any], assistant: PreTrainedModel | None
+) -> dict[str, Method]:
+    """Every method that can run here, plain `generate` first.
+
+    On CUDA plain `generate` is compiled too (static cache, graphs captured by torch.compile); on a CPU a compilation
+    takes minutes per shape and was not faster.
+    """
+    config = drafter.config.with_options(options)
+
+    def method(**arguments: Any) -> Method:
+        return lambda **inputs: target.generate(**inputs, **arguments)
+
+    ours = {"assistant_model": drafter, "custom_generate": "hf_failfast"}
+    methods = {BASELINE: method()}
+    if target.device.type == "cuda":
+        methods["plain generate, compiled"] = method(cache_implementation="static")
+    if assistant is not None:
+        methods["HF assisted"] = method(assistant_model=assistant)
+    methods["HF prompt lookup"] = method(prompt_lookup_num_tokens=10)
+    methods[FAILFAST] = method(**ours, **options)
+    methods[FIXED] = method(**ours, **options | {"max_draft_length": config.chunk_length})
+    methods[GOODPUT] = method(**ours, length_policy="goodput")
+    return methods
+
+
+def measure(
+    target: PreTrainedModel,
+    drafter: DiffusionDrafter,
+    methods: dict[str, Method],
+    prompts: Sequence[torch.Tensor],  # (1, n) each
+    max_new_tokens: int,
+    repeats: int,
+    on_progress: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Times the methods and describes the machine: `results`, `costs_ms`, `floor`, `speedup_over_best_hf`."""
+    results = compare(methods, prompts, max_new_tokens, repeats, on_progress)
+    context = sum(prompt.shape[1] for prompt in prompts) // len(prompts) + max_new_tokens // 2
+    costs = measure_costs(target, drafter, 1, context)
+    plain = results[0]
+    records = []
+    for result, record in zip(results, summary(results), strict=True):
+        interval = paired_speedup(result.seconds, result.new_tokens, plain.seconds, plain.new_tokens)
+        low, high = round(interval.speedup_low, 3), round(interval.speedup_high, 3)
+        records.append(record | {"speedup_low": low, "speedup_high": high} | _where_time_goes(result))
+    best_hf = max(record["speedup"] for record in records if record["method"] in HF_METHODS)
+    best_ours = max(record["speedup"] for record in records if record["method"].startswith(FAILFAST))
+    return {
+        "results": records,
+        "speedup_over_best_hf": round(best_ours / best_hf, 3),
+        "costs_ms": {
+            name: {str(count): round(1e3 * seconds, 3) for count, seconds in points}
+            for name, points in asdict(costs).items()
+        },
+        "floor": floor(target, context, costs.verify[0][1]),
+    }
+
+
+def _where_time_goes(result: MethodResult) -> dict[str, Any]:
+    """Shares of the time of ours, and what was accepted in a round; nothing for the other methods."""
+    if not result.stats:
+        return {}
+    total = SpecDecodingStats.total(result.stats)
+    seconds = {
+        "draft": total.draft_seconds,
+        "verify": total.verify_seconds,
+        "host": total.other_seconds,
+    }
+    accepted = Counter(record.accepted for record in total.records)
+    return {
+        "time_share": {name: round(value / sum(seconds.values()), 4) for name, value in seconds.items()},
+        "plain_rounds": total.plain_rounds,
+        "rounds": total.rounds,
+        "drafter_passes_per_round": round(total.drafter_passes / total.rounds, 3),
+        "accepted_lengths": [accepted[length] for length in range(max(accepted) + 1)],
+    }

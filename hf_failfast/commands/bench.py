@@ -1,0 +1,83 @@
+"""`hf-failfast bench`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import (
+    AsJson,
+    ChunkLength,
+    ConfidenceThreshold,
+    Device,
+    Drafter,
+    Dtype,
+    MaxDraftLength,
+    MaxNewTokens,
+    Repeats,
+    Target,
+    failfast_options,
+    quiet,
+    torch_dtype,
+)
+
+RECORDED_CHUNK = 16
+
+
+def bench(
+    target: Target = None,
+    drafter: Drafter = None,
+    assistant: Annotated[
+        str | None, typer.Option(help="Autoregressive draft model of transformers' assisted generation.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What to answer.  [default: eight of several kinds]")
+    ] = None,
+    max_new_tokens: MaxNewTokens = 96,
+    repeats: Repeats = 3,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    confidence_threshold: ConfidenceThreshold = None,
+    chunk_length: ChunkLength = None,
+    max_draft_length: MaxDraftLength = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Real compute with this recorded acceptance; a config.json is model enough.")
+    ] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the pair's acceptance here, and time nothing.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for the figures, SVG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time every method on the same prompts, and show where the time goes. The last line is one JSON document."""
+    from transformers import AutoModelForCausalLM
+
+    from ..bench.models import PROMPTS, encode_prompts, is_without_weights, load
+    from ..bench.replay import ReplayDrafter, save
+    from ..bench.replay import load as load_record
+    from ..bench.replay import record as make_record
+    from ..bench.report import show
+
+    if plots is not None:
+        from ..eval.experiments.plots import require_matplotlib
+
+        require_matplotlib()
+    texts = None if replay is None else load_record(replay)
+    if target is not None and replay is None and is_without_weights(target):
+        raise ValueError(f"{target} has no weights; timing it needs a recorded acceptance, `--replay FILE`.")
+    quiet()
+    pair = load(target, drafter, torch_dtype(dtype), device)
+    asked = encode_prompts(pair.tokenizer, prompt or PROMPTS, pair.target)
+    if record is not None:
+        save(record, make_record(pair.target, pair.drafter, asked, max_new_tokens, RECORDED_CHUNK), pair.names)
+        return
+    proposer: Any = pair.drafter
+    if texts is not None:
+        greedy = [pair.target.generate(ids, do_sample=False, max_new_tokens=max_new_tokens) for ids in asked]
+        proposer = ReplayDrafter(pair.drafter, texts, [(p.shape[1], a) for p, a in zip(asked, greedy, strict=True)])
+    loaded = None
+    if assistant is not None:
+        loaded = AutoModelForCausalLM.from_pretrained(assistant, dtype=pair.target.dtype).to(device).eval()
+    options = failfast_options(
+        confidence_threshold=confidence_threshold, chunk_length=chunk_length, max_draft_length=max_draft_length
+    )
+    replayed = None if replay is None else replay.name
+    show(pair._replace(drafter=proposer), asked, options, loaded, max_new_tokens, repeats, replayed, plots, as_json)

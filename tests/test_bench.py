@@ -1,0 +1,137 @@
+"""The benchmark: its document, its figures, replayed acceptance, and the floor it is held against."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import VOCAB_SIZE, drafter, plain, prompt, saved_drafter, target, tiny_model
+from typer.testing import CliRunner
+
+from hf_failfast.bench.floor import bandwidth, bytes_per_forward
+from hf_failfast.bench.models import RANDOM_PROMPTS
+from hf_failfast.bench.replay import ReplayDrafter, load, record, save
+from hf_failfast.cli import app
+
+SHORT = ["--max-new-tokens", 12, "--repeats", 1, "--dtype", "float32", "--json"]
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def acceptance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A record of a real pair."""
+    path = tmp_path_factory.mktemp("record") / "acceptance.json"
+    texts = record(target("qwen2"), drafter("canvas_shift"), [prompt(9), prompt(12)], 20, chunk_length=6)
+    save(path, texts, {"target": "tiny"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a target and a drafter that hold a config and no weights."""
+    folders = []
+    for name, config in (("target", target("qwen2").config.to_json_string()), ("drafter", None)):
+        folder = tmp_path_factory.mktemp(name)
+        source = Path(saved_drafter("canvas_shift")) / "config.json"
+        (folder / "config.json").write_text(config or source.read_text())
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+def test_record_holds_what_was_drafted(acceptance: Path) -> None:
+    """Chunks would be compared with the text one position off: with shift 1 the first token is the target's own."""
+    texts = load(acceptance)
+    assert [len(text) for text in texts] == [20, 20]
+    assert all(right[0] for text in texts for _, right in text)
+    assert not all(all(right) for text in texts for _, right in text)
+    assert [len(right) for _, right in texts[0][-3:]] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"length_policy": "goodput"}])
+def test_a_replay_is_lossless_and_accepts_what_was_recorded(acceptance: Path, options: dict[str, str]) -> None:
+    """The replayed drafts would be right where the record was wrong, or shift the text."""
+    texts = load(acceptance)
+    answer = plain(target("qwen2"), prompt(9), max_new_tokens=20)
+    proposer = ReplayDrafter(drafter("canvas_shift", seed=1), texts, [(9, answer)])
+    output = target("qwen2").generate(
+        prompt(9), assistant_model=proposer, custom_generate="hf_failfast", do_sample=False, max_new_tokens=20,
+        return_dict_in_generate=True, **options,
+    )  # fmt: skip
+    assert torch.equal(output.sequences, answer)
+    position = 0
+    for each in output.speculation.records if not options else []:
+        right = [*texts[0][position][1], False] if each.drafted else [False]
+        assert each.accepted == min(right.index(False), each.drafted)
+        position += each.emitted
+
+
+def test_document_of_a_replay(acceptance: Path, configs: tuple[Path, Path], tmp_path: Path) -> None:
+    """A number would be missing, a figure not drawn, or a replay not be called one."""
+    folders = ["--target", configs[0], "--drafter", configs[1]]
+    result = run(*folders, "--replay", acceptance, "--plots", tmp_path / "plots", *SHORT)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["replay"] == "acceptance.json"
+    records = {each["method"]: each for each in document["results"]}
+    ours = ["hf_failfast", "hf_failfast, fixed drafts", "hf_failfast, goodput"]
+    assert list(records) == ["plain generate", "HF prompt lookup", *ours]
+    for each in records.values():
+        assert each["identical"] == each["prompts"] == RANDOM_PROMPTS
+        assert each["speedup_low"] <= each["speedup"] <= each["speedup_high"]
+    for name in ours:
+        assert sum(records[name]["time_share"].values()) == pytest.approx(1, abs=1e-3)
+        assert sum(records[name]["accepted_lengths"]) == records[name]["rounds"]
+    assert document["costs_ms"]["verify"]["0"] > 0
+    assert document["floor"]["forward_over_floor"] > 1
+    assert {"command", "commit", "versions", "hardware"} <= set(document)
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
+        "accepted.svg", "speedup.svg", "time.svg", "verify.svg",
+    ]  # fmt: skip
+    assert "replayed acceptance" in (tmp_path / "plots" / "speedup.svg").read_text()
+
+
+def test_the_table_says_that_it_is_a_replay(acceptance: Path, configs: tuple[Path, Path]) -> None:
+    result = run("--target", configs[0], "--drafter", configs[1], "--replay", acceptance, *SHORT[:-1])
+    assert result.exit_code == 0, result.output
+    assert "REPLAY: the forwards are real" in result.stdout
+    assert "times what its" in result.stdout
+    assert json.loads(result.stdout.strip().splitlines()[-1])["replay"] == "acceptance.json"
+
+
+def test_models_without_weights_are_not_timed_as_if_they_had_some(configs: tuple[Path, Path]) -> None:
+    result = run("--target", configs[0], "--drafter", configs[1], *SHORT)
+    assert result.exit_code == 1
+    assert "has no weights; timing it needs a recorded acceptance" in result.stderr
+
+
+@pytest.mark.parametrize("content", ["{}", '{"texts": []}', '{"texts": [[[[0.5], []]]]}', '{"texts": 3}', "[1]"])
+def test_a_file_that_is_no_record(tmp_path: Path, content: str) -> None:
+    (tmp_path / "no.json").write_text(content)
+    with pytest.raises(ValueError, match="`replay` must name a JSON file with `texts`"):
+        load(tmp_path / "no.json")
+
+
+def test_plots_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The run would end in an error after minutes of timing."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    result = run("--plots", tmp_path, *SHORT)
+    assert result.exit_code == 1
+    assert 'pip install "hf_failfast[plots]"' in result.stderr
+
+
+def test_bytes_of_a_forward() -> None:
+    """A tied head would be counted twice, an embedding that is only looked up at all, or K/V not."""
+    tied, untied = (tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
+    body = sum(value.nbytes for value in untied.model.layers.parameters()) + untied.model.norm.weight.nbytes
+    table = VOCAB_SIZE * 32 * 4
+    assert bytes_per_forward(tied, 0) == bytes_per_forward(untied, 0) == body + table
+    assert bytes_per_forward(tied, 10) - bytes_per_forward(tied, 0) == 2 * 10 * 2 * 2 * 8 * 4
+
+
+def test_bandwidth() -> None:
+    """No memory reads a terabyte per second into two cores, and none less than a hundred megabytes."""
+    assert 1e8 < bandwidth(torch.device("cpu")) < 2e12
