@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo bench test test-all eval evidence tables lint check format clean
+.PHONY: demo bench docs test test-all eval evidence tables lint check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/hf-failfast demo
@@ -38,6 +38,10 @@ evidence: $(INSTALLED)
 # The tables of README and docs, from the stored results.
 tables: $(INSTALLED)
 	$(BIN)/python -m scripts.tables
+
+# The picture of a generation and every table of README and docs.
+docs: tables
+	$(BIN)/python -m scripts.picture
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
