@@ -48,7 +48,9 @@ def experiment(
     drafter: Drafter = None,
     assistant: Annotated[
         str | None,
-        typer.Option(help="Autoregressive draft model of `baselines`.  [default: the drafter, one token per pass]"),
+        typer.Option(
+            help="Autoregressive draft model of `baselines`.", show_default="the drafter, one token per pass"
+        ),
     ] = None,
     tasks: Tasks = "failfast_offline",
     prompts: PromptsFile = None,
@@ -56,7 +58,7 @@ def experiment(
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 1,
     values: Annotated[
-        str | None, typer.Option(help="What the axis takes, comma-separated.  [default: paper's]")
+        str | None, typer.Option(help="What the axis takes, comma-separated.", show_default="paper's")
     ] = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -64,7 +66,7 @@ def experiment(
     chunk_length: ChunkLength = None,
     max_draft_length: MaxDraftLength = None,
     target_latency_ms: Annotated[
-        float | None, typer.Option(help="Of the modelled speedup.  [default: measured]")
+        float | None, typer.Option(help="Of the modelled speedup.", show_default="measured")
     ] = None,
     drafter_latency_ms: Annotated[float | None, typer.Option(help="Likewise; both or neither.")] = None,
     temperature: Annotated[float, typer.Option(help="0: greedy answers; above: sampled ones.")] = 0.0,

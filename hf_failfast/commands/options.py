@@ -10,8 +10,10 @@ Dtype = Annotated[str, typer.Option(help="torch dtype of both models, or auto fo
 ConfidenceThreshold = Annotated[float | None, typer.Option(help="tau; by default the drafter's own.")]
 ChunkLength = Annotated[int | None, typer.Option(help="N; by default the drafter's own.")]
 MaxDraftLength = Annotated[int | None, typer.Option(help="N_max; by default the drafter's own.")]
-Target = Annotated[str | None, typer.Option(help="Folder or Hub name of the causal LM.  [default: SmolLM2]")]
-Drafter = Annotated[str | None, typer.Option(help="Folder or Hub name of its drafter.  [default: the bundled one]")]
+Target = Annotated[str | None, typer.Option(help="Folder or Hub name of the causal LM.", show_default="SmolLM2")]
+Drafter = Annotated[
+    str | None, typer.Option(help="Folder or Hub name of its drafter.", show_default="the bundled one")
+]
 Device = Annotated[str, typer.Option(help="Where both models run.")]
 Tasks = Annotated[str, typer.Option(help="lm-eval tasks and groups whose prompts are asked, comma-separated.")]
 PromptsFile = Annotated[str | None, typer.Option(help="JSONL file of prompts, instead of tasks.")]
