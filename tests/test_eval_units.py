@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ pytest.importorskip("lm_eval")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_failfast import FailFastConfig
 from hf_failfast.eval import offline, paths, preflight, scoring
 from hf_failfast.eval.bootstrap import paired_speedup
 from hf_failfast.eval.metrics import SPEED_METRICS, summarise
@@ -287,3 +289,7 @@ def test_the_package_does_not_need_its_evaluation() -> None:
                 line for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))
             ]
             assert not [line for line in imports if re.search(r"\b(lm_eval|evaluate)\b|\beval\b", line)], path
+
+
+def test_every_option_of_failfast_is_one_of_the_model() -> None:
+    assert set(FailFastConfig.field_names()) <= {field.name for field in fields(EvalOptions)}

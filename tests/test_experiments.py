@@ -112,6 +112,8 @@ def test_sweeps(name: str, options: tuple, axis: str, values: list[float], folde
 
 
 def test_sampled_answers_are_not_compared_token_by_token(folders: dict[str, str], tmp_path: Path) -> None:
+    specdiff = run("specdiff", folders, tmp_path, "--values", "3", "--temperature", 0.8)
+    assert specdiff.exit_code == 0, specdiff.output
     result = run("tau", folders, tmp_path, "--values", "0.5", "--temperature", 0.8, "--json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout.strip().splitlines()[-1])

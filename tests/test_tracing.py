@@ -60,6 +60,17 @@ def test_a_draft_cut_by_the_end_of_the_text_has_no_rejected_token() -> None:
     assert not cut.has_bonus
 
 
+def test_sampled_drafts_are_traced_as_they_are_without() -> None:
+    """The drafter must learn the temperature that it is to draw at."""
+    model, ids, sampled = target("qwen2"), prompt(9), drafter("canvas_shift")
+    arguments = {"max_new_tokens": 20, "do_sample": True, "verifier": "rejection"}
+    torch.manual_seed(3)
+    alone = model.generate(ids, assistant_model=sampled, custom_generate="hf_failfast", **arguments)
+    torch.manual_seed(3)
+    result = trace(model, ids, sampled, **arguments)
+    assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == alone[0].tolist()
+
+
 def test_a_real_drafter_is_not_disturbed() -> None:
     model = target("qwen2")
     expected = plain(model, prompt(9), max_new_tokens=20)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal, get_args
 
-from ..config import FailFastConfig
+from ..config import FailFastConfig, Verifier
 
 MethodName = Literal["failfast", "fixed", "plain", "assisted", "prompt_lookup"]
 
@@ -17,6 +17,8 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
     "chunk_length": ("failfast", "fixed"),
     "max_draft_length": ("failfast",),
     "length_policy": ("failfast",),
+    "verifier": ("failfast", "fixed"),
+    "draft_temperature": ("failfast", "fixed"),
     "num_assistant_tokens": ("assisted", "prompt_lookup"),
     "target_latency_ms": ("failfast", "fixed"),
     "drafter_latency_ms": ("failfast", "fixed"),
@@ -56,6 +58,7 @@ class EvalOptions:
     compare_plain: run plain decoding on every prompt too, in random order, for paired speedups.
     confidence_threshold, chunk_length, max_draft_length: tau, N, N_max; default: the drafter's own.
     length_policy: `confidence` or `goodput`; default: the drafter's own.
+    verifier, draft_temperature: how samples verify a draft; default: the drafter's own.
     num_assistant_tokens: draft length of `assisted` and `prompt_lookup`; default: transformers' own, and 10.
     target_latency_ms, drafter_latency_ms: forward latencies of the modelled speedup; both, or neither to have them
         measured, which needs `compare_plain`.
@@ -69,6 +72,8 @@ class EvalOptions:
     chunk_length: int | None = None
     max_draft_length: int | None = None
     length_policy: str | None = None
+    verifier: Verifier | None = None
+    draft_temperature: float | None = None
     num_assistant_tokens: int | None = None
     target_latency_ms: float | None = None
     drafter_latency_ms: float | None = None

@@ -8,6 +8,7 @@ from itertools import product
 
 from transformers import PreTrainedModel
 
+from ...config import FailFastConfig
 from ...drafters import DiffusionDrafter
 from ...drafters.denoising import Denoising
 from ...drafters.masked import MaskedDrafter
@@ -95,16 +96,14 @@ def denoising_variants(bench: Bench, values: Sequence[float]) -> list[Variant]:
 
 
 def specdiff_variants(bench: Bench, values: Sequence[float]) -> list[Variant]:
-    """SpecDiff (arXiv 2408.05636): fixed drafts of gamma tokens in T denoising passes, wherever T <= gamma."""
+    """SpecDiff (arXiv 2408.05636): fixed drafts of gamma tokens in T denoising passes, wherever T <= gamma; sampled
+    answers by its rejection sampling."""
+
+    def config(gamma: int) -> FailFastConfig:
+        return bench.config.with_options({"chunk_length": gamma, "max_draft_length": gamma, "verifier": "rejection"})
+
     return [
-        Variant(
-            {"gamma": gamma, "T": steps},
-            drafted_arm(
-                with_steps(bench.drafter, steps),
-                bench.config.with_options({"chunk_length": gamma, "max_draft_length": gamma}),
-                "fixed",
-            ),
-        )
+        Variant({"gamma": gamma, "T": steps}, drafted_arm(with_steps(bench.drafter, steps), config(gamma), "fixed"))
         for gamma, steps in product(map(int, values), SPECDIFF_STEPS)
         if steps <= gamma
     ]
