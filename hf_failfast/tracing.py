@@ -80,7 +80,7 @@ def trace(target: PreTrainedModel, input_ids: torch.Tensor, drafter: DiffusionDr
     new_ids = output.sequences[0, input_ids.shape[1] :]
     log_probabilities = torch.stack(output.logits)[:, 0].float().log_softmax(dim=-1)
     probability = log_probabilities.gather(1, new_ids[:, None]).exp()[:, 0].tolist()
-    return Trace(input_ids[0].tolist(), _rounds(recorder.drafts, stats, new_ids.tolist(), probability), stats)
+    return Trace(input_ids[0].tolist(), _rounds(recorder.sessions[0], stats, new_ids.tolist(), probability), stats)
 
 
 def _rounds(
@@ -116,17 +116,20 @@ class _RecordedDraft:
 class RecordingDrafter(DiffusionDrafter):
     """Another drafter, whose drafts are kept: decoding itself records no confidences, so that it need not read them.
 
-    drafts: of every round of every session so far.
+    sessions: the drafts of every session, by round. The first session is the text's own; a length policy that measures
+        what drafting costs starts others.
     """
 
     def __init__(self, drafter: DiffusionDrafter) -> None:
         self.drafter = drafter
         self.config = drafter.config
         self.made_for = drafter.made_for
-        self.drafts: list[_RecordedDraft] = []
+        self.drafts_by_chunks = drafter.drafts_by_chunks
+        self.sessions: list[list[_RecordedDraft]] = []
 
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
-        return _RecordingSession(self.drafter.start(target, capacity, eos_token_ids), self.drafts)
+        self.sessions.append([])
+        return _RecordingSession(self.drafter.start(target, capacity, eos_token_ids), self.sessions[-1])
 
 
 class _RecordingSession(DraftSession):

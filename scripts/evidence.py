@@ -29,18 +29,21 @@ from hf_failfast.smollm2 import smollm2_folder
 RESULT = Path(__file__).parents[1] / "eval" / "results" / "smollm2.json"
 GROUP = "failfast_offline"
 
-# The model arguments of every method but plain; those of the drafter's own.
+# The model arguments of every method; tau, N and N_max are the drafter's own.
 METHODS: dict[str, dict[str, Any]] = {
-    "prompt_lookup": {},
-    "assisted": {"assistant": str(BUNDLED_DRAFTER)},
-    "fixed": {"assistant": str(BUNDLED_DRAFTER)},
-    "failfast": {"assistant": str(BUNDLED_DRAFTER)},
+    "plain": {"method": "plain"},
+    "prompt_lookup": {"method": "prompt_lookup"},
+    "assisted": {"method": "assisted", "assistant": str(BUNDLED_DRAFTER)},
+    "fixed": {"method": "fixed", "assistant": str(BUNDLED_DRAFTER)},
+    "failfast": {"method": "failfast", "assistant": str(BUNDLED_DRAFTER)},
+    "goodput": {"method": "failfast", "assistant": str(BUNDLED_DRAFTER), "length_policy": "goodput"},
 }
 
 
-def evaluate(method: str, limit: int, max_new_tokens: int, dtype: str, **arguments: Any) -> list[dict[str, Any]]:
+def evaluate(name: str, limit: int, max_new_tokens: int, dtype: str) -> list[dict[str, Any]]:
     """One row per task, and one of all answers: the task's scores beside the speed metrics."""
-    model = HFFailFastLM(str(smollm2_folder()), method=method, device="cpu", dtype=dtype, **arguments)
+    arguments = METHODS[name] | {"compare_plain": name != "plain"}
+    model = HFFailFastLM(str(smollm2_folder()), device="cpu", dtype=dtype, **arguments)
     results = simple_evaluate(
         model,
         tasks=[GROUP],
@@ -59,8 +62,8 @@ def evaluate(method: str, limit: int, max_new_tokens: int, dtype: str, **argumen
         ]
         of_task = [SpeedRecord(**record) for record in speed]
         records += of_task
-        rows.append({"task": task, "method": method} | _scores(results["results"][task]) | summarise(of_task))
-    return [*rows, {"task": "all", "method": method} | summarise(records)]
+        rows.append({"task": task, "method": name} | _scores(results["results"][task]) | summarise(of_task))
+    return [*rows, {"task": "all", "method": name} | summarise(records)]
 
 
 def _scores(result: dict[str, Any]) -> dict[str, float]:
@@ -78,11 +81,8 @@ def main(
     out: Path = RESULT,
 ) -> None:
     logging.set_verbosity_error()
-    rows = evaluate("plain", limit, max_new_tokens, dtype)
-    for method, arguments in METHODS.items():
-        rows += evaluate(method, limit, max_new_tokens, dtype, compare_plain=True, **arguments)
-    arguments = METHODS["failfast"]
-    exact = evaluate("failfast", float32_limit, max_new_tokens, "float32", compare_plain=True, **arguments)[-1]
+    rows = [row for name in METHODS for row in evaluate(name, limit, max_new_tokens, dtype)]
+    exact = evaluate("failfast", float32_limit, max_new_tokens, "float32")[-1]
     setting = {
         "target": "SmolLM2-135M-Instruct",
         "drafter": BUNDLED_DRAFTER.name,

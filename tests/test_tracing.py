@@ -71,6 +71,14 @@ def test_sampled_drafts_are_traced_as_they_are_without() -> None:
     assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == alone[0].tolist()
 
 
+def test_what_a_length_policy_drafts_to_measure_is_no_round() -> None:
+    model, measuring = target("qwen2"), drafter("canvas_shift")
+    result = trace(model, prompt(9), measuring, max_new_tokens=20, do_sample=False, length_policy="goodput")
+    expected = plain(model, prompt(9), max_new_tokens=20)
+    assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == expected[0].tolist()
+    assert [len(r.draft_ids) for r in result.rounds] == [record.drafted for record in result.stats.records]
+
+
 def test_a_real_drafter_is_not_disturbed() -> None:
     model = target("qwen2")
     expected = plain(model, prompt(9), max_new_tokens=20)

@@ -13,6 +13,7 @@ from .options import (
     Device,
     Drafter,
     Dtype,
+    LengthPolicy,
     MaxDraftLength,
     MaxNewTokens,
     PromptsFile,
@@ -65,6 +66,7 @@ def experiment(
     confidence_threshold: ConfidenceThreshold = None,
     chunk_length: ChunkLength = None,
     max_draft_length: MaxDraftLength = None,
+    length_policy: LengthPolicy = None,
     target_latency_ms: Annotated[
         float | None, typer.Option(help="Of the modelled speedup.", show_default="measured")
     ] = None,
@@ -96,7 +98,10 @@ def experiment(
             dtype=torch_dtype(dtype),
             device=device,
             options=failfast_options(
-                confidence_threshold=confidence_threshold, chunk_length=chunk_length, max_draft_length=max_draft_length
+                confidence_threshold=confidence_threshold,
+                chunk_length=chunk_length,
+                max_draft_length=max_draft_length,
+                length_policy=length_policy,
             ),
             latencies=(target_latency_ms, drafter_latency_ms),
             temperature=temperature,

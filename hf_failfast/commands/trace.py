@@ -13,6 +13,7 @@ from .options import (
     Device,
     Drafter,
     Dtype,
+    LengthPolicy,
     MaxDraftLength,
     MaxNewTokens,
     Target,
@@ -37,6 +38,7 @@ def trace(
     confidence_threshold: ConfidenceThreshold = None,
     chunk_length: ChunkLength = None,
     max_draft_length: MaxDraftLength = None,
+    length_policy: LengthPolicy = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a prompt and write a page that shows how each token came to be."""
@@ -49,7 +51,10 @@ def trace(
     from ..tracing import trace as trace_generation
 
     options = failfast_options(
-        confidence_threshold=confidence_threshold, chunk_length=chunk_length, max_draft_length=max_draft_length
+        confidence_threshold=confidence_threshold,
+        chunk_length=chunk_length,
+        max_draft_length=max_draft_length,
+        length_policy=length_policy,
     )
     quiet()
     pair = load_pair(target, drafter, torch_dtype(dtype), device)
