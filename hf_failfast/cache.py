@@ -1,4 +1,6 @@
-"""K/V slots of fixed size: written in place, rolled back by moving a length."""
+"""K/V slots: written in place, rolled back by moving a length."""
+
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedConfig
@@ -10,44 +12,87 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
+from .rows import indices
+
+# The fewest slots that are allocated, where the capacity allows so many.
+FIRST_SLOTS = 256
+
+# K/V of one row: keys and values (heads, length, head_dim) of every layer.
+RowStates = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class Cursor:
+    """How many slots of each row are valid: where the next pass writes. Shared by the layers of a cache."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.lengths = [0] * num_rows
+        self._index: torch.Tensor | None = None
+
+    def move(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+        self._index = None
+
+    def index(self, width: int, device: torch.device) -> torch.Tensor:
+        """The slots (rows, width) that a pass over `width` tokens writes."""
+        if self._index is None or self._index.shape[1] != width or self._index.device != device:
+            self._index = indices(self.lengths, width, device)
+        return self._index
+
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, (batch, heads, capacity, head_dim); slot i holds position i.
+    """Keys and values of one layer, (rows, heads, slots, head_dim); slot i of a row holds its position i.
 
-    The buffers start as zeros, not as uninitialised memory: a masked NaN would still poison the attention.
+    The buffers start as zeros, not as uninitialised memory: a masked NaN would still poison the attention. They are
+    doubled when they are full, so that a text costs the slots it fills and not the longest it might have become.
     """
 
     is_sliding = False
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, cursor: Cursor, capacity: int) -> None:
         super().__init__()
+        self.cursor = cursor
         self.capacity = capacity
-        self.length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        batch, heads, _, head_dim = key_states.shape
-        self.keys = key_states.new_zeros(batch, heads, self.capacity, head_dim)
-        self.values = value_states.new_zeros(*value_states.shape[:2], self.capacity, value_states.shape[-1])
+        self.keys = key_states.new_zeros(*key_states.shape[:2], 0, key_states.shape[-1])
+        self.values = value_states.new_zeros(*value_states.shape[:2], 0, value_states.shape[-1])
         self.is_initialized = True
+
+    def reserve(self, key_states: torch.Tensor, value_states: torch.Tensor, num_slots: int) -> None:
+        """Makes room for so many slots of states like these."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        missing = num_slots - self.keys.shape[2]
+        if missing > 0:
+            spare = min(self.capacity, max(2 * num_slots, FIRST_SLOTS)) - num_slots
+            self.keys, self.values = (
+                torch.nn.functional.pad(states, (0, 0, 0, missing + max(spare, 0)))
+                for states in (self.keys, self.values)
+            )
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes q new entries (batch, heads, q, head_dim) behind the valid ones; returns views of all of them."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[-2]
-        assert end <= self.capacity, f"slot {end} is beyond the capacity {self.capacity}"
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
+        """Writes q new entries (rows, heads, q, head_dim) behind the valid ones of each row; returns views up to the
+        end of the longest row. The lengths stay where they are: see `SlotCache.advance`."""
+        width = key_states.shape[-2]
+        start, end = min(self.cursor.lengths), max(self.cursor.lengths) + width
+        self.reserve(key_states, value_states, end)
+        if start + width == end:
+            self.keys[:, :, start:end] = key_states
+            self.values[:, :, start:end] = value_states
+        else:
+            index = self.cursor.index(width, key_states.device)
+            row = torch.arange(len(index), device=index.device)[:, None]
+            self.keys[row, :, index] = key_states.transpose(1, 2)
+            self.values[row, :, index] = value_states.transpose(1, 2)
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_seq_length(self) -> int:
-        return self.length
+        return max(self.cursor.lengths)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
         return self.capacity
@@ -57,40 +102,84 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """One `SlotLayer` per decoder layer. Sliding-window layers keep all slots too; the mask hides the old ones."""
+    """One `SlotLayer` per decoder layer. Sliding-window layers keep all slots too; the mask hides the old ones.
 
-    def __init__(self, num_layers: int, capacity: int) -> None:
-        super().__init__(layers=[SlotLayer(capacity) for _ in range(num_layers)])
+    capacity: the slots a row is expected to fill at most; no more are allocated ahead of need.
+    """
 
-    def rollback(self, length: int) -> None:
-        """Forgets every slot from `length` on. Nothing is moved or cleared: the next pass overwrites them."""
+    layers: list[SlotLayer]
+
+    def __init__(self, num_layers: int, capacity: int, num_rows: int = 1) -> None:
+        self.cursor = Cursor(num_rows)
+        super().__init__(layers=[SlotLayer(self.cursor, capacity) for _ in range(num_layers)])
+
+    @property
+    def lengths(self) -> list[int]:
+        """The valid slots of each row."""
+        return self.cursor.lengths
+
+    def advance(self, count: int) -> None:
+        """The `count` entries that a pass has written behind each row's valid ones are valid now."""
+        self.cursor.move([length + count for length in self.lengths])
+
+    def rollback(self, lengths: int | Sequence[int]) -> None:
+        """Forgets every slot of a row from its length on. Nothing is moved or cleared: the next pass overwrites it."""
+        lengths = [lengths] * len(self.lengths) if isinstance(lengths, int) else list(lengths)
+        for old, new in zip(self.lengths, lengths, strict=True):
+            assert new <= old, f"cannot roll back {old} slots to {new}"
+        if lengths != self.lengths:
+            self.cursor.move(lengths)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops all other rows."""
         for layer in self.layers:
-            assert length <= layer.length, f"cannot roll back {layer.length} slots to {length}"
-            layer.length = length
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
+        self.cursor.move([self.lengths[row] for row in rows])
 
-    def load(self, past: Cache, padding: int) -> None:
-        """Fills empty slots with the K/V of an earlier call's cache, without those of its `padding` leading tokens.
+    def row(self, row: int) -> RowStates:
+        """The valid K/V of a row, as views."""
+        end = self.lengths[row]
+        return [(layer.keys[row, :, :end], layer.values[row, :, :end]) for layer in self.layers]
+
+    def load(self, past: Cache, columns: Sequence[torch.Tensor]) -> None:
+        """Fills empty slots with the K/V of an earlier call's cache.
+
+        columns: per row the visible columns of the text, ascending; the cache holds K/V by column.
 
         A sliding-window layer has kept the newest entries only; the older slots stay zero, and the mask hides them.
         """
-        length = past.get_seq_length() - padding
-        for slots, layer in zip(self.layers, past.layers, strict=True):
-            kept = min(layer.keys.shape[-2], length)
-            slots.lazy_initialization(layer.keys, layer.values)
-            slots.keys[:, :, length - kept : length] = layer.keys[:, :, -kept:]
-            slots.values[:, :, length - kept : length] = layer.values[:, :, -kept:]
-            slots.length = length
-
-    def store(self, past: Cache, padding: int) -> None:
-        """Appends to an earlier call's cache what it does not hold yet; hidden padding becomes zeros."""
         stored = past.get_seq_length()
-        for index, slots in enumerate(self.layers):
-            new = [slots.keys[:, :, : slots.length], slots.values[:, :, : slots.length]]
-            if stored:
-                new = [states[:, :, stored - padding :] for states in new]
-            elif padding:
-                new = [torch.nn.functional.pad(states, (0, 0, padding, 0)) for states in new]
-            past.update(*new, index)
+        visible = [row[row < stored] for row in columns]
+        for slots, layer in zip(self.layers, past.layers, strict=True):
+            first = stored - layer.keys.shape[-2]  # the oldest column that the layer still holds
+            slots.reserve(layer.keys, layer.values, max(len(row) for row in visible))
+            for index, row in enumerate(visible):
+                kept = row[row >= first] - first
+                slot = slice(len(row) - len(kept), len(row))
+                slots.keys[index, :, slot] = layer.keys[index, :, kept]
+                slots.values[index, :, slot] = layer.values[index, :, kept]
+        self.cursor.move([len(row) for row in visible])
+
+
+def store(past: Cache, rows: Sequence[RowStates], columns: Sequence[torch.Tensor], length: int) -> None:
+    """Appends to an earlier call's cache the K/V of every row up to column `length`; hidden columns become zeros.
+
+    columns: per row the visible columns of the text, ascending, as in `SlotCache.load`.
+    """
+    stored = past.get_seq_length()
+    for index in range(len(rows[0])):
+        new = []
+        for kind in (0, 1):
+            states = rows[0][index][kind]
+            heads, _, head_dim = states.shape
+            by_column = states.new_zeros(len(rows), heads, length - stored, head_dim)
+            for row, (layers, visible) in enumerate(zip(rows, columns, strict=True)):
+                visible = visible[: layers[index][kind].shape[1]]
+                wanted = (visible >= stored) & (visible < length)
+                by_column[row, :, visible[wanted] - stored] = layers[index][kind][:, : len(visible)][:, wanted]
+            new.append(by_column)
+        past.update(*new, index)
 
 
 def layer_windows(config: PreTrainedConfig) -> list[int | None]:

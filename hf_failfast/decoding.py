@@ -13,16 +13,17 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
+from .acceptance import Acceptance
+from .cache import RowStates, SlotCache, store
 from .config import FailFastConfig
-from .drafters import DiffusionDrafter, Draft
+from .drafters import BatchSession, DiffusionDrafter, start
 from .length_policy import LengthPolicy
-from .runners import EagerRunner
+from .runners import EagerRunner, feed
 from .scoring import TokenChoice, draft_temperature
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules
-from .support import check_request, draft_bound, left_padding
+from .support import check_request, draft_bound
 from .text import GeneratedText
-from .verification import verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def failfast_decoding(
     model: PreTrainedModel,
-    input_ids: torch.Tensor,  # (1, n)
+    input_ids: torch.Tensor,  # (B, n)
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
@@ -50,122 +51,108 @@ def failfast_decoding(
     runs the target once over the tokens it has not seen and the draft, and keeps the longest draft prefix that the
     target would have written, plus the target's own next token. The first round's forward is the prefill.
 
-    Returns the ids (1, n + m), or with `return_dict_in_generate` transformers' output class with one more field,
+    The rows of a batch draft, accept and end on their own, and get the tokens that they would get alone; a complete
+    row leaves the batch. Behind its end `sequences` holds the padding token, and `scores` and `logits` those of a row
+    that is certain of it (plain `generate` runs the target on padding there).
+
+    Returns the ids (B, n + m), or with `return_dict_in_generate` transformers' output class with one more field,
     `speculation` (`SpecDecodingStats`). Raises ValueError naming whatever is not supported.
     """
     check_request(model, input_ids, generation_config, model_kwargs, synced_gpus)
     started = perf_counter()
+    stats = SpecDecodingStats()
+    text = GeneratedText(input_ids, model_kwargs.get("attention_mask"), generation_config)
+    stops = StopRules(stopping_criteria, generation_config.max_length)
     keeps_scores = bool(generation_config.return_dict_in_generate and generation_config.output_scores)
     choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores)
-    stops = StopRules(stopping_criteria, generation_config.max_length)
-    text = GeneratedText(
-        input_ids, left_padding(model_kwargs.get("attention_mask")), stops.max_length, generation_config
-    )
-    session = drafter.start(model, stops.max_length, stops.eos_token_ids)
+    acceptance = Acceptance(choice, stops, text.num_rows, stats)
+    session = start(drafter, model, stops.max_length, stops.eos_token_ids, text.num_rows)
     session.temperature = draft_temperature(config, generation_config)
     runner = EagerRunner(model, session.target_layers)
-    cache = runner.new_cache(stops.max_length)
+    cache = runner.new_cache(stops.max_length, text.num_rows)
     past = model_kwargs["past_key_values"]
     if past.get_seq_length():
-        cache.load(past, text.padding)
-    stats = SpecDecodingStats()
-    longest_drafted = draft_bound(model, stops.max_length, text.padding)
-    policy.start(1, input_ids.shape[1])
-    accept = _accept if choice.is_rowwise and not stops.walked else _accept_by_walking
+        cache.load(past, [text.columns(row) for row in text.running])
+    is_cache_returned = generation_config.return_dict_in_generate or getattr(past, "_is_user_defined", False)
+    complete: dict[int, RowStates] | None = {} if is_cache_returned else None
+    longest_drafted = [draft_bound(model, stops.max_length, hidden) for hidden in text.num_hidden]
+    policy.start(text.num_rows, max(text.known.lengths))
 
-    finished = False
-    while not finished:
+    while text.running:
         # 1. Draft.
         draft_started = perf_counter()
-        draft = session.draft(text.visible, policy, longest_drafted - text.length).to(text.device)
+        known = text.known
+        room = [0 if text.finished[row] else longest_drafted[row] - text.lengths[row] for row in text.running]
+        draft = session.draft_rows(known, policy, room).to(text.device)
 
         # 2. Verify: one forward over what the target has not seen yet.
         verify_started = perf_counter()
-        seen = cache.get_seq_length()
-        window = torch.cat([text.visible[:, seen:], draft.token_ids], dim=1)
-        logits = runner(window.to(model.device), cache, rows=len(draft) + 1)
+        seen = cache.lengths
+        logits = feed(runner, cache, known, draft.token_ids, num_read=len(draft) + 1)
         logits = logits.to(device=text.device, dtype=torch.float32)
 
-        # 3. Accept what the target would have written, up to the first stop.
-        accepted, finished = accept(text, draft, logits, choice, stops, stats)
+        # 3. Accept what the target would have written, up to the first stop of each row.
+        accepted, emitted = acceptance.accept(text, draft, logits)
         verify_ended = perf_counter()
 
         # 4. Stream, and forget what was rejected.
-        emitted = text.emit(streamer)
-        cache.rollback(text.visible.shape[1] - 1)
-        session.accept(accepted)
-        policy.observe([accepted])
+        policy.observe(accepted)
+        if streamer is not None:
+            text.stream(streamer)
+        gained = [max(count - 1, 0) for count in emitted]  # the last token's K/V come with the next round
+        cached = [length + count for length, count in zip(known.lengths, gained, strict=True)]
         if runner.hidden_states is not None:
-            session.observe(runner.hidden_states[:, : text.visible.shape[1] - 1 - seen])
+            first = [end - runner.hidden_states.shape[1] for end in cache.lengths]
+            spans = zip(runner.hidden_states, first, seen, cached, strict=True)
+            session.observe_rows([states[None, start - offset : end - offset] for states, offset, start, end in spans])
+        cache.rollback(cached)
+        session.accept_rows([min(pair) for pair in zip(accepted, gained, strict=True)])
+        records = zip(draft.lengths, accepted, emitted, strict=True)
+        stats.observe(*(RoundRecord(*record, draft.passes) for record in records))
         stats.host_reads += draft.host_reads
-        stats.observe(RoundRecord(len(draft), accepted, emitted, draft.passes))
         stats.draft_seconds += verify_started - draft_started
         stats.verify_seconds += verify_ended - verify_started
+        _dismiss(text, emitted, cache, session, complete)
 
     if streamer is not None:
         streamer.end()
     stats.other_seconds = perf_counter() - started - stats.draft_seconds - stats.verify_seconds
-    if generation_config.return_dict_in_generate or getattr(past, "_is_user_defined", False):
-        cache.store(past, text.padding)
+    if complete is not None:
+        rows = range(text.num_rows)
+        store(past, [complete[row] for row in rows], [text.columns(row) for row in rows], text.length - 1)
     if not generation_config.return_dict_in_generate:
-        return text.ids
+        return text.ids()
     output = GenerateDecoderOnlyOutput(
-        sequences=text.ids,
-        scores=text.scores,
-        logits=text.logits,
-        past_key_values=past,
+        sequences=text.ids(), scores=text.scores(), logits=text.logits(), past_key_values=past
     )
     output["speculation"] = stats
     return output
 
 
-def _accept(
+def _dismiss(
     text: GeneratedText,
-    draft: Draft,
-    logits: torch.Tensor,
-    choice: TokenChoice,
-    stops: StopRules,
-    stats: SpecDecodingStats,
-) -> tuple[int, bool]:
-    """Appends the accepted tokens and the bonus token; returns (draft tokens kept, whether the text is complete)."""
-    scores = choice.scores(text.ids, logits)
-    verified = verify(draft.token_ids, choice.choose(scores, draft.token_ids, draft.probs))
-    num_accepted, *token_ids = torch.cat([verified.num_accepted, verified.token_ids[0]]).tolist()  # host sync: round
-    stats.host_reads += 1
-    kept, finished = stops.cut(token_ids[: num_accepted + 1], text.length)
-    count = len(kept)
-    text.append(verified.token_ids[:, :count], scores.values[:, :count], logits[:, :count])
-    return min(num_accepted, count), finished
-
-
-def _accept_by_walking(
-    text: GeneratedText,
-    draft: Draft,
-    logits: torch.Tensor,
-    choice: TokenChoice,
-    stops: StopRules,
-    stats: SpecDecodingStats,
-) -> tuple[int, bool]:
-    """As `_accept`, token by token in the order of plain `generate`: process, choose, append, ask the criteria.
-
-    Processors and criteria see each true prefix once and nothing else, so that stateful ones stay exact.
-    """
-    draft_ids = draft.token_ids[0].tolist()
-    stats.host_reads += 1
-    for position in range(len(draft) + 1):
-        here = slice(position, position + 1)
-        raw = logits[:, here]
-        scores = choice.scores(text.ids, raw)
-        probs = None if draft.probs is None else draft.probs[:, here]
-        chosen = choice.choose(scores, draft.token_ids[:, here], probs)
-        text.append(chosen, scores.values, raw)
-        token_id = int(chosen)  # host sync: the next prefix depends on it
-        stats.host_reads += 1
-        finished = stops.ends(token_id, text.length)
-        if stops.walked:
-            finished |= bool(stops.walked(text.ids, text.scores).all())  # host sync: the caller's criteria
-            stats.host_reads += 1
-        is_confirmed = position < len(draft) and token_id == draft_ids[position]
-        if finished or not is_confirmed:
-            return position + is_confirmed, finished
-    raise AssertionError("the bonus position always returns")
+    emitted: list[int],
+    cache: SlotCache,
+    session: BatchSession,
+    complete: dict[int, RowStates] | None,
+) -> None:
+    """Complete rows leave the batch. If their K/V are asked for, these are kept in `complete`; and a row that is not
+    among the longest in the end stays for the one pass in which the target reads its last token."""
+    owes = [
+        complete is not None and count > 0 and bool(text.unfinished or text.lengths[row] < text.length)
+        for row, count in zip(text.running, emitted, strict=True)
+    ]
+    stays = [not text.finished[row] or owing for row, owing in zip(text.running, owes, strict=True)]
+    if all(stays):
+        return
+    staying = [index for index, stay in enumerate(stays) if stay]
+    if complete is not None:
+        leaving = {row: cache.row(index) for index, row in enumerate(text.running) if not stays[index]}
+        # What is not copied keeps the K/V of the whole batch alive.
+        complete |= (
+            {row: [(k.clone(), v.clone()) for k, v in kv] for row, kv in leaving.items()} if staying else leaving
+        )
+    text.running = [text.running[index] for index in staying]
+    if staying:
+        session.keep_rows(staying)
+        cache.keep(staying)

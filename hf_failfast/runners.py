@@ -1,11 +1,13 @@
 """One forward of a causal-LM body over a window of tokens, the same call for target and drafter."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedConfig
 
 from .cache import SlotCache, layer_windows
+from .rows import Rows, indices, is_even
 
 
 class CausalLM(Protocol):
@@ -25,11 +27,12 @@ class CausalLM(Protocol):
 class EagerRunner:
     """Runs the model as it is, writing K/V into slots.
 
-    A mask is one rule: row i of the window sees the slots < limit[i]. Without limits the window is causal and
-    transformers builds the mask, so that any attention implementation works for the target.
+    A mask is one rule: row i of the window sees the slots < limit[i]. Without limits the window is causal, and where
+    all rows of the batch are equally long transformers builds the mask, so that any attention implementation works
+    for a target alone.
 
     hidden_layers: indices into the model's `hidden_states`; `self.hidden_states` then holds them, side by side, for
-        every row of the last window (1, q, width of all), whichever rows' logits were asked for.
+        every row of the last window (B, q, width of all), whichever rows' logits were asked for.
     """
 
     def __init__(self, model: CausalLM, hidden_layers: tuple[int, ...] = ()) -> None:
@@ -38,34 +41,42 @@ class EagerRunner:
         self.windows = layer_windows(config)
         self.layer_types = getattr(config, "layer_types", None)
         self.is_eager_attention = config._attn_implementation == "eager"
+        self.num_positions = getattr(config, "max_position_embeddings", None)
         self.hidden_layers = hidden_layers
         self.hidden_states: torch.Tensor | None = None
 
-    def new_cache(self, capacity: int) -> SlotCache:
-        """Empty slots for `capacity` positions."""
-        return SlotCache(len(self.windows), capacity)
+    def new_cache(self, capacity: int, num_rows: int = 1) -> SlotCache:
+        """Empty slots for up to `capacity` positions of each row."""
+        return SlotCache(len(self.windows), capacity, num_rows)
 
     def __call__(
         self,
-        input_ids: torch.Tensor,  # (1, q)
+        input_ids: torch.Tensor,  # (B, q)
         cache: SlotCache,
-        rows: int | torch.Tensor,  # the last `rows` rows, or row indices (r,)
-        limit: torch.Tensor | None = None,  # (q,)
+        rows: int | torch.Tensor,  # the last `rows` rows of the window, or row indices (r,)
+        limit: torch.Tensor | None = None,  # (q,) or (B, q)
     ) -> torch.Tensor:
-        """Feeds tokens behind the cached ones and returns the logits (1, r, vocabulary) of the rows asked for."""
-        start = cache.get_seq_length()
-        end = start + input_ids.shape[1]
-        position_ids = torch.arange(start, end, device=input_ids.device)
+        """Feeds tokens behind the cached ones of each row and returns the logits (B, r, vocabulary) of the rows asked
+        for; afterwards the slots hold all of the window."""
+        num_rows, width = input_ids.shape
+        if is_even(cache.lengths):
+            position_ids = indices(cache.lengths, width, input_ids.device).expand(num_rows, -1)
+        else:
+            position_ids = indices(cache.lengths, width, input_ids.device)
+            limit = position_ids + 1 if limit is None else limit
+            if self.num_positions is not None:  # behind the end of a shorter row the window may reach beyond them
+                position_ids = position_ids.clamp(max=self.num_positions - 1)
         outputs = self.model(
             input_ids=input_ids,
-            position_ids=position_ids[None],
-            attention_mask=None if limit is None else self._mask(position_ids, limit, end),
+            position_ids=position_ids,
+            attention_mask=None if limit is None else self._mask(position_ids, limit, cache.get_seq_length() + width),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=rows,
             return_dict=True,
             **({"output_hidden_states": True} if self.hidden_layers else {}),
         )
+        cache.advance(width)
         if self.hidden_layers:
             self.hidden_states = torch.cat([outputs.hidden_states[layer] for layer in self.hidden_layers], dim=-1)
         return outputs.logits
@@ -79,13 +90,54 @@ class EagerRunner:
 
     def _window_mask(self, positions: torch.Tensor, limit: torch.Tensor, end: int, window: int | None) -> torch.Tensor:
         slots = torch.arange(end, device=positions.device)
-        visible = slots < limit[:, None]
+        visible = slots < limit.expand_as(positions)[..., None]
         if window is not None:
-            visible &= slots > positions[:, None] - window
-        visible = visible[None, None]
+            visible &= slots > positions[..., None] - window
+        visible = visible[:, None]
         if not self.is_eager_attention:
             return visible
         dtype = self.model.dtype
         return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
             ~visible, torch.finfo(dtype).min
         )
+
+
+Limit = Callable[[torch.Tensor, int | torch.Tensor], torch.Tensor]
+
+
+def feed(
+    runner: EagerRunner,
+    cache: SlotCache,
+    known: Rows,
+    tail: torch.Tensor,  # (B, c)
+    num_read: int,
+    shift: int = 1,
+    limit: Limit | None = None,
+) -> torch.Tensor:
+    """One forward over each row's known tokens that are not in the slots, and its tail behind them.
+
+    Returns logits (B, num_read, vocabulary), from the row of the last known token on with shift 1, from the first of
+    the tail with shift 0. Rows that have less to read than others begin earlier, with tokens that are in the slots
+    already, so that all tails begin in the same column of the window; only where a row is too short for that (prompts
+    of different length) the columns differ.
+
+    limit: makes the limits (B, q) or (q,) out of the window's positions and the number of known tokens, which is a
+        number where all rows know as many, else a tensor (B, 1).
+    """
+    unread = max(length - cached for length, cached in zip(known.lengths, cache.lengths, strict=True))
+    if unread <= min(known.lengths):
+        cache.rollback([length - unread for length in known.lengths])
+    starts, width = cache.lengths, unread + tail.shape[1]
+    window = known.append(tail).window(starts, width)
+    first = [length - shift - start for length, start in zip(known.lengths, starts, strict=True)]
+    limits = None
+    if limit is not None:
+        clean_end = known.lengths[0] if is_even(known.lengths) else indices(known.lengths, 1, window.device)
+        limits = limit(indices(starts, width, window.device), clean_end)
+    if is_even(first):
+        rows = first[0] + torch.arange(num_read, device=window.device)
+        return runner(window, cache, num_read if first[0] + num_read == width else rows, limits)
+    columns = sorted({start + offset for start in first for offset in range(num_read)})
+    logits = runner(window, cache, torch.tensor(columns, device=window.device), limits)
+    place = [[columns.index(start + offset) for offset in range(num_read)] for start in first]
+    return logits[torch.arange(len(first), device=logits.device)[:, None], torch.tensor(place, device=logits.device)]

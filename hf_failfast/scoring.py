@@ -28,6 +28,22 @@ ROWWISE_PROCESSORS = (
     logits_process.TopHLogitsWarper,
 )
 
+# Processors that look at one row of scores and that row's own tokens, and remember nothing.
+ROW_INDEPENDENT_PROCESSORS = (
+    *ROWWISE_PROCESSORS,
+    logits_process.ExponentialDecayLengthPenalty,
+    logits_process.ForcedBOSTokenLogitsProcessor,
+    logits_process.ForcedEOSTokenLogitsProcessor,
+    logits_process.MinLengthLogitsProcessor,
+    logits_process.MinNewTokensLengthLogitsProcessor,
+    logits_process.NoBadWordsLogitsProcessor,
+    logits_process.NoRepeatNGramLogitsProcessor,
+    logits_process.RepetitionPenaltyLogitsProcessor,
+    logits_process.SequenceBiasLogitsProcessor,
+    logits_process.SuppressTokensAtBeginLogitsProcessor,
+    logits_process.WatermarkLogitsProcessor,
+)
+
 
 class TokenChoice:
     """How one call turns logits into tokens: its logits processors, then argmax or sampling.
@@ -41,6 +57,7 @@ class TokenChoice:
     def __init__(self, processors: LogitsProcessorList, do_sample: bool, keeps_scores: bool = False) -> None:
         self.do_sample = do_sample
         self.is_rowwise = all(type(processor) in ROWWISE_PROCESSORS for processor in processors)
+        self.is_row_independent = all(type(processor) in ROW_INDEPENDENT_PROCESSORS for processor in processors)
         start, end = (len(processors),) * 2 if keeps_scores else _top_k_stage(processors)
         self.processors = LogitsProcessorList(processors[:start])  # for the whole vocabulary
         self.top_k_stage = LogitsProcessorList(processors[start:end])  # makes the shortlist, if there is one

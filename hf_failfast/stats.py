@@ -8,23 +8,24 @@ from .advice import advise
 
 
 class RoundRecord(NamedTuple):
-    """One round: a draft, one target forward, the accepted tokens."""
+    """One row's share of a round: a draft, one target forward, the accepted tokens."""
 
     drafted: int  # draft tokens proposed
     accepted: int  # draft tokens emitted
     emitted: int  # tokens emitted, bonus token included
-    drafter_passes: int  # drafter forwards
+    drafter_passes: int  # drafter forwards, of all rows together
 
 
 @dataclass
 class SpecDecodingStats:
-    """Counts and wall-clock seconds of one `generate` call. A round is one target forward.
+    """Counts and wall-clock seconds of one `generate` call. A round is one target forward; tokens count in all rows.
 
     plain_rounds: rounds without a pass of the drafter.
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
     """
 
+    rounds: int = 0
     plain_rounds: int = 0
     drafter_passes: int = 0
     drafted: int = 0
@@ -44,19 +45,16 @@ class SpecDecodingStats:
             setattr(whole, each.name, sum((getattr(part, each.name) for part in parts), getattr(whole, each.name)))
         return whole
 
-    def observe(self, record: RoundRecord) -> None:
-        """Adds one finished round."""
-        self.records.append(record)
-        self.plain_rounds += record.drafter_passes == 0
-        self.drafter_passes += record.drafter_passes
-        self.drafted += record.drafted
-        self.accepted += record.accepted
-        self.emitted += record.emitted
-
-    @property
-    def rounds(self) -> int:
-        """Target forwards."""
-        return len(self.records)
+    def observe(self, *rows: RoundRecord) -> None:
+        """Adds one finished round of a batch, one record per row."""
+        self.rounds += 1
+        self.plain_rounds += rows[0].drafter_passes == 0
+        self.drafter_passes += rows[0].drafter_passes
+        self.records += rows
+        for row in rows:
+            self.drafted += row.drafted
+            self.accepted += row.accepted
+            self.emitted += row.emitted
 
     @property
     def acceptance_rate(self) -> float:
@@ -65,8 +63,8 @@ class SpecDecodingStats:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens emitted per round, bonus token included; plain decoding has 1."""
-        return self.emitted / self.rounds if self.rounds else 0.0
+        """Tokens emitted per row and round, bonus token included; plain decoding has 1."""
+        return self.emitted / len(self.records) if self.records else 0.0
 
     @property
     def accepted_per_position(self) -> list[int]:

@@ -2,6 +2,10 @@
 
 import torch
 from transformers import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+from transformers.generation import MaxTimeCriteria, StopStringCriteria
+
+# Criteria that judge each row by itself and remember nothing.
+ROW_INDEPENDENT_CRITERIA = (MaxTimeCriteria, StopStringCriteria)
 
 
 class StopRules:
@@ -22,6 +26,16 @@ class StopRules:
         self.walked = StoppingCriteriaList(
             criterion for criterion in criteria if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria)
         )
+
+    @property
+    def pads(self) -> bool:
+        """Whether a finished row is filled up with the padding token while others go on."""
+        return self.eos_token_ids is not None
+
+    @property
+    def is_row_independent(self) -> bool:
+        """Whether every criterion may be asked about one row at a time."""
+        return all(type(criterion) in ROW_INDEPENDENT_CRITERIA for criterion in self.walked)
 
     def ends(self, token_id: int, length: int) -> bool:
         """Whether a sequence that has `length` tokens, `token_id` last, is complete by length or end of sequence."""

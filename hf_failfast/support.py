@@ -44,22 +44,23 @@ def check_request(
     """Raises ValueError naming the first part of a prepared request that the loop does not support."""
     config = generation_config
     positions = num_positions(model)
+    mask = model_kwargs.get("attention_mask")
     refusals = {
         "encoder-decoder targets": model.config.is_encoder_decoder,
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
-        f"`num_return_sequences`={config.num_return_sequences}": (config.num_return_sequences or 1) > 1,
-        f"a batch of {input_ids.shape[0]} prompts (one at a time, please)": input_ids.shape[0] != 1,
         "`use_cache=False`": config.use_cache is False,
         f"`cache_implementation`={config.cache_implementation!r}": config.cache_implementation is not None,
         "`output_attentions`": config.return_dict_in_generate and config.output_attentions,
         "`output_hidden_states`": config.return_dict_in_generate and config.output_hidden_states,
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,
+        "an `attention_mask` that hides a whole prompt": mask is not None and not bool(mask.any(dim=-1).all()),
         f"a prompt of {input_ids.shape[-1]} tokens for a target with `max_position_embeddings`={positions}": (
             input_ids.shape[-1] > positions
         ),
     }
-    refusals |= _cache_refusals(model_kwargs.get("past_key_values"), input_ids.shape[-1])
+    refusals |= _batch_refusals(model, input_ids.shape[0])
+    refusals |= _cache_refusals(model_kwargs.get("past_key_values"), input_ids)
     # For a prompt without images, image models put an empty dict there.
     given = {name for name, value in model_kwargs.items() if not _is_nothing(value)}
     refusals |= {f"`{name}`": True for name in given - DERIVED_MODEL_KWARGS}
@@ -75,17 +76,26 @@ def _is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and not value)
 
 
-def _cache_refusals(past: Cache | None, prompt_length: int) -> dict[str, bool]:
+def _batch_refusals(model: PreTrainedModel, num_rows: int) -> dict[str, bool]:
+    """The rows of a batch see the slots through a 4-D mask, at positions of their own."""
+    config = model.config.get_text_config(decoder=True)
+    attention = config._attn_implementation
+    return {
+        f"a batch of {num_rows} prompts with `attn_implementation`={attention!r} (only 'sdpa' and 'eager' take the "
+        "mask of a batch; one prompt at a time is fine)": num_rows > 1 and attention not in ("sdpa", "eager"),
+    }
+
+
+def _cache_refusals(past: Cache | None, input_ids: torch.Tensor) -> dict[str, bool]:
     """The cache of an earlier call must be a dynamic one, and the prompt must repeat its text and go on."""
     if past is None:
         return {}
-    cached = past.get_seq_length()
-    return {
-        f"a {type(past).__name__} as `past_key_values`": type(past) is not DynamicCache,
-        f"a prompt of {prompt_length} tokens for `past_key_values` that hold {cached} of them": (
-            cached > 0 and cached >= prompt_length
-        ),
-    }
+    refusals = {f"a {type(past).__name__} as `past_key_values`": type(past) is not DynamicCache}
+    if type(past) is DynamicCache and (cached := past.get_seq_length()):
+        (num_rows, length), held = input_ids.shape, past.layers[0].keys.shape[0]
+        refusals[f"a batch of {num_rows} prompts for `past_key_values` of {held}"] = num_rows != held
+        refusals[f"a prompt of {length} tokens for `past_key_values` that hold {cached} of them"] = cached >= length
+    return refusals
 
 
 def warn_of_int8_outliers(model: PreTrainedModel) -> None:
@@ -110,18 +120,3 @@ def draft_bound(model: PreTrainedModel, max_length: int, padding: int = 0) -> in
     """How long a text of at most `max_length` tokens, leading padding included, may get by drafting: the target adds a
     token to every round, so a draft leaves room for it, and it stays within the target's positions."""
     return min(max_length - 1, padding + num_positions(model))
-
-
-def left_padding(attention_mask: torch.Tensor | None) -> int:
-    """How many leading positions of one prompt's mask (1, n) are padding. Raises ValueError on padding elsewhere."""
-    if attention_mask is None:
-        return 0
-    padding = int((attention_mask == 0).sum())
-    if padding == attention_mask.shape[1]:
-        raise ValueError("`attention_mask` hides the whole prompt; an empty prompt is not supported.")
-    if not bool(attention_mask[:, padding:].all()):
-        raise ValueError(
-            "`attention_mask` must hide a prefix of the prompt (left padding); others are not supported. If none was "
-            "passed, transformers took ids that equal `pad_token_id` for padding: pass a mask of ones."
-        )
-    return padding

@@ -1,58 +1,167 @@
-"""The text of one generation as it grows."""
+"""The texts of one generation as they grow."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from transformers.generation import BaseStreamer
 
+from .rows import Rows, indices, is_even
 
-@dataclass
+
 class GeneratedText:
-    """The sequence so far, in a buffer of the longest it can get, with what the caller asked to be recorded."""
+    """The sequences of a batch so far, and what the caller asked to be recorded of every emitted token.
 
-    prompt: torch.Tensor  # (1, n)
-    padding: int  # leading positions that the models never see
-    max_length: int
-    generation_config: GenerationConfig
-    scores: tuple[torch.Tensor, ...] | None = None  # one (1, vocabulary) per emitted token
-    logits: tuple[torch.Tensor, ...] | None = None
-    length: int = field(init=False)
-    streamed: int = field(init=False)
+    There are two views of a row. By column, as the caller, processors and criteria see it: the prompt with its
+    padding, and the new tokens behind the prompts' common end. And `known`, as target and drafter see it: only what
+    the attention mask does not hide, and nothing between.
 
-    def __post_init__(self) -> None:
-        self.length = self.streamed = self.prompt.shape[1]
-        self.device = self.prompt.device
-        self._buffer = self.prompt.new_empty(1, max(self.max_length, self.length))
-        self._buffer[:, : self.length] = self.prompt
-        if self.generation_config.return_dict_in_generate:
-            self.scores = () if self.generation_config.output_scores else None
-            self.logits = () if self.generation_config.output_logits else None
+    lengths: columns in use, per row.
+    finished: whether the row is complete, per row; its columns behind the end hold the padding token.
+    running: the rows that take part in the rounds, finished ones that owe a pass included. The rows of every tensor
+        of a round are these, in this order.
+    """
+
+    def __init__(
+        self, prompt: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: GenerationConfig
+    ) -> None:
+        num_rows, self.prompt_length = prompt.shape
+        self.device = prompt.device
+        self.lengths = [self.prompt_length] * num_rows
+        self.finished = [False] * num_rows
+        self.running = list(range(num_rows))
+        self.streamed = self.prompt_length
+        self.pad_token_id = generation_config._pad_token_tensor
+        self._ids = prompt
+        self._prompt_columns = [torch.arange(self.prompt_length, device=self.device)] * num_rows
+        self._compact: torch.Tensor | None = None  # the known ids, where they are not the columns themselves
+        if attention_mask is not None and not bool(attention_mask.all()):
+            self._prompt_columns = [row.nonzero()[:, 0].to(self.device) for row in attention_mask]
+            known = [ids[columns] for ids, columns in zip(prompt, self._prompt_columns, strict=True)]
+            self._compact = pad_sequence(known, batch_first=True)
+        self.num_hidden = [self.prompt_length - len(columns) for columns in self._prompt_columns]
+        records = generation_config.return_dict_in_generate
+        self._scores = Record(num_rows) if records and generation_config.output_scores else None
+        self._logits = Record(num_rows) if records and generation_config.output_logits else None
 
     @property
-    def ids(self) -> torch.Tensor:
-        """All ids (1, length), padding included: what processors, criteria and the caller see."""
-        return self._buffer[:, : self.length]
+    def num_rows(self) -> int:
+        return len(self.lengths)
 
     @property
-    def visible(self) -> torch.Tensor:
-        """The ids without padding: what target and drafter see."""
-        return self._buffer[:, self.padding : self.length]
+    def length(self) -> int:
+        """Columns of the longest row."""
+        return max(self.lengths)
 
-    def append(self, token_ids: torch.Tensor, scores: torch.Tensor, logits: torch.Tensor) -> None:
-        """Adds m tokens (1, m) with their processed and raw scores (1, m, vocabulary)."""
-        count = token_ids.shape[1]
-        self._buffer[:, self.length : self.length + count] = token_ids
-        self.length += count
-        if self.scores is not None:
-            self.scores += scores.unbind(dim=1)
-        if self.logits is not None:
-            self.logits += logits.unbind(dim=1)
+    @property
+    def unfinished(self) -> list[int]:
+        """The rows that are not complete."""
+        return [row for row in self.running if not self.finished[row]]
 
-    def emit(self, streamer: BaseStreamer | None) -> int:
-        """Hands the tokens added since the last call to the streamer, and counts them."""
-        count = self.length - self.streamed
-        if streamer is not None:
-            streamer.put(self._buffer[:, self.streamed : self.length].cpu())
-        self.streamed = self.length
-        return count
+    @property
+    def known(self) -> Rows:
+        """What the models see of the running rows."""
+        lengths = [self.lengths[row] - self.num_hidden[row] for row in self.running]
+        ids = self._ids if self._compact is None else self._compact
+        if len(lengths) < self.num_rows:
+            ids = ids[self.running]
+        return Rows(ids[:, : max(lengths)], lengths)
+
+    def ids(self, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """The columns (B, longest) of all or the given rows: what processors, criteria and the caller see."""
+        lengths = self.lengths if rows is None else [self.lengths[row] for row in rows]
+        ids = self._ids[:, : max(lengths)]
+        if rows is not None and len(rows) < self.num_rows:
+            ids = ids[list(rows)]
+        if is_even(lengths) or self.pad_token_id is None:
+            return ids
+        is_behind = torch.arange(ids.shape[1], device=self.device) >= indices(lengths, 1, self.device)
+        return torch.where(is_behind, self.pad_token_id.to(self.device), ids)
+
+    def columns(self, row: int) -> torch.Tensor:
+        """The columns of a row's known tokens, ascending."""
+        new = torch.arange(self.prompt_length, self.lengths[row], device=self.device)
+        return torch.cat([self._prompt_columns[row], new])
+
+    def append(
+        self,
+        rows: Sequence[int],
+        token_ids: torch.Tensor,  # (r, m), in the order of `rows`
+        counts: Sequence[int],  # how many of them to add to each row
+        scores: torch.Tensor,  # processed, (r, m, vocabulary)
+        logits: torch.Tensor,  # raw, (r, m, vocabulary)
+    ) -> None:
+        """Adds tokens to the rows, and what they were chosen by to the records."""
+        token_ids = token_ids[:, : max(counts)]
+        starts = [self.lengths[row] for row in rows]
+        self._ids = _write(self._ids, rows, starts, token_ids)
+        if self._compact is not None:
+            known = [start - self.num_hidden[row] for row, start in zip(rows, starts, strict=True)]
+            self._compact = _write(self._compact, rows, known, token_ids)
+        for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            self.lengths[row] += count
+            for record, values in ((self._scores, scores), (self._logits, logits)):
+                if record is not None:
+                    record.add(row, values[index, :count])
+
+    def scores(self, rows: Sequence[int] | None = None) -> tuple[torch.Tensor, ...] | None:
+        """Processed scores (B, vocabulary) of all or the given rows, one entry per emitted token, if recorded."""
+        return None if self._scores is None else self._scores.steps(rows, self.pad_token_id)
+
+    def logits(self) -> tuple[torch.Tensor, ...] | None:
+        """Raw scores (B, vocabulary), one entry per emitted token, if recorded."""
+        return None if self._logits is None else self._logits.steps(None, self.pad_token_id)
+
+    def stream(self, streamer: BaseStreamer) -> None:
+        """Hands over what is new: for one row all of a round's tokens at once, (1, m), as transformers' assisted
+        decoding does; for several column by column, (B,), as soon as no row can change it any more."""
+        if self.num_rows == 1:
+            streamer.put(self._ids[:, self.streamed : self.length].cpu())
+            self.streamed = self.length
+            return
+        complete = min((self.lengths[row] for row in self.unfinished), default=self.length)
+        for column in self.ids()[:, self.streamed : complete].cpu().unbind(dim=1):
+            streamer.put(column)
+        self.streamed = complete
+
+
+class Record:
+    """One vector per emitted token, row by row."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._rows: list[list[torch.Tensor]] = [[] for _ in range(num_rows)]
+        self._steps: list[torch.Tensor] = []  # for several rows: those steps that are complete
+
+    def add(self, row: int, values: torch.Tensor) -> None:
+        """Adds the vectors of m tokens, (m, vocabulary)."""
+        self._rows[row] += values.split(1)
+
+    def steps(self, rows: Sequence[int] | None, pad_token_id: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """One tensor (B, vocabulary) per step. Behind its end a row can only go on with the padding token: its score
+        is 0 there, and all others are the lowest there is."""
+        if len(self._rows) == 1 or (rows is not None and len(rows) == 1):
+            return tuple(self._rows[0 if rows is None else rows[0]])
+        for step in range(len(self._steps), max(map(len, self._rows))):
+            values = [row[step] if step < len(row) else None for row in self._rows]
+            behind = torch.full_like(next(value for value in values if value is not None), torch.finfo().min)
+            if pad_token_id is not None:
+                behind[:, pad_token_id] = 0
+            self._steps.append(torch.cat([behind if value is None else value for value in values]))
+        return tuple(self._steps)
+
+
+def _write(buffer: torch.Tensor, rows: Sequence[int], starts: Sequence[int], token_ids: torch.Tensor) -> torch.Tensor:
+    """The buffer with tokens (r, m) written from `starts` on; twice as wide when it is full."""
+    end = max(starts) + token_ids.shape[1]
+    if end > buffer.shape[1]:
+        buffer = pad(buffer, (0, 2 * end - buffer.shape[1]))
+    if len(rows) == len(buffer) and is_even(starts):
+        buffer[:, starts[0] : end] = token_ids
+    else:
+        columns = indices(starts, token_ids.shape[1], buffer.device)
+        buffer[torch.tensor(rows, device=buffer.device)[:, None], columns] = token_ids
+    return buffer

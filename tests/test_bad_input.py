@@ -241,7 +241,6 @@ def test_a_drafter_with_fewer_positions_than_the_text(family: str, kind: str, po
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "num_beams": ({"num_beams": 4}, "`num_beams`=4"),
-    "num_return_sequences": ({"num_return_sequences": 2, "do_sample": True}, "`num_return_sequences`=2"),
     "use_cache": ({"use_cache": False}, "`use_cache=False`"),
     "static cache": ({"cache_implementation": "static"}, "`cache_implementation`='static'"),
     "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
@@ -265,14 +264,6 @@ def test_unsupported_requests_are_named(name: str) -> None:
         target("llama").generate(
             prompt(9), assistant_model=drafter("canvas"), custom_generate="hf_failfast", **arguments
         )
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_batch_is_refused(loop: str) -> None:
-    """Only the first prompt of a batch would be answered."""
-    message = "batch of 2 prompts" if loop == "failfast" else "batch_size = 1"
-    with pytest.raises(ValueError, match=message):
-        LOOPS[loop](target("llama"), prompt(9).repeat(2, 1), drafter("canvas"), max_new_tokens=3)
 
 
 def test_an_encoder_decoder_is_refused() -> None:
@@ -302,15 +293,6 @@ def test_an_empty_prompt() -> None:
     """There is no row to predict the first token from: an index error deep in the model."""
     with pytest.raises(ValueError, match="[Ee]mpty prompt"):
         failfast(target("llama"), torch.zeros(1, 0, dtype=torch.long), drafter("canvas"), max_new_tokens=3)
-
-
-@pytest.mark.parametrize(
-    "mask", [[1, 1, 1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 1, 1, 1, 1]]
-)
-def test_a_mask_with_holes_is_refused(mask: list[int]) -> None:
-    """Hidden tokens behind the first visible one would be shown to the model."""
-    with pytest.raises(ValueError, match="`attention_mask` must hide a prefix"):
-        failfast(target("llama"), prompt(9), drafter("canvas"), attention_mask=torch.tensor([mask]), max_new_tokens=3)
 
 
 def test_a_mask_that_hides_everything_is_refused() -> None:

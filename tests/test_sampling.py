@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot, pad
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
-from hf_failfast import decoding, scoring, verification
+from hf_failfast import acceptance, scoring, verification
 from hf_failfast.drafters import DiffusionDrafter
 from hf_failfast.drafters.denoising import Denoising
 from hf_failfast.drafters.masked import DraftingOptions, MaskedDrafter
@@ -204,7 +204,7 @@ def never_repeats_the_rejected_token(draft_ids: torch.Tensor, token_ids: torch.T
 
 @pytest.mark.parametrize("mutant", [accepts_the_draft_too_often, never_repeats_the_rejected_token])
 def test_the_proof_rejects_mutants_of_matching(pair: Pair, monkeypatch: pytest.MonkeyPatch, mutant: Any) -> None:
-    monkeypatch.setattr(decoding, "verify", mutant)
+    monkeypatch.setattr(acceptance, "verify", mutant)
     assert fit(pair, pair.drafter(), TEMPERATURE) < 1e-6
 
 
@@ -243,7 +243,8 @@ class Coupled(LlamaForCausalLM):
         logits[:, -1] = 4.0 * one_hot(self.pairs[:, 1], SIZE).float().sum(dim=0)
         for first, second in self.pairs:
             logits[:, -2] += 5.0 * (input_ids[:, -1:] == second) * one_hot(first, SIZE)
-        return CausalLMOutput(logits=logits[:, logits_to_keep])
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return CausalLMOutput(logits=logits[:, kept])
 
 
 def coupled(pair: Pair) -> DiffusionDrafter:

@@ -1,7 +1,7 @@
 """Diffusion language models as drafters."""
 
-from .base import DiffusionDrafter, Draft, DraftSession
+from .base import BatchSession, DiffusionDrafter, Draft, DraftSession, start
 from .loading import load_drafter
 from .spec import DrafterSpec
 
-__all__ = ["DiffusionDrafter", "Draft", "DraftSession", "DrafterSpec", "load_drafter"]
+__all__ = ["BatchSession", "DiffusionDrafter", "Draft", "DraftSession", "DrafterSpec", "load_drafter", "start"]

@@ -1,7 +1,8 @@
 """The attention patterns of diffusion language models: what a pass feeds, sees, and leaves behind.
 
 Positions are absolute. `clean_end` is the number of known tokens (accepted and drafted so far); the positions from
-there on hold noise in the pass. A pattern answers three questions and knows nothing of models, caches or policies.
+there on hold noise in the pass. A pattern answers three questions and knows nothing of models, caches or policies. The
+limits of a batch are computed at once: numbers that differ between its rows are then tensors (B, 1).
 """
 
 from abc import ABC, abstractmethod
@@ -9,6 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 
 from .spec import DrafterSpec
+
+Bound = int | torch.Tensor
 
 
 class AttentionPattern(ABC):
@@ -22,8 +25,8 @@ class AttentionPattern(ABC):
         """(number of noise positions to feed, number of tokens to read) for a pass that should yield `wanted` >= 1."""
 
     @abstractmethod
-    def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
-        """For each fed position (q,), the end (exclusive) of the slots that its row sees."""
+    def limit(self, positions: torch.Tensor, clean_end: Bound, window_end: Bound) -> torch.Tensor:
+        """For each fed position (q,) or (B, q), the end (exclusive) of the slots that its row sees."""
 
     @abstractmethod
     def final_length(self, clean_end: int) -> int:
@@ -40,7 +43,7 @@ class CausalCanvas(AttentionPattern):
     def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
         return wanted - self.shift, wanted
 
-    def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
+    def limit(self, positions: torch.Tensor, clean_end: Bound, window_end: Bound) -> torch.Tensor:
         return torch.where(positions < clean_end, positions + 1, window_end)
 
     def final_length(self, clean_end: int) -> int:
@@ -63,7 +66,7 @@ class BlockCausal(AttentionPattern):
         to_edge = self.block_size - clean_end % self.block_size
         return to_edge, min(wanted, to_edge)
 
-    def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
+    def limit(self, positions: torch.Tensor, clean_end: Bound, window_end: Bound) -> torch.Tensor:
         block_end = (positions // self.block_size + 1) * self.block_size
         return block_end.clamp(max=window_end)
 
@@ -82,7 +85,7 @@ class FreeBlocks(BlockCausal):
     def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
         return self.block_size, min(wanted, self.block_size)
 
-    def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
+    def limit(self, positions: torch.Tensor, clean_end: Bound, window_end: Bound) -> torch.Tensor:
         clean = super().limit(positions, clean_end, clean_end)
         return torch.where(positions < clean_end, clean, window_end)
 
@@ -96,8 +99,8 @@ class Bidirectional(AttentionPattern):
     def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
         return wanted, wanted
 
-    def limit(self, positions: torch.Tensor, clean_end: int, window_end: int) -> torch.Tensor:
-        return torch.full_like(positions, window_end)
+    def limit(self, positions: torch.Tensor, clean_end: Bound, window_end: Bound) -> torch.Tensor:
+        return torch.zeros_like(positions) + window_end
 
     def final_length(self, clean_end: int) -> int:
         return 0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from ..config import FailFastConfig
 from ..length_policy import LengthPolicy
+from ..rows import Rows, indices, is_even
 from .made_for import MadeFor
 
 if TYPE_CHECKING:
@@ -20,27 +22,32 @@ if TYPE_CHECKING:
 class Chunk(NamedTuple):
     """Tokens and confidences that one drafting step added."""
 
-    token_ids: torch.Tensor  # (1, n)
-    confidence: torch.Tensor  # (1, n), fp32, a function of the tokens before: never of the one that was drawn
+    token_ids: torch.Tensor  # (B, n)
+    confidence: torch.Tensor  # (B, n), fp32, a function of the tokens before: never of the one that was drawn
     passes: int  # drafter forwards it took
-    probs: torch.Tensor | None = None  # (1, n, V), fp32: the distributions that the tokens were drawn from, if any
+    probs: torch.Tensor | None = None  # (B, n, V), fp32: the distributions that the tokens were drawn from, if any
 
 
-def concatenate_probs(chunks: Iterable[Chunk]) -> torch.Tensor | None:
-    """The distributions (1, n, V) of consecutive chunks; None if their tokens were not drawn."""
+def concatenate_probs(chunks: Sequence[Chunk]) -> torch.Tensor | None:
+    """The distributions (B, n, V) of consecutive chunks; None if their tokens were not drawn."""
     probs = [chunk.probs for chunk in chunks if chunk.probs is not None]
     return torch.cat(probs, dim=1) if probs else None
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What the drafter proposes in a round; k may be 0."""
+    """What the drafter proposes in a round; k, the length of the longest row, may be 0."""
 
-    token_ids: torch.Tensor  # (1, k)
-    confidence: torch.Tensor  # (1, k), fp32
+    token_ids: torch.Tensor  # (B, k)
+    confidence: torch.Tensor  # (B, k), fp32
     passes: int  # drafter forwards
     host_reads: int
-    probs: torch.Tensor | None = None  # (1, k, V), fp32: what the tokens were drawn from
+    probs: torch.Tensor | None = None  # (B, k, V), fp32: what the tokens were drawn from
+    lengths: list[int] = field(default_factory=list)  # of each row; what stands behind it means nothing; default k
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            self.lengths.extend([len(self)] * self.token_ids.shape[0])
 
     def __len__(self) -> int:
         return self.token_ids.shape[1]
@@ -86,46 +93,148 @@ class DraftSession(ABC):
         assert not self.target_layers, f"{type(self).__name__} asks for hidden states and does not take them"
 
 
+class BatchSession(ABC):
+    """A drafter at work on the rows of a batch: what the loop drives. As `DraftSession`, row by row."""
+
+    target_layers: tuple[int, ...] = ()
+    temperature: float = 0.0
+
+    @abstractmethod
+    def draft_rows(self, text: Rows, policy: LengthPolicy, max_tokens: Sequence[int]) -> Draft:
+        """Drafts up to `max_tokens[b]` tokens after the accepted ones of row b; none where that is < 1."""
+
+    @abstractmethod
+    def accept_rows(self, num_accepted: Sequence[int]) -> None:
+        """The first `num_accepted[b]` tokens of row b's last draft became part of its sequence."""
+
+    @abstractmethod
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """All other rows are complete: forget them."""
+
+    def observe_rows(self, hidden_states: Sequence[torch.Tensor]) -> None:
+        """Per row the target's hidden states (1, m, width of all `target_layers`) of its next m tokens."""
+        assert not self.target_layers, f"{type(self).__name__} asks for hidden states and does not take them"
+
+
+class RowSessions(BatchSession):
+    """One session per row, one after the other: any drafter drafts for a batch in this way."""
+
+    def __init__(self, sessions: Sequence[DraftSession]) -> None:
+        self.sessions = list(sessions)
+        self.target_layers = self.sessions[0].target_layers
+
+    def draft_rows(self, text: Rows, policy: LengthPolicy, max_tokens: Sequence[int]) -> Draft:
+        for session in self.sessions:
+            session.temperature = self.temperature
+        rows = zip(self.sessions, text.values, text.lengths, max_tokens, strict=True)
+        return stack([session.draft(ids[None, :length], policy, limit) for session, ids, length, limit in rows])
+
+    def accept_rows(self, num_accepted: Sequence[int]) -> None:
+        for session, count in zip(self.sessions, num_accepted, strict=True):
+            session.accept(count)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        self.sessions = [self.sessions[row] for row in rows]
+
+    def observe_rows(self, hidden_states: Sequence[torch.Tensor]) -> None:
+        for session, states in zip(self.sessions, hidden_states, strict=True):
+            session.observe(states)
+
+
+def stack(drafts: Sequence[Draft]) -> Draft:
+    """The drafts of single rows as one, on the first one's device."""
+    if len(drafts) == 1:
+        return drafts[0]
+    longest, device = max(map(len, drafts)), drafts[0].token_ids.device
+
+    def joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        longer = (pad(row.to(device), (0, 0) * (row.ndim - 2) + (0, longest - row.shape[1])) for row in rows)
+        return torch.cat(list(longer))
+
+    drawn = next((draft.probs for draft in drafts if draft.probs is not None), None)
+    none = None if drawn is None else drawn[:, :0]  # of a row without a draft
+    return Draft(
+        joined([draft.token_ids for draft in drafts]),
+        joined([draft.confidence for draft in drafts]),
+        sum(draft.passes for draft in drafts),
+        sum(draft.host_reads for draft in drafts),
+        None if none is None else joined([none if draft.probs is None else draft.probs for draft in drafts]),
+        [len(draft) for draft in drafts],
+    )
+
+
+def draft_by_chunks(
+    draft_chunk: Callable[[torch.Tensor, int], Chunk],
+    caps: Sequence[int],
+    num_tokens: int,
+    policy: LengthPolicy,
+    eos_token_ids: torch.Tensor | None,
+    device: torch.device,
+) -> Draft:
+    """FailFast's chunk rule, for every row of a batch.
+
+    One chunk at a time until the policy stops, the row's cap or an end-of-sequence token is reached. The chunk that
+    made the policy stop is kept; tokens behind an end of sequence are not. A row that has stopped goes along with the
+    others at no other cost than its share of their passes.
+
+    draft_chunk: makes `length` more tokens of every row behind those drafted so far (B, d).
+    caps: the longest draft of each row; may be < 1.
+    num_tokens: accepted tokens of the longest row.
+    """
+    drafted = torch.zeros(len(caps), 0, dtype=torch.long, device=device)
+    confidence = torch.zeros(len(caps), 0, device=device)
+    lengths = [0] * len(caps)
+    is_drafting = policy.start_draft(len(caps), num_tokens, max(caps))
+    growing = [row for row, cap in enumerate(caps) if is_drafting and cap > 0]
+    chunks: list[Chunk] = []
+    host_reads = 0
+    while growing:
+        start = drafted.shape[1]
+        chunk = draft_chunk(drafted, min(policy.chunk_length, max(caps[row] for row in growing) - start))
+        chunks.append(chunk)
+        drafted = torch.cat([drafted, chunk.token_ids.to(device)], dim=1)
+        confidence = torch.cat([confidence, chunk.confidence.to(device)], dim=1)
+        can_extend = [row for row in growing if drafted.shape[1] < caps[row]]
+        kept, extend, reads = policy.decide(chunk.confidence, _ends(chunk.token_ids, eos_token_ids), bool(can_extend))
+        host_reads += reads
+        for row in growing:
+            lengths[row] = min(start + kept[row], caps[row])
+        growing = [row for row in can_extend if extend[row]]
+    if is_drafting:
+        lengths = policy.cut(lengths)
+    longest, passes = max(lengths), sum(chunk.passes for chunk in chunks)
+    probs = concatenate_probs(chunks)
+    if probs is not None:
+        probs = probs[:, :longest]
+        if not is_even(lengths):  # nothing was drafted behind the end of a row
+            is_drafted = torch.arange(longest, device=probs.device) < indices(lengths, 1, probs.device)
+            probs = probs * is_drafted[..., None]
+    return Draft(drafted[:, :longest], confidence[:, :longest], passes, host_reads, probs, lengths)
+
+
+def _ends(token_ids: torch.Tensor, eos_token_ids: torch.Tensor | None) -> torch.Tensor | None:
+    """How many of the tokens (B, n) there are up to the first end of sequence, (B,); 0 without one."""
+    if eos_token_ids is None:
+        return None
+    is_eos = torch.isin(token_ids, eos_token_ids)
+    return (is_eos.long().argmax(dim=1) + 1) * is_eos.any(dim=1)
+
+
 class ChunkedSession(DraftSession):
     """A session that drafts by FailFast's chunk rule; its drafter says how a chunk is made."""
 
     def draft(self, token_ids: torch.Tensor, policy: LengthPolicy, max_tokens: int) -> Draft:
-        """Drafts up to `max_tokens` tokens after the accepted ones (1, n): FailFast's chunk rule.
-
-        One chunk at a time until the policy stops, the cap or an end-of-sequence token is reached. The chunk that
-        made the policy stop is kept; tokens behind an end of sequence are not.
-        """
+        """Drafts up to `max_tokens` tokens after the accepted ones (1, n): see `draft_by_chunks`."""
         self.num_tokens = token_ids.shape[1]
         cap = min(policy.max_draft_length, max_tokens, self.max_draft_length(self.num_tokens))
-        drafted = token_ids[:, :0]
-        confidence = torch.zeros(1, 0, device=token_ids.device)
-        chunks: list[Chunk] = []
-        passes = host_reads = 0
-        is_drafting = extend = policy.start_draft(1, self.num_tokens, cap)
-        while extend:
-            length = min(policy.chunk_length, cap - drafted.shape[1])
-            chunk = self.draft_chunk(token_ids, drafted, length)
-            passes += chunk.passes
-            drafted = torch.cat([drafted, chunk.token_ids.to(drafted.device)], dim=1)
-            confidence = torch.cat([confidence, chunk.confidence.to(confidence.device)], dim=1)
-            can_extend = drafted.shape[1] < cap
-            (kept,), (extend,), reads = policy.decide(chunk.confidence, self._ends(chunk.token_ids), can_extend)
-            host_reads += reads
-            cut = drafted.shape[1] - length + kept
-            drafted, confidence = drafted[:, :cut], confidence[:, :cut]
-            chunks.append(chunk)
-        if is_drafting:
-            (cut,) = policy.cut([drafted.shape[1]])
-            drafted, confidence = drafted[:, :cut], confidence[:, :cut]
-        probs = concatenate_probs(chunks)
-        return Draft(drafted, confidence, passes, host_reads, None if probs is None else probs[:, : drafted.shape[1]])
-
-    def _ends(self, token_ids: torch.Tensor) -> torch.Tensor | None:
-        """How many of the tokens (1, n) there are up to the first end of sequence, (1,); 0 without one."""
-        if self.eos_token_ids is None:
-            return None
-        is_eos = torch.isin(token_ids, self.eos_token_ids)
-        return (is_eos.long().argmax(dim=1) + 1) * is_eos.any(dim=1)
+        return draft_by_chunks(
+            lambda drafted, length: self.draft_chunk(token_ids, drafted, length),
+            [cap],
+            self.num_tokens,
+            policy,
+            self.eos_token_ids,
+            token_ids.device,
+        )
 
     @abstractmethod
     def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
@@ -151,3 +260,22 @@ class DiffusionDrafter(ABC):
     @abstractmethod
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
         """A session for one sequence of at most `capacity` tokens. Raises ValueError if the target does not fit."""
+
+    def start_batch(
+        self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None, num_rows: int
+    ) -> BatchSession:
+        """A session for `num_rows` > 1 sequences at once; by default one session for each, one after the other."""
+        return RowSessions([self.start(target, capacity, eos_token_ids) for _ in range(num_rows)])
+
+
+def start(
+    drafter: DiffusionDrafter,
+    target: PreTrainedModel,
+    capacity: int,
+    eos_token_ids: torch.Tensor | None,
+    num_rows: int,
+) -> BatchSession:
+    """A session for all rows of a batch, which may be one."""
+    if num_rows == 1:
+        return RowSessions([drafter.start(target, capacity, eos_token_ids)])
+    return drafter.start_batch(target, capacity, eos_token_ids, num_rows)

@@ -1,6 +1,5 @@
 """How masked positions become tokens: what a pass chooses, and which of its choices stay."""
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,19 +35,16 @@ class Denoising:
         return self.steps == 1 and self.threshold is None
 
     def choose(self, confidence: torch.Tensor, masked: torch.Tensor, step: int, in_order: bool) -> torch.Tensor:
-        """Which of the still masked positions (1, n) pass number `step` (from 0) fixes, as bools (1, n).
+        """Which of the still masked positions (B, n) pass number `step` (from 0) fixes, as bools (B, n).
 
         in_order: the first positions instead of the most confident ones. So it must be with drawn tokens: one that was
             drawn given a later token has no q of its own that rejection sampling could use.
         """
         positions = torch.arange(masked.shape[1], device=masked.device)
         rank = -positions.expand_as(confidence).float() if in_order else confidence
-        count = 1
-        if self.threshold is None:
-            remaining = int(masked.sum())  # host sync: how many a step fixes
-            count = math.ceil(remaining / max(self.steps - step, 1))
-        first = rank.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :count]
-        fixed = torch.zeros_like(masked).scatter(1, first, True)
+        count = masked.sum(dim=1, keepdim=True) / max(self.steps - step, 1) if self.threshold is None else 1
+        order = rank.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        fixed = order.argsort(dim=1) < count
         if self.threshold is not None:
             fixed |= confidence > self.threshold
             if in_order:

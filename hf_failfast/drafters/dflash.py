@@ -68,6 +68,7 @@ class DFlashBody(nn.Module):
             mask = self._mask(index, positions[-block.shape[1] :], end)
             hidden = hidden + self._attend(index, layer.input_layernorm(hidden), context, rotation, mask, cache)
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        cache.advance(context.shape[1] + block.shape[1])
         normed: torch.Tensor = self.norm(hidden)
         return normed
 
@@ -135,6 +136,7 @@ class NativeDFlashBody(nn.Module):
         hidden: torch.Tensor = self.model(
             noise_embeds=block, context_hidden_states=features, attention_mask=masks, past_key_values=cache
         ).last_hidden_state
+        cache.advance(features.shape[1] + block.shape[1])
         return hidden
 
 

@@ -66,6 +66,7 @@ class DiffusionGemmaSession(ChunkedSession):
         self.model.model.encoder.language_model(
             input_ids=known[:, start:], position_ids=positions[:, start:end], past_key_values=self.cache
         )
+        self.cache.advance(end - start)
         logits = self.model(
             decoder_input_ids=torch.randint(
                 self.own_vocab_size, (1, length), generator=self.generator, device=self.device

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 
 from ..config import FailFastConfig
-from ..runners import CausalLM, EagerRunner
+from ..length_policy import LengthPolicy
+from ..rows import Rows, is_even
+from ..runners import CausalLM, EagerRunner, feed
 from .attention import attention_pattern
-from .base import Chunk, ChunkedSession, DiffusionDrafter, DraftSession, concatenate_probs
+from .base import (
+    BatchSession,
+    Chunk,
+    ChunkedSession,
+    DiffusionDrafter,
+    Draft,
+    DraftSession,
+    concatenate_probs,
+    draft_by_chunks,
+)
 from .denoising import Denoising, DraftTokens, choose_tokens
 from .dit import DiT
 from .reference import ReferenceSession
@@ -59,17 +71,35 @@ class MaskedDrafter(DiffusionDrafter):
             raise ValueError("`mode='reference'` is Fast-dLLM v2's: block_causal attention with shift 1.")
 
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
+        if self.options.mode == "reference":
+            model, vocab_size = self._fit(target)
+            return ReferenceSession(model, self.spec, capacity, vocab_size, eos_token_ids)
+        return self._start(target, capacity, eos_token_ids, 1)
+
+    def start_batch(
+        self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None, num_rows: int
+    ) -> BatchSession:
+        if self.options.mode == "reference":
+            return super().start_batch(target, capacity, eos_token_ids, num_rows)
+        return self._start(target, capacity, eos_token_ids, num_rows)
+
+    def _start(
+        self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None, num_rows: int
+    ) -> MaskedSession:
+        model, vocab_size = self._fit(target)
+        return MaskedSession(model, self.spec, capacity, vocab_size, eos_token_ids, self.options, num_rows)
+
+    def _fit(self, target: PreTrainedModel) -> tuple[CausalLM, int]:
+        """The body as it drafts for this target, and the target's vocabulary."""
         vocab_size = target.config.get_text_config(decoder=True).vocab_size
         check_vocabulary(self.model.config.get_text_config(decoder=True).vocab_size, vocab_size)
         model = self.model.attach(target) if isinstance(self.model, SharedBody) else cast(CausalLM, self.model)
-        if self.options.mode == "reference":
-            return ReferenceSession(model, self.spec, capacity, vocab_size, eos_token_ids)
-        return MaskedSession(model, self.spec, capacity, vocab_size, eos_token_ids, self.options)
+        return model, vocab_size
 
 
-class MaskedSession(ChunkedSession):
+class MaskedSession(ChunkedSession, BatchSession):
     """Drafts by filling masked positions. Final K/V stay in slots, so that no pass re-reads the prefix: the pass that
-    drafts also commits the newly accepted tokens."""
+    drafts also commits the newly accepted tokens. The rows of a batch share each pass."""
 
     def __init__(
         self,
@@ -79,6 +109,7 @@ class MaskedSession(ChunkedSession):
         vocab_size: int,  # ids from here on are unknown to the target
         eos_token_ids: torch.Tensor | None,
         options: DraftingOptions = DraftingOptions(),
+        num_rows: int = 1,
     ) -> None:
         self.device = model.device
         super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
@@ -91,71 +122,122 @@ class MaskedSession(ChunkedSession):
         self.denoising = options.denoising
         self.pattern = attention_pattern(spec, options.prefix_block)
         self.runner = EagerRunner(model)
-        self.cache = self.runner.new_cache((capacity // block + 2) * block)
+        self.cache = self.runner.new_cache((capacity // block + 2) * block, num_rows)
         self.last_position = max_positions // block * block
         self.generator = torch.Generator(self.device).manual_seed(0)
+        self.row_lengths: list[int] = []  # accepted tokens of each row at the time of the last draft
+
+    def draft_rows(self, text: Rows, policy: LengthPolicy, max_tokens: Sequence[int]) -> Draft:
+        self.row_lengths = text.lengths
+        longest = policy.max_draft_length
+        return draft_by_chunks(
+            lambda drafted, length: self._draft_chunk(text.append(drafted), length),
+            [min(longest, room, self.max_draft_length(n)) for room, n in zip(max_tokens, text.lengths, strict=True)],
+            max(text.lengths),
+            policy,
+            self.eos_token_ids,
+            text.values.device,
+        )
+
+    def accept_rows(self, num_accepted: Sequence[int]) -> None:
+        self._forget([length + count for length, count in zip(self.row_lengths, num_accepted, strict=True)])
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        self.cache.keep(rows)
+
+    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
+        return self._draft_chunk(Rows.full(torch.cat([token_ids, drafted], dim=1)), length)
+
+    def accept(self, num_accepted: int) -> None:
+        self._forget([self.num_tokens + num_accepted])
 
     def max_draft_length(self, num_tokens: int) -> int:
         return self.last_position - num_tokens
 
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        known = torch.cat([token_ids, drafted], dim=1).to(self.device).clamp(max=self.last_id)
-        first = known.shape[1]
+    def _draft_chunk(self, known: Rows, length: int) -> Chunk:
+        """`length` tokens behind the known ones of each row, in as many passes as the attention pattern asks for."""
+        known = Rows(known.values.to(self.device).clamp(max=self.last_id), known.lengths)
+        missing = [length] * len(known.lengths)
         chunks: list[Chunk] = []
-        while known.shape[1] < first + length:
-            chunks.append(self._fill(known, first + length - known.shape[1]))
-            known = torch.cat([known, chunks[-1].token_ids], dim=1)
-        return Chunk(
-            known[:, first:],
-            torch.cat([chunk.confidence for chunk in chunks], dim=1),
-            sum(chunk.passes for chunk in chunks),
-            concatenate_probs(chunks),
-        )
+        places: list[list[int]] = [[] for _ in missing]  # of each row's tokens among the columns of all chunks
+        width = 0
+        while any(missing):
+            chunk, num_read = self._fill(known, missing)
+            known = known.append(chunk.token_ids, num_read)
+            chunks.append(chunk)
+            for place, count in zip(places, num_read, strict=True):
+                place += range(width, width + count)
+            width += chunk.token_ids.shape[1]
+            missing = [left - count for left, count in zip(missing, num_read, strict=True)]
+        return _join(chunks, places)
 
-    def accept(self, num_accepted: int) -> None:
-        final = self.pattern.final_length(self.num_tokens + num_accepted)
-        self.cache.rollback(min(self.cache.get_seq_length(), final))
+    def _forget(self, lengths: Sequence[int]) -> None:
+        """Keeps the slots that are final now that so many tokens of each row are accepted."""
+        self._rollback([self.pattern.final_length(length) for length in lengths])
 
-    def _fill(self, known: torch.Tensor, wanted: int) -> Chunk:
-        """The next tokens behind the known ones (1, n), as many of the wanted ones as the attention pattern allows."""
-        clean_end = known.shape[1]
-        num_noise, num_read = self.pattern.plan(clean_end, wanted)
-        canvas = self._noise(num_noise)
-        tokens = self.denoise(known, canvas, num_read)
+    def _rollback(self, lengths: Sequence[int]) -> None:
+        self.cache.rollback([min(old, new) for old, new in zip(self.cache.lengths, lengths, strict=True)])
+
+    def _fill(self, known: Rows, wanted: Sequence[int]) -> tuple[Chunk, list[int]]:
+        """The next tokens behind the known ones, and how many of each row: as many of the wanted ones, which may be 0
+        for some, as the attention pattern allows."""
+        plans = [
+            self.pattern.plan(clean_end, count) if count else (0, 0)
+            for clean_end, count in zip(known.lengths, wanted, strict=True)
+        ]
+        num_noise, num_read = [plan[0] for plan in plans], [plan[1] for plan in plans]
+        canvas = self._noise(len(plans), max(num_noise))
+        tokens = self._denoise(known, canvas, num_noise, max(num_read))
         if self.denoising.is_single_pass:
-            return Chunk(tokens.token_ids, tokens.confidence, 1, tokens.probs)
-        masked = torch.ones_like(tokens.token_ids, dtype=torch.bool)
+            return Chunk(tokens.token_ids, tokens.confidence, 1, tokens.probs), num_read
+        column = torch.arange(max(num_read), device=self.device)
+        is_open = column < torch.tensor(num_read, device=self.device)[:, None]
+        masked = is_open.clone()
+        fed = min(canvas.shape[1], len(column))
         passes = 1
         while True:
             masked &= ~self.denoising.choose(tokens.confidence, masked, passes - 1, in_order=self.temperature > 0)
             if not bool(masked.any()):  # host sync: another pass or not
-                return Chunk(tokens.token_ids, tokens.confidence, passes, tokens.probs)
-            fed = min(num_noise, num_read)
-            filled = torch.where(masked[:, :fed], canvas[:, :fed], tokens.token_ids[:, :fed])
+                return Chunk(tokens.token_ids, tokens.confidence, passes, tokens.probs), num_read
+            is_filled = (is_open & ~masked)[:, :fed]
+            filled = torch.where(is_filled, tokens.token_ids[:, :fed], canvas[:, :fed])
             canvas = torch.cat([filled, canvas[:, fed:]], dim=1)
             # With a shift, the first position is predicted by the last known token, which must be in the window again.
-            kept = self.pattern.final_length(clean_end - self.spec.shift)
-            self.cache.rollback(min(self.cache.get_seq_length(), kept))
-            tokens = self.denoise(known, canvas, num_read).where(masked, tokens)
+            self._forget([length - self.spec.shift for length in known.lengths])
+            tokens = self._denoise(known, canvas, num_noise, max(num_read)).where(masked, tokens)
             passes += 1
 
     def denoise(self, known: torch.Tensor, canvas: torch.Tensor, num_read: int) -> DraftTokens:
         """One pass over the known tokens (1, n) that are not in the slots, which it commits, and the canvas behind
         them; its choice for the first `num_read` = r positions behind the known ones.
         """
-        clean_end = known.shape[1]
-        start = self.pattern.reusable_length(self.cache.get_seq_length(), clean_end)
-        self.cache.rollback(start)
-        window = torch.cat([known[:, start:], canvas], dim=1)
-        end = start + window.shape[1]
-        positions = torch.arange(start, end, device=self.device)
-        rows = torch.arange(num_read, device=self.device) + (clean_end - self.spec.shift - start)
-        logits = self.runner(window, self.cache, rows, self.pattern.limit(positions, clean_end, end))
-        self.cache.rollback(self.pattern.final_length(clean_end))
+        return self._denoise(Rows.full(known), canvas, [canvas.shape[1]], num_read)
+
+    def _denoise(
+        self,
+        known: Rows,
+        canvas: torch.Tensor,  # (B, c)
+        num_noise: Sequence[int],  # how much of the canvas belongs to each row
+        num_read: int,
+    ) -> DraftTokens:
+        """As `denoise`, for rows of any length."""
+        pairs = zip(self.cache.lengths, known.lengths, strict=True)
+        self.cache.rollback([self.pattern.reusable_length(cached, clean_end) for cached, clean_end in pairs])
+        noise = num_noise[0] if is_even(num_noise) else torch.tensor(num_noise, device=self.device)[:, None]
+        logits = feed(
+            self.runner,
+            self.cache,
+            known,
+            canvas,
+            num_read,
+            self.spec.shift,
+            lambda positions, clean_end: self.pattern.limit(positions, clean_end, clean_end + noise),
+        )
+        self._forget(known.lengths)
         return self._choose(logits)
 
     def _choose(self, logits: torch.Tensor) -> DraftTokens:
-        """The target's ids that the drafter proposes at r positions (1, r, drafter's vocabulary)."""
+        """The target's ids that the drafter proposes at r positions (B, r, drafter's vocabulary)."""
         if self.vocabulary is None:
             return choose_tokens(logits, self.vocab_size, self.spec.mask_token_id, self.temperature)
         token_ids, confidence, probs = choose_tokens(logits, logits.shape[-1], None, self.temperature)
@@ -164,7 +246,19 @@ class MaskedSession(ChunkedSession):
             probs = whole.index_copy(-1, self.vocabulary, probs)
         return DraftTokens(self.vocabulary[token_ids], confidence, probs)
 
-    def _noise(self, length: int) -> torch.Tensor:
+    def _noise(self, num_rows: int, length: int) -> torch.Tensor:
         if self.spec.noise == "random":
-            return torch.randint(self.vocab_size, (1, length), generator=self.generator, device=self.device)
-        return torch.full((1, length), cast(int, self.spec.mask_token_id), device=self.device)
+            return torch.randint(self.vocab_size, (num_rows, length), generator=self.generator, device=self.device)
+        return torch.full((num_rows, length), cast(int, self.spec.mask_token_id), device=self.device)
+
+
+def _join(chunks: list[Chunk], places: list[list[int]]) -> Chunk:
+    """One chunk of those columns of all chunks, laid side by side, that `places` names for each row."""
+    token_ids = torch.cat([chunk.token_ids for chunk in chunks], dim=1)
+    confidence = torch.cat([chunk.confidence for chunk in chunks], dim=1)
+    probs = concatenate_probs(chunks)
+    if token_ids.shape[1] > len(places[0]):  # rows that were not filled alike
+        index = torch.tensor(places, device=token_ids.device)
+        token_ids, confidence = token_ids.gather(1, index), confidence.gather(1, index)
+        probs = None if probs is None else probs[torch.arange(len(index), device=index.device)[:, None], index]
+    return Chunk(token_ids, confidence, sum(chunk.passes for chunk in chunks), probs)

@@ -1,0 +1,119 @@
+"""A round's decision: which tokens each row gains. Ends a text at the first token that any stop rule asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .drafters import Draft
+from .scoring import TokenChoice
+from .stats import SpecDecodingStats
+from .stopping import StopRules
+from .text import GeneratedText
+from .verification import Scores, verify
+
+
+class Acceptance:
+    """How the drafts of one call are accepted: all rows and positions at once if processors and criteria allow it.
+
+    Else token by token in the order of plain `generate`: process, choose, append, ask the criteria, so that they see
+    each true prefix once and nothing else. What is known to look at one row alone is asked row by row, as if each row
+    were a batch of its own. Anything else might look across the rows or count its calls: then all rows advance
+    together, a column at a time, and each call is the one that plain `generate` makes.
+    """
+
+    def __init__(self, choice: TokenChoice, stops: StopRules, num_rows: int, stats: SpecDecodingStats) -> None:
+        self.choice = choice
+        self.stops = stops
+        self.stats = stats
+        walks = bool(stops.walked) or not choice.is_rowwise
+        self.accept: Callable[[GeneratedText, Draft, torch.Tensor], tuple[list[int], list[int]]]
+        self.accept = self._walk_all if walks else self._accept_at_once
+        # Without an end of sequence plain `generate` pads no row: all go on until each was told to stop.
+        is_alone = choice.is_row_independent and stops.is_row_independent and (stops.pads or not stops.walked)
+        self.is_joint = num_rows > 1 and not is_alone
+        self.is_told = [False] * num_rows  # rows that were told to stop
+
+    def _accept_at_once(self, text: GeneratedText, draft: Draft, logits: torch.Tensor) -> tuple[list[int], list[int]]:
+        rows = text.running
+        scores = self.choice.scores(text.ids(rows), logits)
+        verified = verify(draft.token_ids, self.choice.choose(scores, draft.token_ids, draft.probs))
+        outcome = torch.cat([verified.num_accepted[:, None], verified.token_ids], dim=1).tolist()  # host sync: round
+        self.stats.host_reads += 1
+        accepted, counts = [], []
+        for row, drafted, (matches, *token_ids) in zip(rows, draft.lengths, outcome, strict=True):
+            matches = min(matches, drafted)
+            kept: list[int] = []
+            if not text.finished[row]:
+                kept, text.finished[row] = self.stops.cut(token_ids[: matches + 1], text.lengths[row])
+            counts.append(len(kept))
+            accepted.append(min(matches, len(kept)))
+        text.append(rows, verified.token_ids, counts, scores.values, logits)
+        return accepted, counts
+
+    def _walk_all(self, text: GeneratedText, draft: Draft, logits: torch.Tensor) -> tuple[list[int], list[int]]:
+        drafted = zip(draft.token_ids.tolist(), draft.lengths, strict=True)  # host sync: the draft
+        draft_ids = [ids[:length] for ids, length in drafted]
+        self.stats.host_reads += 1
+        before = [text.lengths[row] for row in text.running]
+        accepted = [0] * len(before)
+        walkers = [index for index, row in enumerate(text.running) if not text.finished[row]]
+        for group in [walkers] if self.is_joint else [[index] for index in walkers]:
+            self._walk(group, text, draft, draft_ids, logits, accepted)
+        return accepted, [text.lengths[row] - old for row, old in zip(text.running, before, strict=True)]
+
+    def _walk(
+        self,
+        group: list[int],
+        text: GeneratedText,
+        draft: Draft,
+        draft_ids: list[list[int]],
+        logits: torch.Tensor,
+        accepted: list[int],
+    ) -> None:
+        """Advances rows of one length, given by their places in the round's tensors, until one of them has no
+        verified token to go on from, or none is left."""
+        seen = list(range(text.num_rows)) if self.is_joint else [text.running[index] for index in group]
+        for position in range(logits.shape[1]):
+            rows = [text.running[index] for index in group]
+            here = (group, slice(position, position + 1))
+            raw = logits[here]
+            scores = self._scores(text, seen, rows, raw)
+            chosen = self.choice.choose(
+                scores, draft.token_ids[here], None if draft.probs is None else draft.probs[here]
+            )
+            text.append(rows, chosen, [1] * len(rows), scores.values, raw)
+            token_ids = chosen[:, 0].tolist()  # host sync: the next prefix depends on it
+            self.stats.host_reads += 1
+            self._stop(text, seen, rows, token_ids)
+            confirmed = [draft_ids[i][position : position + 1] == [t] for i, t in zip(group, token_ids, strict=True)]
+            for index, is_confirmed in zip(group, confirmed, strict=True):
+                accepted[index] += is_confirmed
+            ended = [text.finished[row] for row in rows]
+            if all(ended) or not all(map(max, ended, confirmed)):
+                return
+            group = [index for index, is_over in zip(group, ended, strict=True) if not is_over]
+
+    def _scores(self, text: GeneratedText, seen: list[int], rows: list[int], raw: torch.Tensor) -> Scores:
+        """Processed scores of the rows' one position, behind the prefixes of all rows that processors see; what they
+        see of a finished row are zeros."""
+        if seen == rows:
+            return self.choice.scores(text.ids(seen), raw)
+        every = raw.new_zeros(len(seen), *raw.shape[1:])
+        every[rows] = raw
+        values, token_ids = self.choice.scores(text.ids(seen), every)
+        return Scores(values[rows], token_ids[rows])
+
+    def _stop(self, text: GeneratedText, seen: list[int], rows: list[int], token_ids: list[int]) -> None:
+        """Marks the rows that the newest tokens complete."""
+        told = {row for row, token in zip(rows, token_ids, strict=True) if self.stops.ends(token, text.lengths[row])}
+        if self.stops.walked:
+            answers = self.stops.walked(text.ids(seen), text.scores(seen)).tolist()  # host sync: the caller's criteria
+            self.stats.host_reads += 1
+            told.update(row for row, answer in zip(seen, answers, strict=True) if answer)
+        for row in told:
+            self.is_told[row] = True
+        waits = self.is_joint and not self.stops.pads and not all(self.is_told)
+        for row in rows:
+            text.finished[row] = self.is_told[row] and not waits

@@ -1,0 +1,138 @@
+"""Rows of a batch are answered as if each were alone: whatever their lengths, drafts, stops and processors."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import TARGETS, ScriptedDrafter, drafter, failfast, plain, prompt, target
+from transformers import PreTrainedModel
+
+LENGTHS = (23, 9, 16)
+PAD = 0
+
+
+def batch(lengths: tuple[int, ...] = LENGTHS, side: str = "left") -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts padded to one length, (B, n), and their mask."""
+    width = max(lengths)
+    ids, mask = torch.full((len(lengths), width), PAD), torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        columns = slice(width - length, width) if side == "left" else slice(0, length)
+        ids[row, columns] = prompt(length)[0]
+        mask[row, columns] = 1
+    return ids, mask
+
+
+def alone(model: PreTrainedModel, lengths: tuple[int, ...] = LENGTHS, **options: Any) -> list[list[int]]:
+    """What plain `generate` answers to each prompt by itself."""
+    shown = {length: torch.ones(1, length, dtype=torch.long) for length in lengths}  # not guessed from padding ids
+    return [
+        plain(model, prompt(length), attention_mask=shown[length], **options)[0, length:].tolist()
+        for length in lengths
+    ]
+
+
+def padded(answers: list[list[int]], pad: int = PAD) -> list[list[int]]:
+    longest = max(map(len, answers))
+    return [answer + [pad] * (longest - len(answer)) for answer in answers]
+
+
+@pytest.mark.parametrize("kind", ["canvas_shift", "block", "bidirectional"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", TARGETS)
+def test_rows_get_the_tokens_they_get_alone(family: str, side: str, kind: str) -> None:
+    """A row's positions, mask, slots or padding would be another row's."""
+    model = target(family)
+    ids, mask = batch(side=side)
+    options = {"max_new_tokens": 24, "confidence_threshold": 0.05, "chunk_length": 3}
+    output = failfast(model, ids, drafter(kind, family), attention_mask=mask, return_dict_in_generate=True, **options)
+    assert output.sequences[:, ids.shape[1] :].tolist() == alone(model, max_new_tokens=24)
+    assert torch.equal(output.sequences[:, : ids.shape[1]], ids)
+    if kind == "canvas_shift":
+        assert output.speculation.rounds < 24
+
+
+def reference_of(model: PreTrainedModel, lengths: tuple[int, ...] = LENGTHS) -> list[torch.Tensor]:
+    return [plain(model, prompt(length), max_new_tokens=80) for length in lengths]
+
+
+class ScriptedRows(ScriptedDrafter):
+    """One script per row, in the order of the prompts; each checks that its session is driven as its contract says."""
+
+    def __init__(self, scripts: list[ScriptedDrafter]) -> None:
+        super().__init__(scripts[0].reference)
+        self.scripts = iter(scripts)
+
+    def start(self, *arguments: Any) -> Any:
+        return next(self.scripts).start(*arguments)
+
+
+def scripts(references: list[torch.Tensor], *accept_lengths: list[int]) -> ScriptedRows:
+    return ScriptedRows([ScriptedDrafter(*pair) for pair in zip(references, accept_lengths, strict=True)])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_rows_that_accept_differently(family: str) -> None:
+    """The slowest row would hold the others up, or a row take over another's roll-back."""
+    model, (ids, mask) = target(family), batch()
+    proposer = scripts(reference_of(model), [10, 0, 3], [0], [5, 10, 1, 2])
+    output = failfast(model, ids, proposer, attention_mask=mask, max_new_tokens=40, return_dict_in_generate=True)
+    assert output.sequences[:, 23:].tolist() == alone(model, max_new_tokens=40)
+    assert output.speculation.rounds == 40  # what the row without any accepted token takes
+    assert output.speculation.emitted == 3 * 40
+
+
+def ends(model: PreTrainedModel, positions: tuple[int, ...]) -> list[int]:
+    """For each row a token that ends its text after so many tokens, or before."""
+    return [
+        int(text[0, length + end]) for text, length, end in zip(reference_of(model), LENGTHS, positions, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("positions", [(2, 11, 30), (30, 4, 4), (0, 17, 1)])
+@pytest.mark.parametrize("returned", [False, True])
+def test_rows_that_end_at_different_times(positions: tuple[int, ...], returned: bool) -> None:
+    """A complete row would go on, hold back the others, or cost a share of each later forward."""
+    model, (ids, mask) = target("llama"), batch()
+    options = {"max_new_tokens": 40, "eos_token_id": ends(model, positions), "pad_token_id": 7}
+    expected = alone(model, **options)
+    reference = model.generate(ids, attention_mask=mask, do_sample=False, **options)
+    assert reference[:, 23:].tolist() == padded(expected, 7)
+    proposer = scripts(reference_of(model), [10, 0, 3], [0], [5, 10, 1, 2])
+    rows: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    output = failfast(
+        model, ids, proposer, attention_mask=mask, return_dict_in_generate=returned, max_draft_length=10, **options
+    )
+    hook.remove()
+    assert torch.equal(output.sequences if returned else output, reference)
+    assert rows[0] == 3 and (rows[-1] < 3 or returned)
+    assert rows == sorted(rows, reverse=True)
+
+
+@pytest.mark.parametrize("positions", [(2, 11, 30), (30, 4, 4), (0, 17, 1), (3, 3, 3)])
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_the_returned_cache_continues(family: str, positions: tuple[int, ...]) -> None:
+    """The last token of a row that ended early would be missing, or K/V stand in other columns than plain's."""
+    model, (ids, mask) = target(family), batch()
+    options = {"max_new_tokens": 40, "eos_token_id": ends(model, positions), "pad_token_id": 7}
+    proposer = scripts(reference_of(model), [10, 0, 3], [0], [5, 10, 1, 2])
+    first = failfast(model, ids, proposer, attention_mask=mask, return_dict_in_generate=True, **options)
+    reference = model.generate(
+        ids, attention_mask=mask, do_sample=False, return_dict_in_generate=True, **options
+    ).past_key_values
+    assert first.past_key_values.get_seq_length() == reference.get_seq_length() == first.sequences.shape[1] - 1
+    turn = torch.cat([first.sequences, prompt(5).expand(3, -1)], dim=1)
+    shown = torch.ones_like(turn)
+    shown[:, :23] = mask
+    for row, answer in enumerate(alone(model, **options)):
+        shown[row, 23 + len(answer) : first.sequences.shape[1]] = 0
+    texts = [text[None, seen.bool()] for text, seen in zip(turn, shown, strict=True)]
+    expected = torch.cat([plain(model, text, max_new_tokens=12)[:, -12:] for text in texts])
+    for continued in (
+        model.generate(turn, attention_mask=shown, do_sample=False, past_key_values=reference, max_new_tokens=12),
+        plain(model, turn, attention_mask=shown, past_key_values=first.past_key_values, max_new_tokens=12),
+    ):
+        if family == "llama":  # a window counts hidden columns in plain generation
+            assert torch.equal(continued[:, turn.shape[1] :], expected)
