@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -11,28 +11,58 @@ import typer
 def train(
     target: Annotated[str, typer.Option(help="Folder or Hub name of the causal LM to draft for.")],
     output: Annotated[Path, typer.Option(help="Folder of the drafter; a checkpoint in it is continued.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of the synthesised data.  [default: OUTPUT/data]")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the answers.  [default: OUTPUT/data]")] = None,
     steps: Annotated[int | None, typer.Option(help="Training ends after this many steps.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Training ends after this many minutes.  [default: 60 if no steps are given]")
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers of the target, such as 0,1,2,29.")] = None,
-    canvas_length: Annotated[int, typer.Option(help="Draft positions per pass.")] = 8,
-    draft_vocabulary: Annotated[int, typer.Option(help="Ids the drafter can propose; 0 for all.")] = 8192,
-    questions: Annotated[
-        int | None, typer.Option(help="Questions to synthesise.  [default: enough for the steps, at most 2400]")
+    source: Annotated[
+        str | None, typer.Option(help=".txt, .jsonl or `datasets` name.  [default: the target's own questions]")
     ] = None,
-    answer_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 192,
+    records: Annotated[str, typer.Option(help="What the source holds: prompts to answer, or texts.")] = "prompts",
+    field: Annotated[str | None, typer.Option(help="Of the source's records.  [default: prompt or text]")] = None,
+    questions: Annotated[
+        int | None, typer.Option(help="Prompts to answer.  [default: enough for the steps, at most 2400]")
+    ] = None,
+    answer_tokens: Annotated[int, typer.Option(help="Longest answer; texts are cut there.")] = 192,
+    prompt_tokens: Annotated[int, typer.Option(help="Longer prompts are left out.")] = 512,
+    sampled_answers: Annotated[int, typer.Option(help="Drawn answers per question beside the greedy one.")] = 0,
+    answer_temperature: Annotated[float, typer.Option(help="Of the sampled answers.")] = 1.0,
+    store_states: Annotated[bool, typer.Option(help="Keep the target's final hidden states with the data.")] = True,
     synthesis_batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Sequences per training step.")] = 4,
+    attention: Annotated[str, typer.Option(help="causal_canvas or block_causal.")] = "causal_canvas",
+    conditioned: Annotated[bool, typer.Option(help="Let the drafter read the target's hidden states.")] = False,
+    layers: Annotated[str | None, typer.Option(help="Layers of the target, such as 0,1,2,29.")] = None,
+    intermediate_size: Annotated[
+        int | None, typer.Option(help="MLP neurons kept in every layer.  [default: all]")
+    ] = None,
+    canvas_length: Annotated[int, typer.Option(help="Draft positions per pass; the block of block_causal.")] = 8,
+    draft_vocabulary: Annotated[int, typer.Option(help="Ids the drafter can propose; 0 for all.")] = 8192,
+    batch_size: Annotated[int, typer.Option(help="Sequences per process and micro-step.")] = 4,
+    accumulation: Annotated[int, typer.Option(help="Micro-steps per optimizer step.")] = 1,
     anchors: Annotated[int, typer.Option(help="Canvases per sequence and step.")] = 24,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
+    ema_decay: Annotated[float, typer.Option(help="Of averaged weights; 0 for none.")] = 0.0,
+    cross_entropy_weight: Annotated[float, typer.Option(help="Of the cross-entropy with the answers.")] = 0.3,
+    position_decay: Annotated[float, typer.Option(help="g of the weights exp(-(k - 1) / g); 0 for equal ones.")] = 4.5,
+    focal_weight: Annotated[float, typer.Option(help="Of the cross-entropy at the first wrong position.")] = 0.0,
+    chain_weight: Annotated[float, typer.Option(help="Of the expected accepted length, greedy answers.")] = 0.0,
+    streak_weight: Annotated[float, typer.Option(help="Of the expected accepted length, sampled answers.")] = 0.0,
+    soft_label_weight: Annotated[float, typer.Option(help="Of the divergence from the target's top tokens.")] = 0.0,
+    regression_weight: Annotated[float, typer.Option(help="Of the regression to the target's hidden states.")] = 1.0,
+    initial: Annotated[
+        Path | None, typer.Option(help="Folder of a drafter to start from.  [default: the target's layers]")
+    ] = None,
     evaluation_steps: Annotated[int, typer.Option(help="Steps between evaluations and checkpoints.")] = 200,
     threads: Annotated[int | None, typer.Option(help="CPU threads of training.  [default: torch's]")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the target, for the model card.")] = "apache-2.0",
     seed: Annotated[int, typer.Option(help="Decides the data and the training.")] = 0,
 ) -> None:
-    """Train a diffusion drafter for any causal LM on answers that the target writes itself."""
+    """Train a diffusion drafter for any causal LM on answers that the target writes itself.
+
+    Several processes or GPUs: `accelerate launch -m hf_failfast.cli train ...`.
+    """
+    from ..training.canvases import Attention
     from ..training.config import DataConfig, TrainingConfig
     from ..training.run import Job, run
 
@@ -43,17 +73,40 @@ def train(
     command = shlex.join(["hf-failfast", *sys.argv[1:]])
     job = Job(target, output, data or output / "data", licence, command, threads)
     data_config = DataConfig(
-        questions=questions, answer_tokens=answer_tokens, batch_size=synthesis_batch_size, seed=seed
+        questions=questions,
+        source=source,
+        records=records,
+        field=field,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        sampled_answers=sampled_answers,
+        answer_temperature=answer_temperature,
+        store_states=store_states,
+        batch_size=synthesis_batch_size,
+        seed=seed,
     )
     training_config = TrainingConfig(
         steps=steps,
         minutes=minutes,
+        attention=cast(Attention, attention),  # checked by the config
+        conditioned=conditioned,
+        initial=None if initial is None else str(initial),
         layers=_layers(layers),
+        intermediate_size=intermediate_size,
         canvas_length=canvas_length,
         draft_vocabulary=draft_vocabulary,
         batch_size=batch_size,
+        accumulation=accumulation,
         anchors=anchors,
         learning_rate=learning_rate,
+        ema_decay=ema_decay,
+        cross_entropy_weight=cross_entropy_weight,
+        position_decay=position_decay,
+        focal_weight=focal_weight,
+        chain_weight=chain_weight,
+        streak_weight=streak_weight,
+        soft_label_weight=soft_label_weight,
+        regression_weight=regression_weight,
         evaluation_steps=evaluation_steps,
         seed=seed,
     )

@@ -10,6 +10,7 @@ import torch
 from ..config import FailFastConfig
 from .base import DiffusionDrafter
 from .checkpoint import Checkpoint, read_checkpoint
+from .conditioned import ConditionedDrafter
 from .denoising import Denoising
 from .dflash import load_dflash, load_dflash_assistant
 from .diffusion_gemma import load_diffusion_gemma
@@ -89,6 +90,10 @@ def _load(
             )
         return _load_own_kind(checkpoint, config, dtype, device_map, allow_pickle)
     model = _load_body(checkpoint, dtype, device_map, allow_pickle)
+    if checkpoint.own.get("conditioned"):
+        assert isinstance(model, SharedBody)
+        layers, length = tuple(checkpoint.own["source_layers"]), checkpoint.own["canvas_length"]
+        return ConditionedDrafter(model.eval(), checkpoint.spec, layers, length, config)
     return MaskedDrafter(model.eval(), checkpoint.spec, config, options)
 
 

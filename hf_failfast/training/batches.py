@@ -1,14 +1,16 @@
 """From examples to packed batches: which sequences, which anchors, which label and target state for every row."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .data import Example
+from .canvases import Attention, Canvases
+from .examples import Example
 from .losses import IGNORE
-from .model import Canvases
 
 POOL_BATCHES = 16
 
@@ -19,17 +21,25 @@ class Batch:
 
     labels [batch, T + K] index the draft vocabulary and wanted [batch, T + K, hidden] are the target's states; where
     `answer` is False they are IGNORE and zero. All are K longer than the tokens: a canvas may reach past their end.
+    wanted is None where the data holds no states, features [batch, T, layers, hidden] where the drafter reads none;
+    sampled [batch] marks answers that were drawn and are not greedy.
     """
 
     canvases: Canvases
     labels: torch.Tensor
-    wanted: torch.Tensor
     answer: torch.Tensor
+    sampled: torch.Tensor
+    wanted: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
-    def canvas_rows(self) -> torch.Tensor:
-        """[batch, A * K]: for every anchor the rows of draft positions 1 .. K."""
-        offsets = torch.arange(self.canvases.canvas_length, device=self.labels.device)
-        return (self.canvases.anchors[:, :, None] + offsets).flatten(1)
+    def drafted(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows [batch, T + K, ...] -> [batch, A, K, ...], those that predict positions 1 .. K of every canvas."""
+        offsets = torch.arange(self.canvases.canvas_length, device=rows.device)
+        index = self.canvases.anchors[:, :, None] + offsets
+        return rows[torch.arange(len(rows), device=rows.device)[:, None, None], index]
+
+    def to(self, device: torch.device) -> "Batch":
+        return _moved(dataclasses.replace(self, canvases=_moved(self.canvases, device)), device)
 
 
 def step_generator(seed: int, *numbers: int) -> torch.Generator:
@@ -56,35 +66,91 @@ def batch_indices(lengths: Sequence[int], batch_size: int, seed: int, step: int)
     return order[start : start + batch_size]
 
 
-def random_anchors(examples: Sequence[Example], count: int, generator: torch.Generator) -> torch.Tensor:
-    """[batch, count] positions that predict an answer token, uniform and with replacement."""
-    first = torch.tensor([[example.prompt_length - 1] for example in examples])
-    answers = torch.tensor([[len(example.hidden)] for example in examples])
-    drawn = torch.rand(len(examples), count, generator=generator)
-    return first + (drawn * answers).long()
+@dataclass(frozen=True)
+class CanvasPlan:
+    """Where canvases lie: `anchors` per sequence, each of `canvas_length` draft positions."""
+
+    attention: Attention
+    canvas_length: int
+    anchors: int
+
+    def random(self, examples: Sequence[Example], generator: torch.Generator) -> torch.Tensor:
+        """[batch, A] positions whose canvas holds an answer token, uniform and with replacement."""
+        first, count = self._choices(examples)
+        drawn = torch.rand(len(examples), self.anchors, generator=generator)
+        return self._position(first + (drawn * count).long())
+
+    def even(self, examples: Sequence[Example]) -> torch.Tensor:
+        """[batch, A] fixed anchors, evenly spaced; whole canvases wherever the answer is long enough."""
+        first, count = self._choices(examples)
+        if self.attention == "block_causal":  # the first and the last block may hold other tokens too
+            first, room = first + (count > 2), (count - 3).clamp_min(0)
+        else:
+            room = (count - self.canvas_length).clamp_min(0)
+        return self._position(first + (torch.linspace(0, 1, self.anchors) * room).long())
+
+    def _choices(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """First choice and number of choices, each [batch, 1]: positions, or blocks other than the first one."""
+        if self.attention == "causal_canvas":
+            first, end = [e.prompt_length - 1 for e in examples], [len(e.tokens) - 1 for e in examples]
+        else:
+            first = [max(e.prompt_length // self.canvas_length, 1) for e in examples]
+            end = [(len(e.tokens) - 1) // self.canvas_length + 1 for e in examples]
+        starts, ends = torch.tensor(first)[:, None], torch.tensor(end)[:, None]
+        return starts, (ends - starts).clamp_min(1)
+
+    def _position(self, choices: torch.Tensor) -> torch.Tensor:
+        return choices if self.attention == "causal_canvas" else choices * self.canvas_length - 1
 
 
-def even_anchors(examples: Sequence[Example], count: int, canvas_length: int) -> torch.Tensor:
-    """[batch, count] fixed anchors, evenly spaced; whole canvases wherever the answer is long enough."""
-    first = torch.tensor([[example.prompt_length - 1] for example in examples])
-    room = torch.tensor([[len(example.hidden) - canvas_length] for example in examples]).clamp_min(0)
-    return first + (torch.linspace(0, 1, count) * room).long()
+def reveal(examples: Sequence[Example], canvases: Canvases, generator: torch.Generator | None) -> Canvases:
+    """The canvases with the prompt revealed, and with a generator each answer token too, at a rate of its canvas's own
+    between 0 and 1 (masked diffusion; Fast-dLLM v2, arXiv 2509.26328)."""
+    positions = canvases.canvas_positions()
+    revealed = positions < torch.tensor([e.prompt_length for e in examples])[:, None, None]
+    if generator is not None:
+        rate = torch.rand(*positions.shape[:2], 1, generator=generator)
+        revealed |= torch.rand(positions.shape, generator=generator) < rate
+    revealed &= positions < torch.tensor([len(e.tokens) for e in examples])[:, None, None]
+    return dataclasses.replace(canvases, revealed=revealed)
 
 
-def collate(examples: Sequence[Example], anchors: torch.Tensor, canvas_length: int, draft_ids: torch.Tensor) -> Batch:
-    """Pads and aligns; `draft_ids` [vocabulary] maps a token to its draft vocabulary index or IGNORE."""
+def collate(
+    examples: Sequence[Example],
+    plan: CanvasPlan,
+    draft_ids: torch.Tensor,
+    generator: torch.Generator | None = None,
+) -> Batch:
+    """Pads and aligns; `draft_ids` [vocabulary] maps a token to its draft vocabulary index or IGNORE.
+
+    With a generator canvases are drawn, without one they are the fixed ones of evaluation.
+    """
     tokens = pad_sequence([example.tokens for example in examples], batch_first=True)
+    anchors = plan.even(examples) if generator is None else plan.random(examples, generator)
+    anchors = anchors.clamp(max=tokens.shape[1] - 1)
+    canvases = Canvases(tokens, anchors, plan.canvas_length, plan.attention)
+    if plan.attention == "block_causal":
+        canvases = reveal(examples, canvases, generator)
     batch, clean = tokens.shape
-    hidden_size = examples[0].hidden.shape[-1]
-    labels = torch.full((batch, clean + canvas_length), IGNORE)
-    wanted = torch.zeros(batch, clean + canvas_length, hidden_size, dtype=examples[0].hidden.dtype)
-    answer = torch.zeros(batch, clean + canvas_length, dtype=torch.bool)
+    labels = torch.full((batch, clean + plan.canvas_length), IGNORE)
+    answer = torch.zeros(labels.shape, dtype=torch.bool)
     for row, example in enumerate(examples):
         rows = slice(example.prompt_length - 1, len(example.tokens) - 1)
         labels[row, rows] = draft_ids[example.tokens[example.prompt_length :]]
-        wanted[row, rows] = example.hidden
         answer[row, rows] = True
-    return Batch(Canvases(tokens, anchors, canvas_length), labels, wanted, answer)
+    sampled = torch.tensor([example.sampled for example in examples])
+    return Batch(canvases, labels, answer, sampled, _wanted(examples, labels.shape[1]))
+
+
+def _wanted(examples: Sequence[Example], length: int) -> torch.Tensor | None:
+    """[batch, length, hidden] the stored states, behind the rows of the prompt; None if none are stored."""
+    if examples[0].hidden is None:
+        return None
+    wanted = examples[0].hidden.new_zeros(len(examples), length, examples[0].hidden.shape[-1])
+    for row, example in enumerate(examples):
+        assert example.hidden is not None
+        wanted[row, example.prompt_length - 1 : len(example.tokens) - 1] = example.hidden
+    return wanted
 
 
 def draft_index(draft_vocabulary: torch.Tensor | None, vocabulary: int) -> torch.Tensor:
@@ -96,7 +162,10 @@ def draft_index(draft_vocabulary: torch.Tensor | None, vocabulary: int) -> torch
     return index
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    canvases = batch.canvases
-    moved = Canvases(canvases.tokens.to(device), canvases.anchors.to(device), canvases.canvas_length)
-    return Batch(moved, batch.labels.to(device), batch.wanted.to(device), batch.answer.to(device))
+Record = TypeVar("Record", Batch, Canvases)
+
+
+def _moved(record: Record, device: torch.device) -> Record:
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    moved: Any = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(record, **moved)

@@ -9,8 +9,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..drafters.made_for import fingerprint
-from .data import HELD_OUT_ONE_IN, write_json
+from .config import LOSS_WEIGHTS, TrainingConfig
+from .examples import HELD_OUT_ONE_IN
+from .files import replacing, write_json
 from .model import CanvasDrafter
+from .report import PLOT
 
 WEIGHTS = "model.safetensors"
 CONFIDENCE_THRESHOLD = 0.45
@@ -27,22 +30,24 @@ class Provenance:
     data: dict[str, Any]
 
 
-def drafter_json(drafter: CanvasDrafter, target: str, canvas_length: int) -> dict[str, Any]:
+def drafter_json(drafter: CanvasDrafter, target: str, config: TrainingConfig) -> dict[str, Any]:
     """config.json: the body's own config, with the description of the drafter under "failfast"."""
     content = drafter.body.config.to_diff_dict()
     for local in ("_name_or_path", "_model_name_or_path"):  # where the target lay when it was loaded
         content.pop(local, None)
     content["dtype"] = "bfloat16"
+    length = config.canvas_length
     content["failfast"] = {
-        "attention": "causal_canvas",
+        "attention": config.attention,
         "shift": 1,
         "mask_token_id": drafter.body.config.vocab_size,  # one beyond the target's vocabulary: no text contains it
         "noise": "mask",
         "shared_embeddings": True,
-        "canvas_length": canvas_length,
+        "conditioned": config.conditioned,
+        "block_size" if config.attention == "block_causal" else "canvas_length": length,
         "confidence_threshold": CONFIDENCE_THRESHOLD,
-        "chunk_length": canvas_length,
-        "max_draft_length": CHUNKS_PER_DRAFT * canvas_length,
+        "chunk_length": length,
+        "max_draft_length": CHUNKS_PER_DRAFT * length,
         "target": target,
         "target_fingerprint": fingerprint(drafter.body.get_input_embeddings().weight),
         "source_layers": list(drafter.source_layers),
@@ -52,11 +57,12 @@ def drafter_json(drafter: CanvasDrafter, target: str, canvas_length: int) -> dic
 
 def model_card(provenance: Provenance, record: dict[str, Any]) -> str:
     """README.md with the front matter the Hub reads; every number comes from `record`."""
-    held_out, data = record["held_out"], provenance.data
-    questions = sum(shard["questions"] for shard in data["shards"])
-    answer_tokens = sum(shard["answer_tokens"] for shard in data["shards"])
+    held_out, config = record["held_out"], record["config"]
     accuracy = held_out["accuracy_by_position"]
-    rows = "\n".join(f"| {k} | {value:.3f} |" for k, value in enumerate(accuracy, start=1))
+    figures = zip(accuracy, held_out["acceptance_by_position"], strict=True)
+    rows = "\n".join(f"| {k} | {right:.3f} | {accepted:.3f} |" for k, (right, accepted) in enumerate(figures, start=1))
+    losses = ", ".join(f"{name.removesuffix('_weight')} {config[name]}" for name in LOSS_WEIGHTS if config[name])
+    conditioned = ", and they read the target's hidden states of the text so far" if config["conditioned"] else ""
     return f"""---
 license: {provenance.licence}
 base_model: {provenance.target}
@@ -66,23 +72,31 @@ tags: [speculative-decoding, diffusion-lm, hf_failfast]
 # Diffusion drafter for {provenance.target}
 
 Drafts for `{provenance.target}` in speculative decoding with `hf_failfast`; not a language model to use by itself.
-Its layers are copies of the target's layers {record["source_layers"]}, trained further; embedding and head are the
-target's and are not stored.
+Its layers are copies of the target's layers {record["source_layers"]}, trained further{conditioned}; embedding and
+head are the target's and are not stored. Attention: {config["attention"]}.
 
-Training data: {questions} questions written by the target and its greedy answers ({answer_tokens} tokens;
-one prompt in {HELD_OUT_ONE_IN} is held out). Trained for {record["step"]} steps ({record["minutes"]} minutes) with
+Training data: {_data_line(provenance.data)}; one prompt in {HELD_OUT_ONE_IN} is held out.
+Trained for {record["step"]} steps ({record["minutes"]} minutes; loss weights: {losses}) with
 
     {provenance.command}
 
 Held-out mean acceptance length (greedy, teacher-forced, one pass of {len(accuracy)} draft positions, bonus token
 included): **{held_out["mean_acceptance_length"]:.2f}** over {held_out["drafts"]} drafts.
 
-| draft position | accuracy |
-|---|---|
+| draft position | right | accepted |
+|---|---|---|
 {rows}
+
+![Losses, acceptance and confidence]({PLOT})
 
 The weights derive from the target's and keep its licence.
 """
+
+
+def _data_line(data: dict[str, Any]) -> str:
+    questions = sum(shard["questions"] for shard in data["shards"])
+    answer_tokens = sum(shard["answer_tokens"] for shard in data["shards"])
+    return f"{questions} prompts ({data['settings']['source']}), {answer_tokens} tokens of answers"
 
 
 def versions() -> dict[str, str]:
@@ -91,16 +105,12 @@ def versions() -> dict[str, str]:
 
 
 def export(
-    folder: Path,
-    drafter: CanvasDrafter,
-    canvas_length: int,
-    provenance: Provenance,
-    record: dict[str, Any],
+    folder: Path, drafter: CanvasDrafter, config: TrainingConfig, provenance: Provenance, record: dict[str, Any]
 ) -> None:
     """Refreshes `folder`; the weights replace the older ones at once, so it can be loaded at any time."""
-    partial = folder / (WEIGHTS + ".partial")
-    save_file(drafter.stored_state(), partial, metadata={"format": "pt"})
-    partial.rename(folder / WEIGHTS)
-    write_json(folder / "config.json", drafter_json(drafter, provenance.target, canvas_length))
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(drafter.stored_state(), partial, metadata={"format": "pt"})
+    write_json(folder / "config.json", drafter_json(drafter, provenance.target, config))
     write_json(folder / "training.json", record)
-    (folder / "README.md").write_text(model_card(provenance, record))
+    with replacing(folder / "README.md") as partial:
+        partial.write_text(model_card(provenance, record))

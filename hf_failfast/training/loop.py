@@ -4,34 +4,36 @@ import dataclasses
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast
 from rich.console import Console
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .batches import (
-    batch_indices,
-    collate,
-    draft_index,
-    even_anchors,
-    random_anchors,
-    step_generator,
-    to_device,
-)
+from .averaging import WeightAverage, copy_tensors
+from .batches import Batch, CanvasPlan, batch_indices, collate, draft_index, step_generator
 from .config import TrainingConfig
-from .data import Example
-from .export import Provenance, export, versions
-from .model import CanvasDrafter, frequent_tokens
-from .objective import acceptance, held_out_matches, training_loss
+from .examples import Example
+from .export import WEIGHTS, Provenance, export, versions
+from .files import replacing
+from .model import CanvasDrafter, default_layers, frequent_tokens
+from .objective import HeldOut, held_out_drafts, training_loss
+from .report import LOG, write_report
+from .teacher import Teacher
 
 CHECKPOINT = "checkpoint.pt"
-LOG = "train_log.jsonl"
 # A run may be given more time or steps when it is resumed; everything else decides what the weights become.
 RESUMABLE = ("steps", "minutes")
+PATIENCE = timedelta(days=2)  # of processes that wait for the first one's synthesis
 
 
 def learning_rate_factor(step: int, progress: float, warmup_steps: int) -> float:
@@ -40,9 +42,11 @@ def learning_rate_factor(step: int, progress: float, warmup_steps: int) -> float
     return warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def default_layers(total: int) -> tuple[int, ...]:
-    """The first three and the last: this starts better than evenly spaced layers."""
-    return tuple(sorted({*range(min(3, total)), total - 1}))
+def new_accelerator(device: torch.device | None = None) -> Accelerator:
+    """bf16 autocast on whatever device or processes `accelerate launch` gives."""
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
+    cpu = device is not None and device.type == "cpu"
+    return Accelerator(mixed_precision="bf16", cpu=cpu, kwargs_handlers=handlers)
 
 
 class Trainer:
@@ -56,26 +60,58 @@ class Trainer:
         output: Path,
         provenance: Provenance,
     ) -> None:
+        self.accelerator = new_accelerator(target.device)
         self.examples, self.held_out = data
-        if not self.examples or not self.held_out:
-            counts = f"{len(self.examples)} and {len(self.held_out)}"
-            raise ValueError(f"`data` must hold training and held-out questions, at least 1 of each, got {counts}.")
-        self.lengths = [len(example.tokens) for example in self.examples]
         self.config, self.output, self.provenance = config, output, provenance
-        self.device = target.device
+        self._check_data()
+        self.lengths = [len(example.tokens) for example in self.examples]
+        self.plan = CanvasPlan(config.attention, config.canvas_length, config.anchors)
         vocabulary = target.get_input_embeddings().weight.shape[0]
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = self._checkpoint()
+        initial = load_file(Path(config.initial) / WEIGHTS) if config.initial else {}
         # A run that is resumed with more data keeps its vocabulary.
-        draft_vocabulary = checkpoint["draft_vocabulary"] if checkpoint else self._draft_vocabulary(target, vocabulary)
+        if checkpoint or initial:
+            draft_vocabulary = (checkpoint or initial).get("draft_vocabulary")
+        else:
+            draft_vocabulary = self._draft_vocabulary(target, vocabulary)
         self.draft_index = draft_index(draft_vocabulary, vocabulary)
         layers = config.layers or default_layers(target.config.num_hidden_layers)
-        self.drafter = CanvasDrafter(target, layers, draft_vocabulary).to(self.device).eval()
+        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size)
+        if initial:
+            drafter.load_stored_state(initial)
+        self.drafter = drafter.to(self.accelerator.device).eval()
+        self.teacher = self._teacher(target, layers)
         self.parameters = [p for p in self.drafter.parameters() if p.requires_grad]
+        self.average = WeightAverage(self.parameters, config.ema_decay)
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.95), weight_decay=0.0)
         self.step, self.seconds = 0, 0.0
+        self.losses: Counter[str] = Counter()  # sums since the last evaluation
         if checkpoint:
             self._resume(checkpoint)
+        self.model = self.accelerator.prepare_model(self.drafter)
+
+    def _check_data(self) -> None:
+        if not self.examples or not self.held_out:
+            counts = f"{len(self.examples)} and {len(self.held_out)}"
+            raise ValueError(f"`data` must hold training and held-out questions, at least 1 of each, got {counts}.")
+        if self.config.batch_size * self._batches_per_step > len(self.examples):
+            raise ValueError(
+                f"`batch_size` times `accumulation` times processes must be at most {len(self.examples)}, the "
+                f"training questions, got {self.config.batch_size * self._batches_per_step}."
+            )
+        if self.config.streak_weight and not any(example.sampled for example in self.examples):
+            raise ValueError("`streak_weight` needs sampled answers (`sampled_answers` of the data), got none.")
+
+    @property
+    def _batches_per_step(self) -> int:
+        return self.config.accumulation * self.accelerator.num_processes
+
+    def _teacher(self, target: PreTrainedModel, layers: Sequence[int]) -> Teacher | None:
+        if self.config.conditioned:
+            return Teacher(target, layers)
+        stored = all(example.hidden is not None for example in [*self.examples, *self.held_out])
+        return None if stored or not self.config.needs_states else Teacher(target, ())
 
     def _draft_vocabulary(self, target: PreTrainedModel, vocabulary: int) -> torch.Tensor | None:
         size = self.config.draft_vocabulary
@@ -88,20 +124,34 @@ class Trainer:
     def train(self, console: Console | None = None) -> dict[str, Any]:
         """Runs to the end of `steps` or `minutes`; returns the last evaluation's record, empty if none was left."""
         record: dict[str, Any] = {}
+        if not self.accelerator.is_main_process:
+            console = None
         with tqdm(total=self.config.steps, initial=self.step, unit="step", disable=console is None) as bar:
+            if self.step == 0:
+                self.save(self.evaluate())
             while self.progress() < 1:
                 started = time.monotonic()
                 parts = self.train_step()
                 seconds = time.monotonic() - started
-                self.seconds += seconds
+                self.seconds = self._agreed(self.seconds + seconds)
+                self.losses.update({**parts, "steps": 1})
                 bar.update()
                 bar.set_postfix(self._status(parts, seconds), refresh=False)
                 if self.step % self.config.evaluation_steps == 0 or self.progress() >= 1:
-                    record = self.evaluate(parts)
+                    record = self.evaluate()
                     self.save(record)
                     if console is not None:
                         tqdm.write(json.dumps(record["held_out"]))
+        if record and self.accelerator.is_main_process:
+            write_report(self.output)
         return record
+
+    def _agreed(self, seconds: float) -> float:
+        """The first process's clock, so that all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return seconds
+        clock = torch.tensor(seconds, dtype=torch.float64, device=self.accelerator.device)
+        return float(broadcast(clock))
 
     def _status(self, parts: dict[str, float], seconds: float) -> dict[str, str]:
         """What the progress line shows after one step of `seconds`."""
@@ -116,63 +166,84 @@ class Trainer:
         return max(steps, minutes)
 
     def train_step(self) -> dict[str, float]:
-        """One optimizer step; its loss parts and the number of clean tokens it saw."""
+        """One optimizer step; this process's loss parts and the clean tokens that all processes saw."""
         config = self.config
-        generator = step_generator(config.seed, self.step, 1)
-        indices = batch_indices(self.lengths, config.batch_size, config.seed, self.step)
-        chosen = [self.examples[i] for i in indices]
-        anchors = random_anchors(chosen, config.anchors, generator)
-        batch = to_device(collate(chosen, anchors, config.canvas_length, self.draft_index), self.device)
+        size = config.batch_size
+        indices = batch_indices(self.lengths, size * self._batches_per_step, config.seed, self.step)
         factor = learning_rate_factor(self.step, self.progress(), config.warmup_steps)
         self.optimizer.param_groups[0]["lr"] = config.learning_rate * factor
-        with torch.autocast(self.device.type, torch.bfloat16):
-            parts = training_loss(self.drafter, batch, config, generator)
-        parts["loss"].backward()
+        parts: Counter[str] = Counter()
+        for micro in range(config.accumulation):
+            number = micro * self.accelerator.num_processes + self.accelerator.process_index
+            generator = step_generator(config.seed, self.step, number)
+            batch = self._batch([self.examples[i] for i in indices[number * size :][:size]], self.plan, generator)
+            is_last = micro == config.accumulation - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    outputs = self.model(batch.canvases, batch.features)
+                    losses = training_loss(self.drafter, outputs, batch, config, generator)
+                self.accelerator.backward(losses["loss"] / config.accumulation)
+            parts.update({name: value.item() / config.accumulation for name, value in losses.items()})
         torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.average.update()
         self.step += 1
-        tokens = sum(self.lengths[i] for i in indices)
-        return {**{name: value.item() for name, value in parts.items()}, "tokens": tokens}
+        return {**parts, "tokens": sum(self.lengths[i] for i in indices)}
 
-    def evaluate(self, parts: dict[str, float]) -> dict[str, Any]:
+    def _batch(self, examples: Sequence[Example], plan: CanvasPlan, generator: torch.Generator | None) -> Batch:
+        batch = collate(examples, plan, self.draft_index, generator).to(self.accelerator.device)
+        return batch if self.teacher is None else self.teacher(batch)
+
+    def evaluate(self) -> dict[str, Any]:
         """Held-out acceptance on fixed anchors, with everything training.json keeps."""
-        matches = []
+        drafts = []
         size = self.config.batch_size
-        for start in range(0, len(self.held_out), size):
-            chosen = self.held_out[start : start + size]
-            anchors = even_anchors(chosen, self.config.held_out_anchors, self.config.canvas_length)
-            batch = to_device(collate(chosen, anchors, self.config.canvas_length, self.draft_index), self.device)
-            with torch.autocast(self.device.type, torch.bfloat16):
-                matches.append(held_out_matches(self.drafter, batch).cpu())
+        plan = dataclasses.replace(self.plan, anchors=self.config.held_out_anchors)
+        with self.average.applied():
+            for start in range(0, len(self.held_out), size):
+                batch = self._batch(self.held_out[start : start + size], plan, None)
+                with self.accelerator.autocast():
+                    drafts.append(self.held_out_drafts(batch))
+        steps = self.losses.pop("steps", 0)
+        losses = {name: round(value / max(steps, 1), 4) for name, value in self.losses.items()}
+        self.losses.clear()
         return {
             "step": self.step,
             "minutes": round(self.seconds / 60, 2),
-            "held_out": acceptance(torch.cat(matches)),
-            "last_batch": {name: round(value, 4) for name, value in parts.items()},
+            "held_out": HeldOut.joined(drafts).figures(),
+            "losses": losses,
             "source_layers": list(self.drafter.source_layers),
             "target": self.provenance.target,
             "command": self.provenance.command,
             "config": dataclasses.asdict(self.config),
+            "processes": self.accelerator.num_processes,
             "data": self.provenance.data,
             "versions": versions(),
         }
 
+    def held_out_drafts(self, batch: Batch) -> HeldOut:
+        return held_out_drafts(self.drafter, batch)
+
     def save(self, record: dict[str, Any]) -> None:
         """Exports the drafter, then the checkpoint, then one line of the log; each replaces the older one at once."""
-        export(self.output, self.drafter, self.config.canvas_length, self.provenance, record)
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        with self.average.applied():
+            export(self.output, self.drafter, self.config, self.provenance, record)
         state = {
             "config": dataclasses.asdict(self.config),
             "step": self.step,
             "seconds": self.seconds,
             "draft_vocabulary": self.drafter.draft_vocabulary,
             "parameters": [p.detach() for p in self.parameters],
+            "averaged": self.average.values,
             "optimizer": self.optimizer.state_dict(),
         }
-        partial = self.output / (CHECKPOINT + ".partial")
-        torch.save(state, partial)
-        partial.rename(self.output / CHECKPOINT)
-        line = {name: record[name] for name in ("step", "minutes", "held_out", "last_batch")}
+        with replacing(self.output / CHECKPOINT) as partial:
+            torch.save(state, partial)
+        line = {name: record[name] for name in ("step", "minutes", "held_out", "losses")}
         line["questions"] = len(self.examples)
         with (self.output / LOG).open("a") as log:
             log.write(json.dumps(line) + "\n")
@@ -184,13 +255,13 @@ class Trainer:
             return None
         state: dict[str, Any] = torch.load(path, map_location="cpu")
         for name, value in dataclasses.asdict(self.config).items():
-            if name not in RESUMABLE and state["config"][name] != value:
-                raise ValueError(f"`{name}` must be {state['config'][name]!r} as in {path}, got {value!r}.")
+            if name not in RESUMABLE and state["config"].get(name) != value:
+                raise ValueError(f"`{name}` must be {state['config'].get(name)!r} as in {path}, got {value!r}.")
         return state
 
     def _resume(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(saved)
+        copy_tensors(state["parameters"], self.parameters)
+        if self.average.values is not None:
+            copy_tensors(state["averaged"], self.average.values)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]

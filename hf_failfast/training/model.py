@@ -1,56 +1,14 @@
-"""The causal-canvas drafter: chosen layers of the target, its frozen embedding and head, one learned mask embedding.
-
-Token shift 1, as in the AR model the layers come from: the row at position p predicts the token at p + 1. A canvas of
-length K anchored at clean position t therefore has K - 1 mask rows, at positions t + 1 .. t + K - 1; the clean row t
-predicts draft position 1 and the mask rows predict draft positions 2 .. K.
-"""
+"""The drafter in training: chosen layers of the target, its frozen embedding and head, one learned mask embedding."""
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-
-@dataclass(frozen=True)
-class Canvases:
-    """What one packed batch reads: tokens [batch, T] right-padded, anchors [batch, A] clean positions in [0, T)."""
-
-    tokens: torch.Tensor
-    anchors: torch.Tensor
-    canvas_length: int
-
-    @property
-    def mask_rows(self) -> int:
-        return self.canvas_length - 1
-
-    def position_ids(self) -> torch.Tensor:
-        """[batch, T + A * (K - 1)]: a mask row has the position of the token that it stands for."""
-        batch, clean = self.tokens.shape
-        device = self.tokens.device
-        offsets = torch.arange(1, self.canvas_length, device=device)
-        masks = (self.anchors[:, :, None] + offsets).flatten(1)
-        return torch.cat([torch.arange(clean, device=device).expand(batch, -1), masks], dim=1)
-
-    def attention_mask(self) -> torch.Tensor:
-        """bool [batch, 1, L, L], True where row sees column; L = T + A * (K - 1).
-
-        Clean rows are causal. The rows of a canvas see the clean positions up to their anchor and their own canvas.
-        """
-        batch, clean = self.tokens.shape
-        count = self.anchors.shape[1]
-        device = self.tokens.device
-        columns = torch.arange(clean, device=device)
-        anchors = self.anchors.repeat_interleave(self.mask_rows, dim=1)  # [batch, A * (K - 1)]
-        last_clean = torch.cat([columns.expand(batch, -1), anchors], dim=1)  # [batch, L]
-        sees_clean = columns <= last_clean[:, :, None]
-        # Clean rows belong to canvas -1 and look at no canvas at all.
-        of_canvas = torch.arange(count, device=device).repeat_interleave(self.mask_rows)
-        of_row = torch.cat([torch.full((clean,), -1, device=device), of_canvas])
-        sees_canvas = (of_row[:, None] == of_canvas).expand(batch, -1, -1)
-        return torch.cat([sees_clean, sees_canvas], dim=2)[:, None]
+from ..drafters.conditioned import HiddenStateInjection
+from .canvases import Canvases
 
 
 class CanvasDrafter(nn.Module):
@@ -59,20 +17,29 @@ class CanvasDrafter(nn.Module):
     head: torch.Tensor
 
     def __init__(
-        self, target: PreTrainedModel, layers: Sequence[int], draft_vocabulary: torch.Tensor | None = None
+        self,
+        target: PreTrainedModel,
+        layers: Sequence[int],
+        draft_vocabulary: torch.Tensor | None = None,
+        intermediate_size: int | None = None,
     ) -> None:
-        """float32 copies of the target's `layers` and final norm; `draft_vocabulary` [Vd] picks rows of the head."""
+        """float32 copies of the target's `layers` and final norm; `draft_vocabulary` [Vd] picks rows of the head,
+        `intermediate_size` the strongest neurons of every MLP."""
         super().__init__()
-        _check_target(target, layers)
+        check_target(target, layers)
         source = target.base_model
         self.source_layers = tuple(layers)
         self.draft_vocabulary = draft_vocabulary
-        config = drafter_config(target.config, layers)
+        config = drafter_config(target.config, layers, intermediate_size)
         config.architectures = [type(target).__name__]
         self.body = AutoModel.from_config(config, dtype=torch.float32)
         for new, old in enumerate(layers):
-            self.body.layers[new].load_state_dict(source.layers[old].state_dict())
+            weights = source.layers[old].state_dict()
+            if intermediate_size is not None:
+                weights = narrowed_mlp(weights, intermediate_size)
+            self.body.layers[new].load_state_dict(weights)
         self.body.norm.load_state_dict(source.norm.state_dict())
+        self.injection = HiddenStateInjection(self.body)
         embedding = target.get_input_embeddings().requires_grad_(False)
         self.body.set_input_embeddings(embedding)
         # Some families scale their embeddings (Gemma); the mask embedding is added after that.
@@ -83,22 +50,43 @@ class CanvasDrafter(nn.Module):
             head = head[draft_vocabulary.to(head.device)]
         self.register_buffer("head", head, persistent=False)
 
-    def forward(self, canvases: Canvases) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised outputs: clean rows [batch, T, hidden] and mask rows [batch, A, K - 1, hidden]."""
-        batch, clean = canvases.tokens.shape
+    def forward(self, canvases: Canvases, features: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised outputs: clean rows [batch, T, hidden] and canvas rows [batch, A, rows, hidden].
+
+        features [batch, T, layers, hidden]: the target's hidden states that enter its `source_layers`, of a
+            conditioned drafter, which reads these in place of its own states of the clean positions.
+        """
+        clean = canvases.tokens.shape[1]
         embedded = self.body.get_input_embeddings()(canvases.tokens).float()
-        masks = self.mask_embedding.expand(batch, canvases.anchors.shape[1] * canvases.mask_rows, -1)
-        visible = canvases.attention_mask()
+        rows = torch.cat([embedded, self._canvas_rows(canvases).flatten(1, 2)], dim=1)
+        positions = canvases.position_ids()
+        if features is None:
+            visible = canvases.attention_mask()
+        else:
+            visible = canvases.conditioned_attention_mask()
+            rows = torch.cat([embedded, rows], dim=1)  # the first T rows are replaced in every layer
+            positions = torch.cat([positions[:, :clean], positions], dim=1)
         if self.body.config._attn_implementation == "eager":  # adds its mask to the scores
-            lowest = torch.finfo(embedded.dtype).min
-            visible = torch.zeros_like(visible, dtype=embedded.dtype).masked_fill(~visible, lowest)
-        hidden = self.body(
-            inputs_embeds=torch.cat([embedded, masks], dim=1),
-            position_ids=canvases.position_ids(),
-            attention_mask=visible,  # 4-D: transformers hands it to every layer as it is
-            use_cache=False,
-        ).last_hidden_state
-        return hidden[:, :clean], hidden[:, clean:].unflatten(1, (-1, canvases.mask_rows))
+            lowest = torch.finfo(rows.dtype).min
+            visible = torch.zeros_like(visible, dtype=rows.dtype).masked_fill(~visible, lowest)
+        with self.injection.of(features):
+            hidden = self.body(
+                inputs_embeds=rows,
+                position_ids=positions,
+                attention_mask=visible,  # 4-D: transformers hands it to every layer as it is
+                use_cache=False,
+            ).last_hidden_state
+        hidden = hidden[:, rows.shape[1] - canvases.position_ids().shape[1] :]
+        return hidden[:, :clean], hidden[:, clean:].unflatten(1, (canvases.anchors.shape[1], canvases.rows_per_canvas))
+
+    def _canvas_rows(self, canvases: Canvases) -> torch.Tensor:
+        """[batch, A, rows, hidden]"""
+        batch, anchors = canvases.anchors.shape
+        masks = self.mask_embedding.expand(batch, anchors, canvases.rows_per_canvas, -1)
+        if canvases.revealed is None:
+            return masks
+        tokens = self.body.get_input_embeddings()(canvases.canvas_tokens()).float()
+        return torch.where(canvases.revealed[..., None], tokens, masks)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., draft vocabulary], in the target's own dtype."""
@@ -113,11 +101,30 @@ class CanvasDrafter(nn.Module):
             stored["draft_vocabulary"] = self.draft_vocabulary.to("cpu", torch.int32)
         return stored
 
+    def load_stored_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes over the weights of a checkpoint. Raises ValueError where they do not fit."""
+        weights = {name: value for name, value in state.items() if name != "draft_vocabulary"}
+        own = {name.replace("body.", "model.", 1): p for name, p in self.named_parameters() if p.requires_grad}
+        misfits = sorted(
+            name
+            for name in own.keys() | weights.keys()
+            if name not in own or name not in weights or own[name].shape != weights[name].shape
+        )
+        if misfits:
+            raise ValueError(f"`initial` must be a drafter of the same layers, but differs in {misfits[:4]}.")
+        with torch.no_grad():
+            for name, value in weights.items():
+                own[name].copy_(value)
 
-def _check_target(target: PreTrainedModel, layers: Sequence[int]) -> None:
+
+def check_target(target: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Raises ValueError where a drafter cannot be made of these layers of the target."""
     source, name = target.base_model, type(target).__name__
     if not isinstance(getattr(source, "layers", None), nn.ModuleList) or not hasattr(source, "norm"):
         raise ValueError(f"`target` must be a decoder with `model.layers` and `model.norm`, got {name}.")
+    others = {type(layer).__name__ for layer in source.layers if not hasattr(layer, "self_attn")}
+    if others:
+        raise ValueError(f"`target` must have attention in every layer, got {name} with {sorted(others)}.")
     output = target.get_output_embeddings()
     if output is None or getattr(output, "bias", None) is not None:
         raise ValueError(f"`target` must have an output head without bias, got {name}.")
@@ -126,15 +133,36 @@ def _check_target(target: PreTrainedModel, layers: Sequence[int]) -> None:
         raise ValueError(f"`layers` must be between 0 and {last}, got {list(layers)}.")
 
 
-def drafter_config(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    """The target's own config cut down to `layers`."""
+def default_layers(total: int) -> tuple[int, ...]:
+    """The first three and the last: this starts better than evenly spaced layers."""
+    return tuple(sorted({*range(min(3, total)), total - 1}))
+
+
+def drafter_config(
+    config: PreTrainedConfig, layers: Sequence[int], intermediate_size: int | None = None
+) -> PreTrainedConfig:
+    """The target's own config cut down to `layers` and to `intermediate_size` neurons an MLP."""
     cut = copy.deepcopy(config)
     cut.num_hidden_layers = len(layers)
     if getattr(cut, "layer_types", None):
         cut.layer_types = [config.layer_types[layer] for layer in layers]
+    if intermediate_size is not None:
+        if not 1 <= intermediate_size <= config.intermediate_size:
+            raise ValueError(
+                f"`intermediate_size` must be between 1 and {config.intermediate_size}, got {intermediate_size}."
+            )
+        cut.intermediate_size = intermediate_size
     if cut._attn_implementation != "eager":
         cut._attn_implementation = "sdpa"  # of the fused kinds only this one takes any mask
     return cut
+
+
+def narrowed_mlp(weights: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    """A layer's weights with the `size` MLP neurons whose input and output weights are largest, in their order."""
+    up, down = weights["mlp.up_proj.weight"].float(), weights["mlp.down_proj.weight"].float()
+    kept = (up.norm(dim=1) * down.norm(dim=0)).topk(size).indices.sort().values
+    narrow = {f"mlp.{name}.weight": weights[f"mlp.{name}.weight"][kept] for name in ("gate_proj", "up_proj")}
+    return weights | narrow | {"mlp.down_proj.weight": weights["mlp.down_proj.weight"][:, kept]}
 
 
 def frequent_tokens(answers: Sequence[torch.Tensor], size: int, always: Sequence[int]) -> torch.Tensor:

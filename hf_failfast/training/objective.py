@@ -1,95 +1,178 @@
-"""One packed batch -> the training loss, or its held-out acceptance."""
+"""One packed batch and the drafter's outputs -> the training loss with its parts, or the held-out acceptance."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 from .batches import Batch
 from .config import TrainingConfig
 from .losses import (
-    leading_matches,
+    IGNORE,
+    expected_accepted_length,
+    focal_cross_entropy,
     position_weights,
+    soft_label_divergence,
     weighted_cross_entropy,
     weighted_regression,
 )
 from .model import CanvasDrafter
 
+Outputs = tuple[torch.Tensor, torch.Tensor]  # what `CanvasDrafter.forward` returns
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of both kinds in one list: output and wanted [n, hidden], labels [n], weights [n]."""
+    """Outputs and what they should be: output and wanted [..., hidden], labels [...], weights [...]."""
 
     output: torch.Tensor
-    wanted: torch.Tensor
+    wanted: torch.Tensor | None
     labels: torch.Tensor
     weights: torch.Tensor
 
+    def subset(self, fraction: float, generator: torch.Generator) -> tuple["Rows", torch.Tensor]:
+        """A random fraction along the first dimension, and which."""
+        count = max(int(len(self.labels) * fraction), 1)
+        chosen = torch.randperm(len(self.labels), generator=generator)[:count].to(self.labels.device)
+        wanted = None if self.wanted is None else self.wanted[chosen]
+        return Rows(self.output[chosen], wanted, self.labels[chosen], self.weights[chosen]), chosen
+
 
 def training_loss(
-    drafter: CanvasDrafter, batch: Batch, config: TrainingConfig, generator: torch.Generator
+    drafter: CanvasDrafter, outputs: Outputs, batch: Batch, config: TrainingConfig, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """`loss` and its parts. Every clean row of the answer trains draft position 1, the mask rows positions 2 .. K."""
-    clean_output, mask_output = drafter(batch.canvases)
-    clean = _clean_rows(clean_output, batch)
-    masks = _mask_rows(mask_output, batch, config)
-    parts = {
-        "clean_cross_entropy": _cross_entropy(drafter, clean, config, generator),
-        "mask_cross_entropy": _cross_entropy(drafter, masks, config, generator),
-        "clean_regression": weighted_regression(clean.output, clean.wanted, clean.weights),
-        "mask_regression": weighted_regression(masks.output, masks.wanted, masks.weights),
+    """`loss` and its parts, those of weight 0 left out.
+
+    Every clean row of the answer trains draft position 1, the canvas rows positions 2 .. K. The losses that need
+    logits see a random fraction of the clean rows and of the canvases.
+    """
+    clean = _clean_rows(outputs[0], batch)
+    canvases = _canvases(outputs, batch, config)
+    parts = {}
+    if config.regression_weight:
+        for name, rows in {"clean": clean, "canvas": canvases}.items():
+            assert rows.wanted is not None
+            parts[f"{name}_regression"] = weighted_regression(rows.output, rows.wanted, rows.weights)
+    parts |= _head_losses(drafter, clean, canvases, batch, config, generator)
+    weights = {
+        "clean_regression": config.regression_weight * config.clean_weight,
+        "canvas_regression": config.regression_weight,
+        "clean_cross_entropy": config.cross_entropy_weight,
+        "canvas_cross_entropy": config.cross_entropy_weight,
+        "clean_soft_labels": config.soft_label_weight,
+        "canvas_soft_labels": config.soft_label_weight,
+        "focal": config.focal_weight,
+        "chain": -config.chain_weight,  # an expected length: more is better
+        "streak": -config.streak_weight,
     }
-    cross_entropy = parts["clean_cross_entropy"] + parts["mask_cross_entropy"]
-    regression = config.clean_weight * parts["clean_regression"] + parts["mask_regression"]
-    parts["loss"] = config.cross_entropy_weight * cross_entropy + config.regression_weight * regression
+    parts["loss"] = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+    return parts
+
+
+def _head_losses(
+    drafter: CanvasDrafter,
+    clean: Rows,
+    canvases: Rows,
+    batch: Batch,
+    config: TrainingConfig,
+    generator: torch.Generator,
+) -> dict[str, torch.Tensor]:
+    parts = {}
+    clean, _ = clean.subset(config.head_fraction, generator)
+    canvases, chosen = canvases.subset(config.head_fraction, generator)
+    for name, rows in {"clean": clean, "canvas": canvases}.items():
+        logits = drafter.logits(rows.output)
+        if config.cross_entropy_weight:
+            parts[f"{name}_cross_entropy"] = weighted_cross_entropy(logits, rows.labels, rows.weights)
+        if config.soft_label_weight:
+            assert rows.wanted is not None
+            target_logits = linear(rows.wanted.to(drafter.head.dtype), drafter.head)
+            divergence = soft_label_divergence(logits, target_logits, rows.weights, config.soft_label_top)
+            parts[f"{name}_soft_labels"] = divergence
+    if config.focal_weight:
+        parts["focal"] = focal_cross_entropy(logits, canvases.labels)
+    if config.chain_weight or config.streak_weight:
+        lengths = expected_accepted_length(logits, canvases.labels)
+        sampled = batch.sampled.repeat_interleave(batch.canvases.anchors.shape[1])[chosen]
+        if config.chain_weight:
+            parts["chain"] = (lengths * ~sampled).sum() / (~sampled).sum().clamp_min(1)
+        if config.streak_weight:
+            parts["streak"] = (lengths * sampled).sum() / sampled.sum().clamp_min(1)
     return parts
 
 
 def _clean_rows(output: torch.Tensor, batch: Batch) -> Rows:
+    """[n]: the rows that predict a token of the answer; with blocks only those that see nothing behind themselves."""
     clean = output.shape[1]
-    answer = batch.answer[:, :clean]
-    chosen = output[answer]
-    wanted, labels = batch.wanted[:, :clean][answer], batch.labels[:, :clean][answer]
-    return Rows(chosen, wanted, labels, torch.ones(len(chosen), device=output.device))
+    used = batch.answer[:, :clean]
+    if batch.canvases.attention == "block_causal":
+        block = batch.canvases.canvas_length
+        used = used & (torch.arange(clean, device=used.device) % block == block - 1)
+    wanted = None if batch.wanted is None else batch.wanted[:, :clean][used]
+    chosen = output[used]
+    return Rows(chosen, wanted, batch.labels[:, :clean][used], torch.ones(len(chosen), device=output.device))
 
 
-def _mask_rows(output: torch.Tensor, batch: Batch, config: TrainingConfig) -> Rows:
-    """Only the rows that predict a token of the answer: a canvas may reach past its end."""
-    batch_size, anchors, per_canvas, hidden = output.shape
-    rows = batch.canvas_rows().unflatten(1, (anchors, per_canvas + 1))[:, :, 1:].flatten(1)  # [batch, A * (K - 1)]
-    answer = batch.answer.gather(1, rows)
-    decay = position_weights(config.canvas_length, config.position_decay).to(output.device)[1:]
-    weights = decay.expand(batch_size, anchors, -1).flatten(1)[answer]
-    wanted = batch.wanted.gather(1, rows[:, :, None].expand(-1, -1, hidden))[answer]
-    return Rows(output.flatten(1, 2)[answer], wanted, batch.labels.gather(1, rows)[answer], weights)
+def _canvases(outputs: Outputs, batch: Batch, config: TrainingConfig) -> Rows:
+    """[batch * A, K]: weight 0 at draft position 1, behind the answer, and where the token is revealed."""
+    used = batch.drafted(batch.answer)
+    if batch.canvases.revealed is not None:
+        used = used & ~batch.canvases.revealed
+    labels = batch.drafted(batch.labels).masked_fill(~used, IGNORE)
+    weights = position_weights(batch.canvases.canvas_length, config.position_decay).to(used.device) * used
+    weights[..., 0] = 0
+    wanted = None if batch.wanted is None else batch.drafted(batch.wanted).flatten(0, 1)
+    return Rows(draft_outputs(outputs, batch).flatten(0, 1), wanted, labels.flatten(0, 1), weights.flatten(0, 1))
 
 
-def _cross_entropy(
-    drafter: CanvasDrafter, rows: Rows, config: TrainingConfig, generator: torch.Generator
-) -> torch.Tensor:
-    """On a random fraction of the rows."""
-    count = max(int(len(rows.labels) * config.cross_entropy_fraction), 1)
-    chosen = torch.randperm(len(rows.labels), generator=generator)[:count].to(rows.labels.device)
-    logits = drafter.logits(rows.output[chosen])
-    return weighted_cross_entropy(logits, rows.labels[chosen], rows.weights[chosen])
+def draft_outputs(outputs: Outputs, batch: Batch) -> torch.Tensor:
+    """[batch, A, K, hidden]: the anchor's clean row, then the canvas rows."""
+    clean, canvas = outputs
+    rows = torch.arange(len(clean), device=clean.device)[:, None]
+    first = clean[rows, batch.canvases.anchors]
+    return torch.cat([first[:, :, None], canvas[:, :, : batch.canvases.canvas_length - 1]], dim=2)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One teacher-forced pass over drafts [n, K]: is the greedy token the target's, and how sure was the drafter."""
+
+    matches: torch.Tensor
+    confidence: torch.Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence["HeldOut"]) -> "HeldOut":
+        return cls(torch.cat([part.matches for part in parts]), torch.cat([part.confidence for part in parts]))
+
+    def figures(self) -> dict[str, Any]:
+        """The mean acceptance length counts the bonus token, as vLLM does."""
+        accepted = self.matches.long().cumprod(dim=1)
+        return {
+            "mean_acceptance_length": round(1 + accepted.sum(dim=1).float().mean().item(), 4),
+            "accuracy_by_position": _rounded(self.matches.float().mean(dim=0)),
+            "acceptance_by_position": _rounded(accepted.float().mean(dim=0)),
+            "calibration": self._calibration(accepted.bool()),
+            "drafts": len(self.matches),
+        }
+
+    def _calibration(self, accepted: torch.Tensor) -> list[dict[str, float]]:
+        """Draft tokens per tenth of confidence."""
+        number = (self.confidence * 10).long().clamp(0, 9)
+        counts = [torch.bincount(number[chosen], minlength=10).tolist() for chosen in (accepted, ~accepted)]
+        rows = enumerate(zip(*counts, strict=True))
+        return [{"from": i / 10, "to": (i + 1) / 10, "accepted": yes, "rejected": no} for i, (yes, no) in rows]
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
 
 
 @torch.no_grad()
-def held_out_matches(drafter: CanvasDrafter, batch: Batch) -> torch.Tensor:
-    """bool [batch * A, K]: is the greedy draft token at each position the target's? Teacher-forced, one pass."""
-    clean_output, mask_output = drafter(batch.canvases)
-    index = batch.canvases.anchors[:, :, None].expand(-1, -1, clean_output.shape[-1])
-    first = clean_output.gather(1, index)[:, :, None]
-    drafted = drafter.logits(torch.cat([first, mask_output], dim=2)).argmax(dim=-1)  # [batch, A, K]
-    labels = batch.labels.gather(1, batch.canvas_rows()).unflatten(1, drafted.shape[1:])
-    return (drafted == labels).flatten(0, 1)
-
-
-def acceptance(matches: torch.Tensor) -> dict[str, object]:
-    """Held-out figures of matches [n, K]: the mean acceptance length counts the bonus token, as vLLM does."""
-    accepted = leading_matches(matches, torch.ones_like(matches)).float()
-    by_position = matches.float().mean(dim=0)
-    return {
-        "mean_acceptance_length": round(1 + accepted.mean().item(), 4),
-        "accuracy_by_position": [round(value, 4) for value in by_position.tolist()],
-        "drafts": len(matches),
-    }
+def held_out_drafts(drafter: CanvasDrafter, batch: Batch) -> HeldOut:
+    logits = drafter.logits(draft_outputs(drafter(batch.canvases, batch.features), batch)).float()
+    best, drafted = logits.max(dim=-1)
+    matches = drafted == batch.drafted(batch.labels)
+    confidence = (best - logits.logsumexp(dim=-1)).exp()
+    return HeldOut(matches.flatten(0, 1).cpu(), confidence.flatten(0, 1).cpu())

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .config import DataConfig, TrainingConfig
 from .data import load_examples, synthesise
 from .export import Provenance
-from .loop import Trainer
+from .loop import Trainer, new_accelerator
+from .model import check_target, default_layers
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,22 @@ class Job:
 
 
 def run(job: Job, data_config: DataConfig, training_config: TrainingConfig) -> None:
-    """Continues whatever an earlier run left in the data and output folders."""
+    """Continues whatever an earlier run left in the data and output folders. Of several processes the first
+    synthesises."""
     console = Console()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(job.target, dtype=torch.bfloat16).to(device).eval()
+    accelerator = new_accelerator()
+    if AutoConfig.from_pretrained(job.target).is_encoder_decoder:
+        raise ValueError(f"`target` must be a decoder-only causal LM, but {job.target} is an encoder-decoder.")
+    model = AutoModelForCausalLM.from_pretrained(job.target, dtype=torch.bfloat16).to(accelerator.device).eval()
+    check_target(model, training_config.layers or default_layers(model.config.num_hidden_layers))
     tokenizer = AutoTokenizer.from_pretrained(job.target)
-    manifest = synthesise(model, tokenizer, data_config, job.data, job.target_name, console)
+    with accelerator.main_process_first():
+        manifest = synthesise(model, tokenizer, data_config, job.data, job.target_name, console)
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     provenance = Provenance(job.target_name, job.licence, job.command, manifest)
     trainer = Trainer(model, load_examples(job.data), training_config, job.output, provenance)
     del model  # the drafter keeps the embedding and its part of the head
     record = trainer.train(console)
-    console.print(f"{job.output}: {record.get('held_out', 'nothing left to train')}")
+    if accelerator.is_main_process:
+        console.print(f"{job.output}: {record.get('held_out', 'nothing left to train')}")

@@ -1,0 +1,137 @@
+"""Drafter layers that read the target's hidden states of the context in place of their own.
+
+Layer i is a copy of the target's layer l(i). For every context token it is fed what entered the target's layer l(i)
+there, so that its keys and values of the context are, before training, exactly the target's own: the drafter has the
+whole target's view of the past (as DFlash, arXiv 2602.06036, and EAGLE-3, arXiv 2503.01840), and is shallow only in
+the positions that it drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..config import FailFastConfig
+from ..kernels import most_likely
+from ..runners import EagerRunner
+from .attention import CausalCanvas
+from .base import Chunk, ChunkedSession, DiffusionDrafter
+from .shared import SharedBody
+from .spec import DrafterSpec
+from .vocabulary import check_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class HiddenStateInjection:
+    """Replaces the first rows of what enters each layer of a decoder."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self._states: torch.Tensor | None = None
+        layers: Any = decoder.layers
+        for index, layer in enumerate(layers):
+            layer.register_forward_pre_hook(self._hook(index))
+
+    @contextmanager
+    def of(self, states: torch.Tensor | None) -> Iterator[None]:
+        """In this context layer i sees states[:, :, i] of [batch, m, layers, hidden] as its first m rows."""
+        self._states = states
+        try:
+            yield
+        finally:
+            self._states = None
+
+    def _hook(self, index: int) -> Any:
+        def replace(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if self._states is None:
+                return None
+            hidden = arguments[0]
+            given = self._states[:, :, index].to(hidden.dtype)
+            return (torch.cat([given, hidden[:, given.shape[1] :]], dim=1), *arguments[1:])
+
+        return replace
+
+
+class ConditionedDrafter(DiffusionDrafter):
+    """A causal-canvas checkpoint of this project that was trained on the target's hidden states."""
+
+    def __init__(
+        self, body: SharedBody, spec: DrafterSpec, layers: tuple[int, ...], canvas_length: int, config: FailFastConfig
+    ) -> None:
+        self.body = body
+        self.spec = spec
+        self.target_layers = layers  # hidden_states[l] is what enters the target's layer l
+        self.canvas_length = canvas_length
+        self.config = config
+        self.injection = HiddenStateInjection(body.decoder)
+
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> ConditionedSession:
+        config = target.config.get_text_config(decoder=True)
+        check_vocabulary(self.body.config.get_text_config(decoder=True).vocab_size, config.vocab_size)
+        if max(self.target_layers) >= config.num_hidden_layers:
+            raise ValueError(
+                f"The drafter reads the hidden states {list(self.target_layers)}, but the target has "
+                f"{config.num_hidden_layers} layers."
+            )
+        return ConditionedSession(self, target, capacity, eos_token_ids)
+
+
+class ConditionedSession(ChunkedSession):
+    """Drafts one canvas per round, in one pass, from the second round on: before the target's first forward there are
+    no hidden states. The slots hold the context's keys and values; the last token, whose states do not exist yet, and
+    the masks behind it pass through the layers as in training."""
+
+    def __init__(
+        self, drafter: ConditionedDrafter, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None
+    ) -> None:
+        self.model = drafter.body.attach(target)
+        self.device = self.model.device
+        super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
+        self.target_layers = drafter.target_layers
+        self.injection = drafter.injection
+        self.canvas_length = drafter.canvas_length
+        self.mask_token_id = drafter.body.mask_token_id
+        self.pattern = CausalCanvas(drafter.spec)
+        self.runner = EagerRunner(self.model)
+        self.cache = self.runner.new_cache(capacity + self.canvas_length)
+        self.features = torch.zeros(1, 0, len(self.target_layers), self.model.config.hidden_size, device=self.device)
+        self.canvas: tuple[torch.Tensor, torch.Tensor] | None = None  # ids and confidences of the round's one pass
+
+    def observe(self, hidden_states: torch.Tensor) -> None:
+        states = hidden_states.to(self.device).unflatten(-1, (len(self.target_layers), -1))
+        self.features = torch.cat([self.features.to(states.dtype), states], dim=1)
+
+    def accept(self, num_accepted: int) -> None:
+        """Nothing to forget: the slots hold context only."""
+
+    def max_draft_length(self, num_tokens: int) -> int:
+        known = self.cache.get_seq_length() + self.features.shape[1]
+        return self.canvas_length if known == num_tokens - 1 else 0
+
+    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
+        start = drafted.shape[1]
+        if start == 0:
+            self.canvas = self._draft_canvas(token_ids[:, -1:].to(self.device))
+        assert self.canvas is not None
+        ids, confidence = (values[:, start : start + length] for values in self.canvas)
+        return Chunk(ids, confidence, passes=int(start == 0))
+
+    def _draft_canvas(self, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and confidences (1, K) behind the last token (1, 1)."""
+        start, new = self.cache.get_seq_length(), self.features.shape[1]
+        masks = last.new_full((1, self.canvas_length - 1), self.mask_token_id)
+        context = last.new_zeros(1, new)  # stands where the injection puts the target's states
+        window = torch.cat([context, last, masks], dim=1)
+        end = start + window.shape[1]
+        limit = self.pattern.limit(torch.arange(start, end, device=self.device), start + new + 1, end)
+        with self.injection.of(self.features):
+            logits = self.runner(window, self.cache, self.canvas_length, limit)
+        self.cache.rollback(start + new)
+        self.features = self.features[:, :0]
+        ids, confidence = most_likely(logits, logits.shape[-1], None)
+        return (ids if self.model.vocabulary is None else self.model.vocabulary[ids]), confidence

@@ -1,0 +1,85 @@
+"""What one packed training batch reads: the clean sequences once, and many canvases of masked positions behind them.
+
+Token shift 1, as in the AR model the layers come from: the row at position p predicts the token at p + 1. A canvas
+anchored at clean position t drafts the tokens at t + 1 .. t + K: row t predicts draft position 1, the row at t + k the
+draft position k + 1.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Attention = Literal["causal_canvas", "block_causal"]
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """tokens [batch, T] right-padded, anchors [batch, A] clean positions in [0, T).
+
+    attention: `causal_canvas` has K - 1 masked rows a canvas. In `block_causal` K is the block size, the anchor is the
+        last position before a block, and the canvas is the whole block: K rows, of which `revealed` [batch, A, K]
+        hold their token instead of the mask.
+    """
+
+    tokens: torch.Tensor
+    anchors: torch.Tensor
+    canvas_length: int
+    attention: Attention = "causal_canvas"
+    revealed: torch.Tensor | None = None
+
+    @property
+    def rows_per_canvas(self) -> int:
+        return self.canvas_length - (self.attention == "causal_canvas")
+
+    def canvas_positions(self) -> torch.Tensor:
+        """[batch, A, rows]: a masked row has the position of the token that it stands for."""
+        offsets = torch.arange(1, self.rows_per_canvas + 1, device=self.anchors.device)
+        return self.anchors[:, :, None] + offsets
+
+    def canvas_tokens(self) -> torch.Tensor:
+        """[batch, A, rows] the tokens the canvas rows stand for; arbitrary behind a sequence's end."""
+        positions = self.canvas_positions().clamp(max=self.tokens.shape[1] - 1)
+        return self.tokens.gather(1, positions.flatten(1)).view_as(positions)
+
+    def position_ids(self) -> torch.Tensor:
+        """[batch, L] of the clean rows and the canvas rows, L = T + A * rows."""
+        batch, clean = self.tokens.shape
+        columns = torch.arange(clean, device=self.tokens.device).expand(batch, -1)
+        return torch.cat([columns, self.canvas_positions().flatten(1)], dim=1)
+
+    def attention_mask(self) -> torch.Tensor:
+        """bool [batch, 1, L, L], True where row sees column: the clean positions of `_last_clean`, its own canvas."""
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return torch.cat([columns <= self._last_clean()[:, :, None], self._own_canvas()], dim=2)[:, None]
+
+    def conditioned_attention_mask(self) -> torch.Tensor:
+        """bool [batch, 1, T + L, T + L]: T rows of the target's hidden states come first.
+
+        A clean row sees the target's states before it and itself, since those of its own position do not exist when it
+        is drafted from; a canvas row sees what its anchor sees, the anchor, and its own canvas.
+        """
+        batch, clean = self.tokens.shape
+        columns = torch.arange(clean, device=self.tokens.device)
+        last = self._last_clean()[:, :, None]
+        rows = torch.cat([columns < last, columns == last, self._own_canvas()], dim=2)
+        states = torch.zeros(clean, rows.shape[2], dtype=torch.bool, device=self.tokens.device)
+        states[:, :clean] = columns <= columns[:, None]
+        return torch.cat([states.expand(batch, -1, -1), rows], dim=1)[:, None]
+
+    def _last_clean(self) -> torch.Tensor:
+        """[batch, L] the last clean position each row sees: itself, its block's last, or its canvas's anchor."""
+        batch, clean = self.tokens.shape
+        columns = torch.arange(clean, device=self.tokens.device)
+        if self.attention == "block_causal":
+            columns = (columns // self.canvas_length + 1) * self.canvas_length - 1
+        anchors = self.anchors.repeat_interleave(self.rows_per_canvas, dim=1)
+        return torch.cat([columns.expand(batch, -1), anchors], dim=1)
+
+    def _own_canvas(self) -> torch.Tensor:
+        """bool [batch, L, A * rows]: clean rows belong to canvas -1 and look at no canvas at all."""
+        batch, clean = self.tokens.shape
+        device = self.tokens.device
+        of_column = torch.arange(self.anchors.shape[1], device=device).repeat_interleave(self.rows_per_canvas)
+        of_row = torch.cat([torch.full((clean,), -1, device=device), of_column])
+        return (of_row[:, None] == of_column).expand(batch, -1, -1)

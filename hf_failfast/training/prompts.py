@@ -1,0 +1,95 @@
+"""Where prompts come from: the target's own questions, or records that the user names."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from .config import DataConfig
+from .openings import random_opening
+from .writer import Writer
+
+
+class PromptSource(Protocol):
+    """Texts in shards; the same shard number always gives the same texts."""
+
+    def shard(self, number: int) -> list[str] | None:
+        """The texts of one shard; None behind the last one."""
+
+
+class OwnQuestions:
+    """Questions that the target writes itself: the chat template up to the user's turn, an opening, then sampling."""
+
+    def __init__(self, writer: Writer, config: DataConfig) -> None:
+        self.writer, self.config = writer, config
+
+    def shard(self, number: int) -> list[str]:
+        """The finished questions in the order drawn; repeats within the shard are dropped."""
+        config, writer = self.config, self.writer
+        rng = random.Random(f"{config.seed}/{number}")
+        openings = [random_opening(rng) for _ in range(config.shard_questions)]
+        prefix = writer.user_prefix()
+        found: dict[str, None] = {}
+        with torch.random.fork_rng():
+            torch.manual_seed(rng.getrandbits(48))
+            for start in range(0, len(openings), config.batch_size):
+                batch = openings[start : start + config.batch_size]
+                sampling = {"do_sample": True, "temperature": config.temperature, "top_k": config.top_k}
+                new, _ = writer.generate([prefix + opening for opening in batch], config.question_tokens, **sampling)
+                for opening, row in zip(batch, new.tolist(), strict=True):
+                    length = writer.answer_length(row)
+                    # Without a template nothing ends a question: its opening and continuation are the prompt.
+                    if not writer.has_template or row[length - 1] in writer.eos:
+                        found[opening + writer.tokenizer.decode(row[:length], skip_special_tokens=True)] = None
+        return list(found)
+
+
+class Records:
+    """Texts of a file or dataset, in its order."""
+
+    def __init__(self, texts: Sequence[str], config: DataConfig) -> None:
+        self.texts, self.size = texts, config.shard_questions
+
+    def shard(self, number: int) -> list[str] | None:
+        return list(self.texts[number * self.size : (number + 1) * self.size]) or None
+
+
+def read_records(config: DataConfig) -> list[str]:
+    """The texts of `config.source`: the lines of a .txt file, or a field of a .jsonl file's or dataset's records.
+
+    Raises ValueError naming the record that has no such field or is no JSON, FileNotFoundError.
+    """
+    assert config.source is not None
+    path = Path(config.source)
+    if path.suffix == ".txt":
+        return path.read_text(encoding="utf-8").splitlines()
+    field = config.field or config.records.removesuffix("s")
+    if path.suffix == ".jsonl":
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [_field(_json(line, f"{path}:{i}"), field, f"{path}:{i}") for i, line in enumerate(lines, 1) if line]
+    from datasets import load_dataset
+
+    dataset = load_dataset(config.source, split="train", streaming=True)
+    # Some records will be empty, too long or repeated: as many again are read.
+    limit = 2 * config.questions + config.shard_questions
+    return [_field(record, field, f"{path}: record {i}") for i, record in enumerate(islice(dataset, limit))]
+
+
+def _json(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`source` must hold one JSON value a line, but {place} is none: {error}.") from error
+
+
+def _field(record: Any, field: str, place: str) -> str:
+    """A record's text; a record may be the text itself."""
+    text = record.get(field) if isinstance(record, Mapping) else record
+    if not isinstance(text, str):
+        keys = sorted(record) if isinstance(record, Mapping) else type(record).__name__
+        raise ValueError(f"`field` must name a text of every record, but {place} has no text {field!r}: {keys}.")
+    return text

@@ -1,0 +1,147 @@
+"""The training loop on tiny random models: resuming, the exported folder, the command."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_support import (
+    PROVENANCE,
+    VOCABULARY,
+    random_examples,
+    talkative_target,
+    tiny_target,
+    tiny_tokenizer,
+)
+from transformers import AutoConfig
+from typer.testing import CliRunner
+
+from hf_failfast.cli import app
+from hf_failfast.drafters.loading import load_drafter
+from hf_failfast.training.config import TrainingConfig
+from hf_failfast.training.loop import Trainer, learning_rate_factor
+
+TRAINING = TrainingConfig(
+    steps=6, layers=(0, 3), canvas_length=4, draft_vocabulary=50, batch_size=2, anchors=3, evaluation_steps=3
+)
+
+
+def new_trainer(output: Path, config: TrainingConfig = TRAINING) -> Trainer:
+    return Trainer(tiny_target(), (random_examples(9), random_examples(3)), config, output, PROVENANCE)
+
+
+def test_resumed_training_is_bit_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = new_trainer(tmp_path / "straight")
+    record = straight.train()
+
+    first = new_trainer(tmp_path / "resumed")
+    save = first.save
+
+    def save_and_die(record: dict[str, object]) -> None:
+        save(record)
+        if record["step"] == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(first, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = new_trainer(tmp_path / "resumed")
+    assert second.step == 3
+    assert second.train()["held_out"] == record["held_out"]
+    for one, other in zip(straight.parameters, second.parameters, strict=True):
+        assert torch.equal(one, other)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "train_log.jsonl").read_text().splitlines()]
+    assert steps == [0, 3, 6]
+
+    # More data may be given to a run that goes on; what it can draft stays.
+    more = (random_examples(15), random_examples(3))
+    third = Trainer(tiny_target(), more, replace(TRAINING, steps=7), tmp_path / "resumed", PROVENANCE)
+    assert torch.equal(third.drafter.draft_vocabulary, straight.drafter.draft_vocabulary)
+    assert third.train()["step"] == 7
+
+    with pytest.raises(ValueError, match=r"`anchors` must be 3 as in .*, got 4"):
+        new_trainer(tmp_path / "resumed", replace(TRAINING, anchors=4))
+
+
+def test_training_learns_one_repeated_batch(tmp_path: Path) -> None:
+    config = replace(TRAINING, steps=40, warmup_steps=5, learning_rate=1e-2, batch_size=9, evaluation_steps=40)
+    trainer = new_trainer(tmp_path, config)
+    losses = [trainer.train_step()["loss"] for _ in range(40)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_exported_folder_keeps_the_contract_of_the_loader(tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path)
+    trainer.train()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaForCausalLM"])
+    assert (config["num_hidden_layers"], config["vocab_size"]) == (2, VOCABULARY)
+    assert config["failfast"] == {
+        "attention": "causal_canvas",
+        "shift": 1,
+        "mask_token_id": VOCABULARY,
+        "noise": "mask",
+        "shared_embeddings": True,
+        "conditioned": False,
+        "canvas_length": 4,
+        "confidence_threshold": 0.45,
+        "chunk_length": 4,
+        "max_draft_length": 16,
+        "target": "tiny",
+        "source_layers": [0, 3],
+    }
+    assert AutoConfig.from_pretrained(tmp_path).num_hidden_layers == 2
+
+    weights = load_file(tmp_path / "model.safetensors")
+    vocabulary = weights.pop("draft_vocabulary")
+    assert vocabulary.dtype == torch.int32
+    assert vocabulary.tolist() == sorted(set(vocabulary.tolist())) and 3 in vocabulary
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    assert weights["mask_embedding"].shape == (32,)
+    body = set(tiny_target().model.state_dict())
+    expected = {f"model.{name}" for name in body if name.startswith(("layers.0.", "layers.1.", "norm."))}
+    assert set(weights) == expected | {"mask_embedding"}
+
+    drafter = load_drafter(tmp_path)
+    assert drafter.spec.attention == "causal_canvas"
+
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["step"] == 6 and record["config"]["canvas_length"] == 4
+    card = (tmp_path / "README.md").read_text()
+    assert "license: apache-2.0" in card and f"**{record['held_out']['mean_acceptance_length']:.2f}**" in card
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    assert learning_rate_factor(0, 0.0, 10) == pytest.approx(0.1)
+    assert learning_rate_factor(50, 0.5, 10) == pytest.approx(0.5)
+    assert learning_rate_factor(100, 1.0, 10) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": None}, "`steps` or `minutes` must be given"),
+        ({"canvas_length": 1}, "`canvas_length` must be at least 2, got 1"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be positive, got 0.0"),
+        ({"head_fraction": 1.5}, r"`head_fraction` must be in \(0, 1\], got 1.5"),
+    ],
+)
+def test_bad_settings_name_field_bound_and_value(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(TRAINING, **fields)
+
+
+def test_train_command_goes_from_a_target_folder_to_a_drafter_folder(tmp_path: Path) -> None:
+    target = tmp_path / "tiny"
+    talkative_target().save_pretrained(target)
+    tiny_tokenizer().save_pretrained(target)
+    counts = ["--questions", "40", "--answer-tokens", "8", "--synthesis-batch-size", "64"]
+    sizes = ["--steps", "2", "--canvas-length", "4", "--batch-size", "2", "--anchors", "2", "--seed", "1"]
+    command = ["train", "--target", str(target), "--output", str(tmp_path / "drafter"), *counts, *sizes]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "drafter" / "config.json").read_text())
+    assert config["failfast"]["target"] == "tiny"
+    assert config["failfast"]["source_layers"] == [0]

@@ -1,0 +1,130 @@
+"""Every loss against numbers computed by hand."""
+
+import math
+
+import pytest
+import torch
+from training_support import random_examples, tiny_target
+
+from hf_failfast.training.batches import CanvasPlan, collate, draft_index, step_generator
+from hf_failfast.training.config import TrainingConfig
+from hf_failfast.training.losses import (
+    IGNORE,
+    expected_accepted_length,
+    focal_cross_entropy,
+    position_weights,
+    soft_label_divergence,
+    weighted_cross_entropy,
+    weighted_regression,
+)
+from hf_failfast.training.model import CanvasDrafter
+from hf_failfast.training.objective import HeldOut, training_loss
+
+
+def logits_of(probabilities: list[list[list[float]]]) -> torch.Tensor:
+    return torch.tensor(probabilities).log()
+
+
+def test_position_decay() -> None:
+    assert position_weights(3, decay=2.0).tolist() == pytest.approx([1.0, math.exp(-0.5), math.exp(-1.0)])
+    assert position_weights(3, decay=0).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_weighted_cross_entropy() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0], [5.0, 0.0]])
+    labels = torch.tensor([1, 0, IGNORE])
+    loss = weighted_cross_entropy(logits, labels, torch.tensor([3.0, 1.0, 9.0]))
+    assert loss.item() == pytest.approx((3 * math.log(4 / 3) + math.log(2)) / 4)
+
+
+def test_cross_entropy_without_any_label_is_zero() -> None:
+    loss = weighted_cross_entropy(torch.randn(2, 3), torch.tensor([IGNORE, IGNORE]), torch.ones(2))
+    assert loss.item() == 0
+
+
+def test_weighted_regression() -> None:
+    output, wanted = torch.tensor([[0.0, 0.0], [1.0, 3.0]]), torch.tensor([[0.5, 0.0], [1.0, 1.0]])
+    # Squares below 1 are halved, larger errors lose 0.5: rows 0.0625 and 0.75.
+    loss = weighted_regression(output, wanted, torch.tensor([1.0, 3.0]))
+    assert loss.item() == pytest.approx((0.0625 + 3 * 0.75) / 4)
+
+
+def test_focal_loss_is_the_cross_entropy_at_the_first_miss() -> None:
+    canvases = [
+        [[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]],  # right, wrong (0.4 for its label), not looked at
+        [[0.1, 0.9], [0.5, 0.5], [0.5, 0.5]],  # wrong at once (0.1)
+        [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]],  # all right: no part in the mean
+        [[0.9, 0.1], [0.9, 0.1], [0.1, 0.9]],  # its second position has no label, which ends it
+    ]
+    labels = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 1, 1], [0, IGNORE, 0]])
+    loss = focal_cross_entropy(logits_of(canvases), labels)
+    assert loss.item() == pytest.approx((-math.log(0.4) - math.log(0.1)) / 2)
+
+
+def test_expected_accepted_length() -> None:
+    canvases = [[[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]], [[0.5, 0.5], [0.4, 0.6], [0.9, 0.1]]]
+    labels = torch.tensor([[0, 1, 0], [1, IGNORE, 0]])
+    lengths = expected_accepted_length(logits_of(canvases), labels)
+    assert lengths.tolist() == pytest.approx([0.5 + 0.5 * 0.8 + 0.5 * 0.8 * 0.9, 0.5])
+
+
+def test_expected_accepted_length_has_the_gradient_of_its_formula() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([[0, 1, 2], [3, IGNORE, 0]])
+    assert torch.autograd.gradcheck(
+        lambda x: expected_accepted_length(x.double(), labels), logits, atol=1e-3, eps=1e-3
+    )
+
+
+def test_soft_labels_compare_with_the_most_likely_tokens_of_the_target() -> None:
+    found = logits_of([[[0.5, 0.25, 0.25]]])[0]
+    wanted = logits_of([[[0.6, 0.3, 0.1]]])[0]
+    # The two most likely, renormalised: 2/3 and 1/3.
+    expected = 2 / 3 * math.log((2 / 3) / 0.5) + 1 / 3 * math.log((1 / 3) / 0.25)
+    assert soft_label_divergence(found, wanted, torch.ones(1), top=2).item() == pytest.approx(expected)
+    assert soft_label_divergence(wanted, wanted, torch.ones(1), top=9).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_held_out_figures() -> None:
+    matches = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 0]]).bool()
+    confidence = torch.tensor([[0.95, 0.95, 1.0], [0.55, 0.55, 0.05], [0.1, 0.0, 0.0], [0.9, 0.85, 0.8]])
+    figures = HeldOut(matches, confidence).figures()
+    bins = figures.pop("calibration")
+    assert figures == {
+        "mean_acceptance_length": 2.5,
+        "accuracy_by_position": [0.75, 0.75, 0.75],
+        "acceptance_by_position": [0.75, 0.5, 0.25],
+        "drafts": 4,
+    }
+    assert bins[9] == {"from": 0.9, "to": 1.0, "accepted": 4, "rejected": 0}
+    assert bins[5] == {"from": 0.5, "to": 0.6, "accepted": 1, "rejected": 1}
+    assert sum(row["accepted"] + row["rejected"] for row in bins) == 12
+
+
+WEIGHTS = {
+    "cross_entropy_weight": ("clean_cross_entropy", "canvas_cross_entropy"),
+    "focal_weight": ("focal",),
+    "chain_weight": ("chain",),
+    "streak_weight": ("streak",),
+    "soft_label_weight": ("clean_soft_labels", "canvas_soft_labels"),
+    "regression_weight": ("clean_regression", "canvas_regression"),
+}
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_every_loss_can_be_used_alone(weight: str) -> None:
+    """A loss that is switched on by another's weight, or left out of the sum, would train something else."""
+    weights = dict.fromkeys(WEIGHTS, 0.0) | {weight: 2.0}
+    config = TrainingConfig(steps=1, canvas_length=4, head_fraction=1.0, clean_weight=1.0, **weights)
+    drafter = CanvasDrafter(tiny_target(), [0, 3])
+    examples = random_examples(3, sampled=weight == "streak_weight")
+    batch = collate(examples, CanvasPlan("causal_canvas", 4, 3), draft_index(None, 128), step_generator(0))
+    parts = training_loss(drafter, drafter(batch.canvases), batch, config, step_generator(1))
+    loss = parts.pop("loss")
+    assert set(parts) == set(WEIGHTS[weight])
+    sign = -1 if weight in ("chain_weight", "streak_weight") else 1
+    assert loss.item() == pytest.approx(sign * 2 * sum(part.item() for part in parts.values()))
+    assert all(part.item() != 0 for part in parts.values())
+    loss.backward()
+    assert drafter.body.norm.weight.grad.abs().sum() > 0
