@@ -27,6 +27,7 @@ from hf_failfast.training.examples import Example
 from hf_failfast.training.export import Provenance
 from hf_failfast.training.loop import Trainer
 from hf_failfast.training.objective import HeldOut
+from hf_failfast.training.report import LOG
 
 UNIFORM = dict.fromkeys(LOSS_WEIGHTS, 0.0) | {"cross_entropy_weight": 1.0, "position_decay": 0.0}
 DECAY = UNIFORM | {"position_decay": 4.5}
@@ -69,6 +70,18 @@ class AutoregressiveTrainer(Trainer):
         return HeldOut(matches.flatten(0, 1), batch.drafted(confidence).flatten(0, 1))
 
 
+def cut(examples: list[Example], answer_tokens: int) -> list[Example]:
+    """The examples with shorter answers: steps cost less."""
+    return [
+        dataclasses.replace(
+            example,
+            tokens=example.tokens[: example.prompt_length + answer_tokens],
+            hidden=None if example.hidden is None else example.hidden[:answer_tokens],
+        )
+        for example in examples
+    ]
+
+
 Sides = tuple[list[Example], list[Example]]
 
 
@@ -79,8 +92,8 @@ def run_variant(name: str, config: TrainingConfig, data: Sides, output: Path | N
         place = Provenance("SmolLM2-135M-Instruct", "apache-2.0", "", {"settings": {"source": ""}, "shards": []})
         kind = AutoregressiveTrainer if name == "autoregressive" else Trainer
         trainer = kind(target, data, config, output or Path(folder), place)
-        before = trainer.evaluate()
         after = trainer.train()
+        before = json.loads((trainer.output / LOG).read_text().splitlines()[0])
     figures = {key: after["held_out"][key] for key in ("mean_acceptance_length", "acceptance_by_position", "drafts")}
     start = before["held_out"]["mean_acceptance_length"]
     return {"variant": name, "seed": config.seed, "start": start, **figures, "minutes": after["minutes"]}
@@ -96,12 +109,17 @@ def main(
     initial: Annotated[Path | None, typer.Option(help="Folder of a drafter that variants start from.")] = None,
     learning_rate: float = 5e-4,
     anchors: int = 24,
-    held_out_anchors: int = 24,
+    answer_tokens: Annotated[int, typer.Option(help="Answers are cut there.")] = 192,
+    held_out: Annotated[int, typer.Option(help="Held-out answers, at most.")] = 1000,
+    held_out_anchors: int = 8,
+    threads: int = 1,
 ) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    greedy = load_examples(data)
+    torch.set_num_threads(threads)
+    greedy = [cut(side, answer_tokens) for side in load_examples(data)]
     drawn = [example for example in load_examples(sampled)[0] if example.sampled] if sampled else []
+    drawn = cut(drawn, answer_tokens)
     document = json.loads(output.read_text()) if output.exists() else {"runs": []}
     names = variants.split(";") if variants else list(VARIANTS)
     for seed in range(seeds):
@@ -121,9 +139,14 @@ def main(
                 seed=seed,
                 **VARIANTS[name],
             )
-            examples = (greedy[0] + drawn, greedy[1]) if config.streak_weight else greedy
+            examples = (greedy[0] + (drawn if config.streak_weight else []), greedy[1][:held_out])
             document["runs"].append(run_variant(name, config, examples))
-            settings = {"steps": steps, "learning_rate": learning_rate, "anchors": anchors}
+            settings = {
+                "steps": steps,
+                "learning_rate": learning_rate,
+                "anchors": anchors,
+                "answer_tokens": answer_tokens,
+            }
             document |= {**settings, "initial": initial and initial.name, **provenance()}
             output.write_text(json.dumps(document, indent=2) + "\n")
             print(json.dumps(document["runs"][-1]), flush=True)

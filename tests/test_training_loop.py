@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from hf_failfast.cli import app
 from hf_failfast.drafters.loading import load_drafter
 from hf_failfast.training.config import TrainingConfig
+from hf_failfast.training.examples import Example
 from hf_failfast.training.loop import Trainer, learning_rate_factor
 
 TRAINING = TrainingConfig(
@@ -76,6 +77,7 @@ def test_exported_folder_keeps_the_contract_of_the_loader(tmp_path: Path) -> Non
     trainer = new_trainer(tmp_path)
     trainer.train()
     config = json.loads((tmp_path / "config.json").read_text())
+    assert config["failfast"].pop("target_fingerprint").startswith(f"{VOCABULARY}:")
     assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaForCausalLM"])
     assert (config["num_hidden_layers"], config["vocab_size"]) == (2, VOCABULARY)
     assert config["failfast"] == {
@@ -145,3 +147,44 @@ def test_train_command_goes_from_a_target_folder_to_a_drafter_folder(tmp_path: P
     config = json.loads((tmp_path / "drafter" / "config.json").read_text())
     assert config["failfast"]["target"] == "tiny"
     assert config["failfast"]["source_layers"] == [0]
+
+
+def test_streak_needs_sampled_answers(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`streak_weight` needs sampled answers"):
+        new_trainer(tmp_path, replace(TRAINING, streak_weight=1.0))
+
+
+def test_a_step_needs_as_many_questions_as_it_reads(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`batch_size` times `accumulation` .* at most 9.* got 10"):
+        new_trainer(tmp_path, replace(TRAINING, accumulation=5))
+
+
+def test_states_that_are_not_stored_are_computed(tmp_path: Path) -> None:
+    """Both ways train the same drafter, up to the rounding of stored states."""
+    target = tiny_target()
+
+    def with_states(example: Example, stored: bool) -> Example:
+        states = target(example.tokens[None], output_hidden_states=True).hidden_states[-1][0].detach()
+        return replace(example, hidden=states[example.prompt_length - 1 : -1] if stored else None)
+
+    losses = []
+    for stored in (True, False):
+        data = tuple([with_states(e, stored) for e in random_examples(count)] for count in (9, 3))
+        trainer = Trainer(target, data, TRAINING, tmp_path / str(stored), PROVENANCE)
+        assert (trainer.teacher is None) == stored
+        losses.append([trainer.train_step()["loss"] for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_average_is_what_is_evaluated_and_exported(tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path, replace(TRAINING, ema_decay=0.5, steps=2, evaluation_steps=2))
+    expected = [p.detach().clone() for p in trainer.parameters]
+    for _ in range(2):
+        trainer.train_step()
+        expected = [0.5 * old + 0.5 * new.detach() for old, new in zip(expected, trainer.parameters, strict=True)]
+    trained = trainer.drafter.mask_embedding.detach().clone()
+    trainer.save(trainer.evaluate())
+    exported = load_file(tmp_path / "model.safetensors")["mask_embedding"]
+    index = next(i for i, p in enumerate(trainer.parameters) if p is trainer.drafter.mask_embedding)
+    torch.testing.assert_close(exported, expected[index].bfloat16())
+    assert torch.equal(trainer.drafter.mask_embedding, trained)

@@ -91,6 +91,10 @@ def _load(
         return _load_own_kind(checkpoint, config, dtype, device_map, allow_pickle)
     model = _load_body(checkpoint, dtype, device_map, allow_pickle)
     if checkpoint.own.get("conditioned"):
+        if options != DraftingOptions():
+            raise ValueError(
+                "A conditioned drafter drafts in one pass: `mode`, `denoising_*`, `prefix_block` do not fit."
+            )
         assert isinstance(model, SharedBody)
         layers, length = tuple(checkpoint.own["source_layers"]), checkpoint.own["canvas_length"]
         return ConditionedDrafter(model.eval(), checkpoint.spec, layers, length, config)

@@ -45,7 +45,7 @@ def learning_rate_factor(step: int, progress: float, warmup_steps: int) -> float
 def new_accelerator(device: torch.device | None = None) -> Accelerator:
     """bf16 autocast on whatever device or processes `accelerate launch` gives."""
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
-    cpu = device is not None and device.type == "cpu"
+    cpu = device.type == "cpu" if device else not torch.accelerator.is_available()
     return Accelerator(mixed_precision="bf16", cpu=cpu, kwargs_handlers=handlers)
 
 
