@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo bench docs test test-all eval evidence tables lint check format clean
+.PHONY: demo bench docs test test-all eval evidence experiments tables lint check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/hf-failfast demo
@@ -34,6 +34,10 @@ eval: $(INSTALLED)
 # Accuracy and speed of every method on the same tasks, kept in eval/results; about ten minutes on two quiet cores.
 evidence: $(INSTALLED)
 	$(BIN)/python -m scripts.evidence
+
+# The papers' experiments on the same pair (docs/experiments.md); NAMES chooses some of them.
+experiments: $(INSTALLED)
+	PYTHON=$(BIN)/python scripts/experiments $(NAMES)
 
 # The tables of README and docs, from the stored results.
 tables: $(INSTALLED)

@@ -45,7 +45,12 @@ def _versions() -> dict[str, str]:
 
 
 def _hardware(device: torch.device) -> dict[str, Any]:
-    cpu = {"processor": _processor(), "threads": torch.get_num_threads(), "memory_gib": _memory_gib()}
+    cpu = {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "load": round(os.getloadavg()[0], 1),  # more than the threads: something else ran, and no time here is right
+    }
     return cpu | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
 
 

@@ -48,7 +48,11 @@ def test_every_method_has_plain_decoding_s_tokens_and_scores(rows: list[dict]) -
 
 
 def test_the_tables_show_them_all(rows: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "result", lambda path: {"rows": rows})
+    hardware = {"threads": 2, "load": 2.0}
+    monkeypatch.setattr(tables, "result", lambda path: {"rows": rows, "hardware": hardware})
+    assert "tokens/s" in tables.table("speed")
+    hardware["load"] = 9.0
+    assert "tokens/s" not in tables.table("speed")
     speed, accuracy = tables.table("speed").splitlines(), tables.table("accuracy").splitlines()
     assert len(accuracy) == len(speed) + 1 == 2 + len(evidence.METHODS)
     assert all(name in "".join(accuracy) for name in ("HumanEval pass@1", "0.00"))

@@ -53,6 +53,12 @@ def result(path: str) -> Any:
     return json.loads((ROOT / path).read_text(encoding="utf-8"))
 
 
+def was_quiet(document: dict[str, Any]) -> bool:
+    """Whether a result was measured on a machine that did nothing else: its times are shown only then."""
+    hardware = document["hardware"]
+    return "load" in hardware and hardware["load"] <= hardware["threads"] + 1
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; None is an empty cell."""
     lines = [header, ["---"] * len(header), *rows]
