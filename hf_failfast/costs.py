@@ -13,7 +13,6 @@ import torch
 from .drafters import DiffusionDrafter
 from .goodput import LONGEST_CHUNK, RoundCosts
 from .length_policy import FixedLength
-from .runners import EagerRunner
 from .support import num_positions
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def measure(
     draft_lengths = [count for count in draft_lengths if count <= room]
     capacity = context + rounds + 2 * max(draft_lengths)
     session = drafter.start(target, capacity, None)
-    runner = EagerRunner(target, session.target_layers)
+    runner = drafter.runners.target(target, session.target_layers)
     cache = runner.new_cache(capacity)
     ids = torch.zeros(num_rows, capacity, dtype=torch.long, device=target.device)
     length = context

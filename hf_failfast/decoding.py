@@ -18,7 +18,7 @@ from .cache import RowStates, SlotCache, store
 from .config import FailFastConfig
 from .drafters import BatchSession, DiffusionDrafter, start
 from .length_policy import LengthPolicy
-from .runners import EagerRunner, feed
+from .runners import feed
 from .scoring import TokenChoice, draft_temperature
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules
@@ -68,7 +68,7 @@ def failfast_decoding(
     acceptance = Acceptance(choice, stops, text.num_rows, stats)
     session = start(drafter, model, stops.max_length, stops.eos_token_ids, text.num_rows)
     session.temperature = draft_temperature(config, generation_config)
-    runner = EagerRunner(model, session.target_layers)
+    runner = drafter.runners.target(model, session.target_layers)
     cache = runner.new_cache(stops.max_length, text.num_rows)
     past = model_kwargs["past_key_values"]
     if past.get_seq_length():

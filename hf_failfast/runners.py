@@ -1,10 +1,10 @@
 """One forward of a causal-LM body over a window of tokens, the same call for target and drafter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import Cache, PreTrainedConfig
 
 from .cache import SlotCache, layer_windows
 from .rows import Rows, indices, is_even
@@ -20,6 +20,8 @@ class CausalLM(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    def modules(self) -> Iterator[torch.nn.Module]: ...
 
     def __call__(self, *, input_ids: torch.Tensor, logits_to_keep: int | torch.Tensor, **inputs: Any) -> Any: ...
 
@@ -66,20 +68,33 @@ class EagerRunner:
             limit = position_ids + 1 if limit is None else limit
             if self.num_positions is not None:  # behind the end of a shorter row the window may reach beyond them
                 position_ids = position_ids.clamp(max=self.num_positions - 1)
+        mask = None if limit is None else self._mask(position_ids, limit, cache.get_seq_length() + width)
+        logits, self.hidden_states = self._forward(input_ids, position_ids, mask, cache, rows)
+        cache.advance(width)
+        return logits
+
+    def _forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        cache: Cache,
+        rows: int | torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The model's logits, and the hidden states if any are asked for."""
         outputs = self.model(
             input_ids=input_ids,
             position_ids=position_ids,
-            attention_mask=None if limit is None else self._mask(position_ids, limit, cache.get_seq_length() + width),
+            attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=rows,
             return_dict=True,
             **({"output_hidden_states": True} if self.hidden_layers else {}),
         )
-        cache.advance(width)
-        if self.hidden_layers:
-            self.hidden_states = torch.cat([outputs.hidden_states[layer] for layer in self.hidden_layers], dim=-1)
-        return outputs.logits
+        if not self.hidden_layers:
+            return outputs.logits, None
+        return outputs.logits, torch.cat([outputs.hidden_states[layer] for layer in self.hidden_layers], dim=-1)
 
     def _mask(self, positions: torch.Tensor, limit: torch.Tensor, end: int) -> torch.Tensor | dict[str, torch.Tensor]:
         """The 4-D mask; one per layer type where the model's layers differ in type."""

@@ -69,12 +69,25 @@ def test_leaves_know_only_torch(module: str, allowed: set[str]) -> None:
 def test_drafters_know_neither_the_loop_nor_the_doors(module: str) -> None:
     """A drafter that knows the loop could not serve another one."""
     own, _ = imports(module)
-    known = {"config", "length_policy", "rows", "cache", "runners", "drafters", "kernels"}
+    known = {"config", "length_policy", "rows", "cache", "runners", "runner_choice", "drafters", "kernels"}
     assert all(name.split(".")[0] in known for name in own), own
 
 
 @pytest.mark.parametrize(
-    "module", ["decoding", "acceptance", "candidate_generator", "text", "stopping", "support", "runners", "cache"]
+    "module",
+    [
+        "decoding",
+        "acceptance",
+        "candidate_generator",
+        "text",
+        "stopping",
+        "support",
+        "runners",
+        "runner_choice",
+        "graph_runner",
+        "cuda_graphs",
+        "cache",
+    ],
 )
 def test_the_loop_knows_no_family(module: str) -> None:
     """A family's special case in the loop would grow with each family."""

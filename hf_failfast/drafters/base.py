@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import pad
 from ..config import FailFastConfig
 from ..length_policy import LengthPolicy
 from ..rows import Rows, indices, is_even
+from ..runner_choice import Runners
 from .made_for import MadeFor
 
 if TYPE_CHECKING:
@@ -255,6 +257,12 @@ class DiffusionDrafter(ABC):
 
     config: FailFastConfig
     made_for: MadeFor | None = None
+
+    @cached_property
+    def runners(self) -> Runners:
+        """Makes the runners of this drafter's generations, and keeps their CUDA graphs between calls."""
+        return Runners()
+
     drafts_by_chunks: bool = True
 
     @abstractmethod

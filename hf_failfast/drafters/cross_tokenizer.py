@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..length_policy import LengthPolicy
+from ..runner_choice import Runners
 from .base import DiffusionDrafter, Draft, DraftSession
 from .diffusion_gemma import DiffusionGemmaDrafter
 from .masked import MaskedDrafter
@@ -44,6 +45,11 @@ class CrossTokenizerDrafter(DiffusionDrafter):
         self.config = drafter.config
         self.target_tokenizer = target_tokenizer
         self.drafter_tokenizer = drafter_tokenizer
+
+    @property
+    def runners(self) -> Runners:
+        """The inner drafter's: this one is made for every call."""
+        return self.drafter.runners
 
     def start(
         self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None

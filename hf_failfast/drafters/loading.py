@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import FailFastConfig
+from ..runner_choice import RunnerName, Runners
 from .base import DiffusionDrafter
 from .checkpoint import Checkpoint, read_checkpoint
 from .conditioned import ConditionedDrafter
@@ -42,6 +43,7 @@ def load_drafter(
     denoising_threshold: float | None = None,
     prefix_block: int | None = None,
     allow_pickle: bool = False,
+    runner: RunnerName = "auto",
     **hub_kwargs: Any,
 ) -> DiffusionDrafter:
     """Loads a diffusion drafter from a checkpoint folder or Hub id.
@@ -51,11 +53,13 @@ def load_drafter(
     `alignment`, `DraftingOptions` for `mode` and `prefix_block`, `Denoising` for `denoising_steps` and
     `denoising_threshold`. `dtype="auto"` keeps the checkpoint's dtype; `device_map` and `hub_kwargs` (`revision`,
     `token`, `cache_dir`, ...) are those of `from_pretrained`. Pickle weights can execute code when they are read, and
-    are refused without `allow_pickle`.
+    are refused without `allow_pickle`. `runner` says whether forwards, the target's too, are replayed as CUDA graphs
+    (see `Runners`).
 
     Raises:
         ValueError: the checkpoint's kind is unknown, its spec incomplete, or its weights do not fit its config.
     """
+    runners = Runners(runner)
     given = {
         "attention": attention,
         "block_size": block_size,
@@ -72,6 +76,7 @@ def load_drafter(
     options = DraftingOptions(Denoising(denoising_steps, denoising_threshold), mode, prefix_block)
     drafter = _load(checkpoint, config, options, dtype, device_map, allow_pickle)
     drafter.made_for = MadeFor.of(checkpoint.own)
+    drafter.runners = runners
     return drafter
 
 

@@ -87,7 +87,8 @@ class MaskedDrafter(DiffusionDrafter):
         self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None, num_rows: int
     ) -> MaskedSession:
         model, vocab_size = self._fit(target)
-        return MaskedSession(model, self.spec, capacity, vocab_size, eos_token_ids, self.options, num_rows)
+        runner = self.runners.drafter(model, target)
+        return MaskedSession(runner, self.spec, capacity, vocab_size, eos_token_ids, self.options, num_rows)
 
     def _fit(self, target: PreTrainedModel) -> tuple[CausalLM, int]:
         """The body as it drafts for this target, and the target's vocabulary."""
@@ -103,7 +104,7 @@ class MaskedSession(ChunkedSession, BatchSession):
 
     def __init__(
         self,
-        model: CausalLM,
+        runner: EagerRunner,
         spec: DrafterSpec,
         capacity: int,  # tokens of the whole sequence
         vocab_size: int,  # ids from here on are unknown to the target
@@ -111,6 +112,7 @@ class MaskedSession(ChunkedSession, BatchSession):
         options: DraftingOptions = DraftingOptions(),
         num_rows: int = 1,
     ) -> None:
+        model = runner.model
         self.device = model.device
         super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
         block = spec.block_size or 1
@@ -121,7 +123,7 @@ class MaskedSession(ChunkedSession, BatchSession):
         self.vocabulary: torch.Tensor | None = getattr(model, "vocabulary", None)
         self.denoising = options.denoising
         self.pattern = attention_pattern(spec, options.prefix_block)
-        self.runner = EagerRunner(model)
+        self.runner = runner
         self.cache = self.runner.new_cache((capacity // block + 2) * block, num_rows)
         self.last_position = max_positions // block * block
         self.generator = torch.Generator(self.device).manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -74,6 +76,10 @@ class BorrowingLM:
         self.head = head
         self.config = body.config
         self.vocabulary = body.draft_vocabulary
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module whose weights a forward reads."""
+        return chain(self.body.modules(), self.embedding.modules(), self.head.modules())
 
     @property
     def dtype(self) -> torch.dtype:

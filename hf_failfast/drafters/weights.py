@@ -72,6 +72,7 @@ def load_shared(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: An
     config = checkpoint.native_config()
     decoder_config = type(config).from_dict(config.to_dict() | _NO_VOCABULARY)
     decoder = AutoModel.from_config(decoder_config, dtype=mask_embedding.dtype)
+    config._attn_implementation = decoder.config._attn_implementation
     decoder.config = config
     result = decoder.load_state_dict(
         {key.removeprefix("model."): value for key, value in weights.items()}, strict=False

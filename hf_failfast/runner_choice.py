@@ -1,0 +1,56 @@
+"""Which runner a generation gets, and what it finds of earlier ones."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Literal, get_args
+
+from .cuda_graphs import CudaGraphs
+from .graph_runner import CudaGraphRunner, KeptGraphs, obstacle
+from .runners import CausalLM, EagerRunner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RunnerName = Literal["auto", "eager", "cuda_graphs"]
+
+
+class Runners:
+    """Makes the runners of one drafter's generations: the drafter's own and its targets'.
+
+    It belongs to the drafter and refers to targets weakly, so that graphs live as long as both of them.
+
+    name: `auto` takes CUDA graphs on a CUDA device where the model allows it, `cuda_graphs` says so where they cannot
+        be taken, `eager` never takes them.
+    """
+
+    def __init__(self, name: RunnerName = "auto", graphs: CudaGraphs | None = None) -> None:
+        if name not in get_args(RunnerName):
+            raise ValueError(f"`runner` must be one of {list(get_args(RunnerName))}, but is {name!r}.")
+        self.name = name
+        self.graphs = graphs or CudaGraphs()
+        self._kept: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, KeptGraphs]] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def target(self, target: PreTrainedModel, hidden_layers: tuple[int, ...] = ()) -> EagerRunner:
+        """The runner that verifies; `hidden_layers` as in `EagerRunner`."""
+        return self._runner(target, target, "target", hidden_layers)
+
+    def drafter(self, model: CausalLM, target: PreTrainedModel) -> EagerRunner:
+        """The runner that drafts for this target."""
+        return self._runner(model, target, "drafter", ())
+
+    def _runner(
+        self, model: CausalLM, target: PreTrainedModel, role: str, hidden_layers: tuple[int, ...]
+    ) -> EagerRunner:
+        is_possible = self.graphs.is_available(model.device)
+        if self.name == "eager" or (self.name == "auto" and not is_possible):
+            return EagerRunner(model, hidden_layers)
+        with self._lock:
+            kept = self._kept.setdefault(target, {}).setdefault(role, KeptGraphs(self.graphs))
+        reason = obstacle(model) if is_possible else f"they need an NVIDIA GPU, and the {role} is on {model.device}"
+        if reason is not None:
+            kept.warn(reason)
+            return EagerRunner(model, hidden_layers)
+        return CudaGraphRunner(model, hidden_layers, kept)

@@ -1,0 +1,92 @@
+"""Our attention kernel behind transformers' attention interface: rows see a range of slots, given as two numbers.
+
+transformers' SDPA path with a mask copies K and V once per query head of a group; on a GPU the kernel reads them once,
+and needs no mask in memory (`kernels.attention`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from . import kernels
+from .runners import CausalLM
+
+NAME = "hf_failfast_slots"
+
+# A model's layers look up their attention by a name in a config that all threads share.
+_NAMED = threading.RLock()
+
+# What an attention may be asked for beside a mask, and the kernel cannot do.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+
+
+def sight(positions: torch.Tensor, limit: torch.Tensor, window: int | None) -> torch.Tensor:
+    """What stands in place of a mask: for each row (B, q) the first slot it sees and the one behind the last, as
+    (B, 1, 2, q), four dimensions so that transformers takes it as it is.
+
+    window: slots that a row of a sliding-window layer sees at most, its own included; None for all.
+    """
+    first = torch.zeros_like(positions) if window is None else (positions - window + 1).clamp(min=0)
+    return torch.stack([first, limit.expand_as(positions)], dim=1)[:, None]
+
+
+def attention_name(model: CausalLM) -> str | None:
+    """The model's attention implementation; another thread may just have put ours in its place."""
+    name: str | None = model.config.get_text_config(decoder=True)._attn_implementation
+    return "sdpa" if name == NAME else name
+
+
+def is_usable(model: CausalLM) -> bool:
+    """Whether the kernel may stand in for the model's attention: in fp32 results stay those of SDPA."""
+    return (
+        attention_name(model) == "sdpa"
+        and model.dtype in (torch.float16, torch.bfloat16)
+        and kernels.is_fused(model.device)
+    )
+
+
+@contextmanager
+def slot_attention(model: CausalLM) -> Iterator[None]:
+    """The model's SDPA layers take `sight` for a mask. Calls of other threads, with ordinary masks, do not change."""
+    from transformers import AttentionInterface, AttentionMaskInterface  # both import the whole of modelling
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
+    with _NAMED:
+        changed = [config for config in configs.values() if getattr(config, "_attn_implementation", None) == "sdpa"]
+        for config in changed:
+            config._attn_implementation = NAME
+        try:
+            yield
+        finally:
+            for config in changed:
+                config._attn_implementation = "sdpa"
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (B, H, q, D)
+    key: torch.Tensor,  # (B, H / group, S, D)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    if attention_mask is None or attention_mask.dtype != torch.long:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return attended, None
+    asked = [name for name in _UNSUPPORTED if options.get(name) is not None]
+    if asked or key.shape[-1] != value.shape[-1]:
+        raise ValueError(f"the attention kernel supports neither {asked} nor values of another width than keys")
+    first, limit = attention_mask[:, 0].unbind(1)
+    attended = kernels.attention(query, key, value, limit, first, scaling)
+    return attended.transpose(1, 2).contiguous(), None

@@ -1,0 +1,58 @@
+"""CUDA graphs without CUDA: a recorder of what a forward computes, which repeats it as a graph would."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from hf_failfast.cuda_graphs import CudaGraphs, Outputs, Rehearsal
+
+
+class _Tape(TorchDispatchMode):
+    """Records every operation with the very tensors it read and wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.steps.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """Every operation again, on the same addresses: what Python decided then is decided."""
+        for func, args, kwargs, recorded in self.steps:
+            new, old = (tree_flatten(result)[0] for result in (func(*args, **kwargs), recorded))
+            for fresh, kept in zip(new, old, strict=True):
+                if isinstance(kept, torch.Tensor) and fresh.data_ptr() != kept.data_ptr():
+                    kept.copy_(fresh)
+
+
+class Recorder(CudaGraphs):
+    """Takes the place of `CudaGraphs` on the CPU."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+        self.fails: Callable[[int], bool] = lambda capture: False
+
+    def is_available(self, device: torch.device) -> bool:
+        return True
+
+    def new_arena(self, device: torch.device) -> Any:
+        return object()
+
+    def capture(self, forward: Callable[[], Outputs], arena: Any) -> tuple[Callable[[], None], Outputs]:
+        self.captures += 1
+        with Rehearsal():
+            forward()
+        if self.fails(self.captures):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        tape = _Tape()
+        with tape:
+            outputs = forward()
+        for output in outputs:
+            output.fill_(torch.nan)  # what a capture computes is not executed
+        return tape.replay, outputs
