@@ -393,6 +393,8 @@ def obstacle(model: CausalLM) -> str | None:
         return f"the model is spread over {sorted(map(str, devices))}"
     if any(module.training for module in modules):
         return "the model is in training mode"
+    if any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in modules):
+        return "the model is compiled"
     if any("_hf_hook" in vars(module) or _has_foreign_hooks(module) for module in modules):
         return "the model has forward hooks, which a replay would skip"
     return None

@@ -366,6 +366,7 @@ def test_a_graph_that_computes_something_else(warnings: list[str]) -> None:
         (lambda model: model.config.__setattr__("_attn_implementation", "flex_attention"), "'flex_attention'"),
         (lambda model: model.model.norm.train(), "training mode"),
         (lambda model: model.model.norm.register_forward_hook(lambda *_: None), "forward hooks"),
+        (lambda model: model.compile(), "compiled"),
         (lambda model: model.model.norm.to("meta"), "spread over ['cpu', 'meta']"),
     ],
 )
