@@ -1,0 +1,68 @@
+"""What a draft of K tokens costs: one pass of a diffusion drafter, or K passes of an autoregressive one with the same
+layers and head, behind the same context. The weights do not matter; the bundled drafter's are used.
+
+    python benchmarks/draft_cost.py --output results/draft_cost.json
+"""
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from transformers.utils import logging
+
+import hf_failfast
+from hf_failfast.drafters.masked import MaskedDrafter
+from hf_failfast.drafters.shared import SharedBody
+from hf_failfast.provenance import provenance
+from hf_failfast.runners import EagerRunner
+from hf_failfast.smollm2 import load_smollm2
+
+
+@torch.no_grad()
+def main(
+    output: Annotated[Path, typer.Option(help="JSON file.")],
+    length: Annotated[int, typer.Option(help="K, tokens of a draft.")] = 8,
+    context: int = 256,
+    repeats: int = 30,
+) -> None:
+    logging.disable_progress_bar()
+    target, _ = load_smollm2(torch.bfloat16)
+    drafter = hf_failfast.load_drafter(hf_failfast.BUNDLED_DRAFTER, dtype=torch.bfloat16)
+    assert isinstance(drafter, MaskedDrafter) and isinstance(drafter.model, SharedBody)
+    runners = {"drafter": EagerRunner(drafter.model.attach(target)), "target": EagerRunner(target)}
+    caches = {}
+    for name, runner in runners.items():
+        caches[name] = runner.new_cache(context + length + 1)
+        runner(torch.randint(1000, (1, context)), caches[name], rows=1)
+
+    def passes(name: str, count: int, width: int) -> None:
+        for _ in range(count):
+            runners[name](torch.randint(1000, (1, width)), caches[name], rows=width)
+        caches[name].rollback(context)
+
+    actions: dict[str, Callable[[], None]] = {
+        "diffusion draft": lambda: passes("drafter", 1, length),
+        "autoregressive draft": lambda: passes("drafter", length, 1),
+        "verification": lambda: passes("target", 1, length + 1),
+        "plain token": lambda: passes("target", 1, 1),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(repeats):
+        for name in random.sample(sorted(actions), len(actions)):
+            started = time.perf_counter()
+            actions[name]()
+            seconds[name].append(time.perf_counter() - started)
+    medians = {name: round(1000 * statistics.median(values), 2) for name, values in seconds.items()}
+    document = {"milliseconds": medians, "length": length, "context": context, "repeats": repeats, **provenance()}
+    output.write_text(json.dumps(document, indent=2) + "\n")
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    typer.run(main)
