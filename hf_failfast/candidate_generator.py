@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.candidate_generator import CandidateGenerator
 
-from .drafters import DiffusionDrafter
+from .drafters import DiffusionDrafter, Warp
 from .length_policy import LengthPolicy
 from .stats import RoundRecord, SpecDecodingStats
 from .support import draft_bound
@@ -20,7 +20,7 @@ class FailFastCandidateGenerator(CandidateGenerator):
     """Drafts candidates chunk by chunk for `GenerationMixin._assisted_decoding`; one instance per `generate` call.
 
     Deterministic drafts come without candidate logits: under sampling transformers then samples from the target and
-    compares. Drafts that were drawn, at a `temperature` > 0, come with theirs, for speculative sampling; both are
+    compares. Drafts that were drawn, with a `warp`, come with theirs, for speculative sampling; both are
     exact.
     """
 
@@ -34,13 +34,13 @@ class FailFastCandidateGenerator(CandidateGenerator):
         policy: LengthPolicy,
         max_length: int,
         eos_token_ids: torch.Tensor | None = None,
-        temperature: float = 0.0,
+        warp: Warp | None = None,
     ) -> None:
         self.policy = policy
         policy.start(1, max_length)
         self.longest_drafted = draft_bound(target, max_length)
         self.session = drafter.start(target, max_length, eos_token_ids)
-        self.session.temperature = temperature
+        self.session.warp = warp
         self.requires_model_outputs = bool(self.session.target_layers)
         self.num_observed = 0  # tokens whose hidden states the session has
         self.stats = SpecDecodingStats()

@@ -25,7 +25,8 @@ class FailFastConfig:
         the target's own samples stay. `rejection`: the drafter's tokens are samples too, and speculative sampling
         (arXiv 2211.17192; with diffusion drafters SpecDiff, arXiv 2408.05636) accepts them by min(1, p / q). Drafters
         that cannot sample (`mode="reference"`, another tokenizer) have a one-hot q, for which the two are the same.
-    draft_temperature: > 0, of the drafter's q; None: the `temperature` of the request. For `rejection` only.
+    draft_temperature: > 0, of the drafter's q; None: the `temperature` of the request, whose top-k, top-p and other
+        warpers shape q as they shape p. For `rejection` only.
     length_policy: `confidence`, the rule of these three numbers; or `goodput`, which needs none of them: it measures
         what drafting and verifying cost on this machine and learns what confidence is worth (`goodput.Goodput`).
     """

@@ -19,7 +19,7 @@ from .config import FailFastConfig
 from .drafters import BatchSession, DiffusionDrafter, start
 from .length_policy import LengthPolicy
 from .runners import feed
-from .scoring import TokenChoice, draft_temperature
+from .scoring import TokenChoice, draft_warp
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules
 from .support import check_request, draft_bound
@@ -67,7 +67,7 @@ def failfast_decoding(
     choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores)
     acceptance = Acceptance(choice, stops, text.num_rows, stats)
     session = start(drafter, model, stops.max_length, stops.eos_token_ids, text.num_rows)
-    session.temperature = draft_temperature(config, generation_config)
+    session.warp = draft_warp(config, generation_config, logits_processor)
     runner = drafter.runners.target(model, session.target_layers)
     cache = runner.new_cache(stops.max_length, text.num_rows)
     past = model_kwargs["past_key_values"]

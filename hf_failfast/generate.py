@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationMixin
+from transformers import GenerationMixin, LogitsProcessorList
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .candidate_generator import FailFastCandidateGenerator
@@ -20,7 +20,7 @@ from .drafters import DiffusionDrafter, load_drafter
 from .drafters.cross_tokenizer import CrossTokenizerDrafter
 from .goodput import Goodput
 from .length_policy import ConfidenceThreshold, LengthPolicy
-from .scoring import draft_temperature
+from .scoring import draft_warp
 from .support import check_arguments, warn_of_int8_outliers
 
 if TYPE_CHECKING:
@@ -78,13 +78,13 @@ def assisted_generate(
     policy = _length_policy(config, model, drafter)
     generators: list[FailFastCandidateGenerator] = []
 
-    def make_generator(generation_config: Any, **_: Any) -> FailFastCandidateGenerator:
+    def make_generator(
+        generation_config: Any, logits_processor: LogitsProcessorList, **_: Any
+    ) -> FailFastCandidateGenerator:
         eos_token_ids = generation_config._eos_token_tensor
-        temperature = draft_temperature(config, generation_config)
+        warp = draft_warp(config, generation_config, logits_processor)
         generators.append(
-            FailFastCandidateGenerator(
-                drafter, model, policy, generation_config.max_length, eos_token_ids, temperature
-            )
+            FailFastCandidateGenerator(drafter, model, policy, generation_config.max_length, eos_token_ids, warp)
         )
         return generators[0]
 

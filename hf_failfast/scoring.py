@@ -1,5 +1,7 @@
 """From the target's logits to the scores its tokens are chosen by, and to the choice."""
 
+from collections.abc import Callable
+
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import logits_process
@@ -128,10 +130,18 @@ def _top_k_stage(processors: LogitsProcessorList) -> tuple[int, int]:
     return len(kinds), len(kinds)
 
 
-def draft_temperature(config: FailFastConfig, generation_config: GenerationConfig) -> float:
-    """The temperature that drafts are drawn at; 0 (the most likely tokens) unless rejection sampling verifies them."""
+def draft_warp(
+    config: FailFastConfig, generation_config: GenerationConfig, processors: LogitsProcessorList
+) -> Callable[[torch.Tensor], Scores] | None:
+    """What makes the drafter's q of its logits (B, r, V): the warpers of the request, so that q is as sharp as the
+    target's p, at the drafter's own temperature if it has one. None where drafts are not drawn."""
     if config.verifier != "rejection" or not generation_config.do_sample:
-        return 0.0
+        return None
+    warpers = LogitsProcessorList(processor for processor in processors if type(processor) in WARPERS)
     if config.draft_temperature is not None:
-        return config.draft_temperature
-    return 1.0 if generation_config.temperature is None else generation_config.temperature
+        others = [warper for warper in warpers if type(warper) is not logits_process.TemperatureLogitsWarper]
+        warpers = LogitsProcessorList(
+            [logits_process.TemperatureLogitsWarper(float(config.draft_temperature)), *others]
+        )
+    choice = TokenChoice(warpers, do_sample=True)
+    return lambda logits: choice.scores(logits.new_zeros(len(logits), 0, dtype=torch.long), logits)

@@ -140,7 +140,7 @@ class _RecordingSession(DraftSession):
 
     def draft(self, *arguments: Any) -> Draft:
         started = perf_counter()
-        self.session.temperature = self.temperature
+        self.session.warp = self.warp
         draft = self.session.draft(*arguments)
         self.drafts.append(_RecordedDraft(draft, started, perf_counter()))
         return draft

@@ -12,7 +12,7 @@ import hf_failfast
 from hf_failfast.drafters import DiffusionDrafter
 
 SIZE, LENGTH = 9, 3  # the vocabulary of the small pair, the mask token included, and the tokens that are enumerated
-ROWS = 1  # samples per call
+ROWS = 100  # samples per call: they end and are accepted on their own
 PROMPT = torch.tensor([[1, 5, 2]])
 
 
@@ -55,7 +55,7 @@ def sample(pair: Pair, drafter: DiffusionDrafter, prompt: torch.Tensor = PROMPT,
 def draw(pair: Pair, drafter: DiffusionDrafter, samples: int, **arguments: Any) -> torch.Tensor:
     """Counts (SIZE, SIZE, SIZE) of sampled continuations of LENGTH tokens."""
     torch.manual_seed(0)
-    options = {"max_new_tokens": LENGTH, "chunk_length": 2} | arguments
+    options = {"max_new_tokens": LENGTH, "chunk_length": 2, "num_return_sequences": ROWS} | arguments
     counts = torch.zeros([SIZE] * LENGTH)
     for _ in range(samples // ROWS):
         for row in sample(pair, drafter, **options):

@@ -15,6 +15,7 @@ from ..config import FailFastConfig
 from ..length_policy import LengthPolicy
 from ..rows import Rows, indices, is_even
 from ..runner_choice import Runners
+from .denoising import Warp
 from .made_for import MadeFor
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ class DraftSession(ABC):
     (indices into transformers' `hidden_states`: 0 is the embedding), and is handed those of every token before the
     last accepted one with `observe`, as soon as the target has computed them: before the next draft.
 
-    temperature: 0: drafts are the drafter's most likely tokens. Above, set by the owner before the first draft: a
-        session that can draws its tokens from softmax(logits / temperature) and says so in the draft's `probs`.
+    warp: None: drafts are the drafter's most likely tokens. Otherwise, set by the owner before the first draft: a
+        session that can draws its tokens from the softmax of its warped logits, and says so in the draft's `probs`.
     """
 
     target_layers: tuple[int, ...] = ()
-    temperature: float = 0.0
+    warp: Warp | None = None
 
     def __init__(self, eos_token_ids: torch.Tensor | None) -> None:
         self.eos_token_ids = eos_token_ids
@@ -99,7 +100,7 @@ class BatchSession(ABC):
     """A drafter at work on the rows of a batch: what the loop drives. As `DraftSession`, row by row."""
 
     target_layers: tuple[int, ...] = ()
-    temperature: float = 0.0
+    warp: Warp | None = None
 
     @abstractmethod
     def draft_rows(self, text: Rows, policy: LengthPolicy, max_tokens: Sequence[int]) -> Draft:
@@ -127,7 +128,7 @@ class RowSessions(BatchSession):
 
     def draft_rows(self, text: Rows, policy: LengthPolicy, max_tokens: Sequence[int]) -> Draft:
         for session in self.sessions:
-            session.temperature = self.temperature
+            session.warp = self.warp
         rows = zip(self.sessions, text.values, text.lengths, max_tokens, strict=True)
         return stack([session.draft(ids[None, :length], policy, limit) for session, ids, length, limit in rows])
 

@@ -1,10 +1,10 @@
 """How masked positions become tokens: what a pass chooses, and which of its choices stay."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import pad
 
 from ..kernels import most_likely
 
@@ -71,24 +71,30 @@ class DraftTokens(NamedTuple):
         )
 
 
+# From logits (B, r, V) to the scores (B, r, n) that tokens are drawn by, and the ids (B, r, n) they belong to.
+Warp = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
 def choose_tokens(
-    logits: torch.Tensor, vocab_size: int, mask_token_id: int | None, temperature: float = 0.0
+    logits: torch.Tensor, vocab_size: int, mask_token_id: int | None, warp: Warp | None = None
 ) -> DraftTokens:
-    """The most likely admissible tokens, or tokens drawn at a temperature > 0, from a drafter's logits (B, r, V).
+    """The most likely admissible tokens, or tokens drawn from the warped distribution, from logits (B, r, V).
 
     The mask token and ids the target does not know (>= vocab_size) are not admissible. The confidence is the
     probability of the most likely admissible token under the drafter's whole distribution, where their mass counts as
-    doubt, at temperature 1: the same for whatever token is drawn. `probs` are over the target's `vocab_size` ids.
+    doubt: the same for whatever token is drawn, and whatever the warp. `probs` are over the target's `vocab_size` ids.
     """
     token_ids, confidence = most_likely(logits, vocab_size, mask_token_id)
-    if temperature == 0:
+    if warp is None:
         return DraftTokens(token_ids, confidence)
-    logits = logits[..., :vocab_size].float() / temperature
+    logits = logits[..., :vocab_size].to(torch.float32, copy=True)
     if mask_token_id is not None and mask_token_id < logits.shape[-1]:
         logits[..., mask_token_id] = -torch.inf
-    probs = logits.softmax(dim=-1)
+    values, candidates = warp(logits)
+    probs = values.softmax(dim=-1)
     # A broken drafter's rows are one-hot, which is a distribution like any other, and verified like any other.
-    certain = torch.zeros_like(probs).scatter(-1, token_ids[..., None], 1.0)
+    certain = torch.zeros_like(probs).index_fill(-1, torch.zeros(1, dtype=torch.long, device=probs.device), 1.0)
     probs = torch.where(probs.isfinite().all(dim=-1, keepdim=True), probs, certain)
-    drawn = torch.multinomial(probs.flatten(0, 1), num_samples=1).view(token_ids.shape)
-    return DraftTokens(drawn, confidence, pad(probs, (0, vocab_size - probs.shape[-1])))
+    drawn = torch.multinomial(probs.flatten(0, 1), num_samples=1).view(*token_ids.shape, 1)
+    whole = probs.new_zeros(*token_ids.shape, vocab_size).scatter(-1, candidates, probs)
+    return DraftTokens(candidates.gather(-1, drawn)[..., 0], confidence, whole)

@@ -238,7 +238,7 @@ class DFlashSession(ChunkedSession):
         self.features = self.features[:, :0]
         weight = self.head.weight
         logits = self.head(hidden[:, 1:].to(weight.device, weight.dtype)).to(self.device)
-        return choose_tokens(logits, self.vocab_size, self.mask_token_id, self.temperature)
+        return choose_tokens(logits, self.vocab_size, self.mask_token_id, self.warp)
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The target's embedding; where it normalises what it looks up, DFlash was trained without that."""

@@ -76,7 +76,7 @@ class DiffusionGemmaSession(ChunkedSession):
             decoder_attention_mask={"full_attention": None, "sliding_attention": None},
             past_key_values=self._view(end),
         ).logits
-        token_ids, confidence, probs = choose_tokens(logits, self.vocab_size, None, self.temperature)
+        token_ids, confidence, probs = choose_tokens(logits, self.vocab_size, None, self.warp)
         return Chunk(token_ids, confidence, 2, probs)
 
     def _view(self, length: int) -> SimpleNamespace:

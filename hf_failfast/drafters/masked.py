@@ -198,7 +198,7 @@ class MaskedSession(ChunkedSession, BatchSession):
         fed = min(canvas.shape[1], len(column))
         passes = 1
         while True:
-            masked &= ~self.denoising.choose(tokens.confidence, masked, passes - 1, in_order=self.temperature > 0)
+            masked &= ~self.denoising.choose(tokens.confidence, masked, passes - 1, in_order=self.warp is not None)
             if not bool(masked.any()):  # host sync: another pass or not
                 return Chunk(tokens.token_ids, tokens.confidence, passes, tokens.probs), num_read
             is_filled = (is_open & ~masked)[:, :fed]
@@ -241,8 +241,8 @@ class MaskedSession(ChunkedSession, BatchSession):
     def _choose(self, logits: torch.Tensor) -> DraftTokens:
         """The target's ids that the drafter proposes at r positions (B, r, drafter's vocabulary)."""
         if self.vocabulary is None:
-            return choose_tokens(logits, self.vocab_size, self.spec.mask_token_id, self.temperature)
-        token_ids, confidence, probs = choose_tokens(logits, logits.shape[-1], None, self.temperature)
+            return choose_tokens(logits, self.vocab_size, self.spec.mask_token_id, self.warp)
+        token_ids, confidence, probs = choose_tokens(logits, logits.shape[-1], None, self.warp)
         if probs is not None:
             whole = probs.new_zeros(*probs.shape[:2], self.vocab_size)
             probs = whole.index_copy(-1, self.vocabulary, probs)
