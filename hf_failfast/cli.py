@@ -53,7 +53,14 @@ def _version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# Under rich's own markup the brackets of "[default: ...]" in a help text would vanish.
+app = typer.Typer(
+    cls=Commands,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 @app.callback()

@@ -141,3 +141,8 @@ def test_a_hub_name_while_offline_says_so_and_what_to_set(folder):
         assert "offline" in result.stderr
         assert "unset HF_HUB_OFFLINE" in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_help_shows_defaults_that_stand_in_brackets():
+    """Rich took them for markup and showed nothing."""
+    assert "[default: OUTPUT/data]" in " ".join(run("train", "--help").output.replace("│", " ").split())
