@@ -1,6 +1,6 @@
 """Accuracy and speed of every decoding method on the tasks that need no hub: writes eval/results/smollm2.json.
 
-    python -m scripts.evidence --limit 6      (make evidence)
+    python -m scripts.evidence --limit 4      (make evidence)
 
 The pair is SmolLM2-135M-Instruct and the bundled drafter. Every prompt is answered by plain decoding and by the
 method, in random order. The autoregressive draft model of transformers' assisted generation is the bundled drafter
@@ -74,7 +74,7 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
 
 
 def main(
-    limit: Annotated[int, typer.Option(help="Questions per task.")] = 6,
+    limit: Annotated[int, typer.Option(help="Questions per task.")] = 4,
     max_new_tokens: int = 96,
     float32_limit: Annotated[int, typer.Option(help="Questions per task of the check in float32.")] = 2,
     dtype: str = "bfloat16",
