@@ -100,3 +100,12 @@ def test_training_starts_from_a_drafter(tmp_path: Path) -> None:
         assert torch.equal(follower.drafter.stored_state()[name], stored)
     with pytest.raises(ValueError, match="`initial` must be a drafter of the same layers"):
         new_trainer(tmp_path / "third", replace(second, layers=(0, 1, 3)))
+
+
+def test_a_conditioned_drafter_drafts_for_a_batch(tmp_path: Path) -> None:
+    trained(tmp_path, KINDS["conditioned"])
+    target, drafter = tiny_target(), load_drafter(tmp_path, dtype=torch.float32)
+    prompts = torch.randint(5, VOCABULARY, (2, 9))
+    expected = plain(target, prompts, max_new_tokens=16)
+    found = LOOPS["failfast"](target, prompts, drafter, max_new_tokens=16)
+    assert torch.equal(found, expected)

@@ -62,7 +62,7 @@ def model_card(provenance: Provenance, record: dict[str, Any]) -> str:
     figures = zip(accuracy, held_out["acceptance_by_position"], strict=True)
     rows = "\n".join(f"| {k} | {right:.3f} | {accepted:.3f} |" for k, (right, accepted) in enumerate(figures, start=1))
     losses = ", ".join(f"{name.removesuffix('_weight')} {config[name]}" for name in LOSS_WEIGHTS if config[name])
-    conditioned = ", and they read the target's hidden states of the text so far" if config["conditioned"] else ""
+    conditioned = ",\nand they read the target's hidden states of the text so far" if config["conditioned"] else ""
     return f"""---
 license: {provenance.licence}
 base_model: {provenance.target}
@@ -72,8 +72,8 @@ tags: [speculative-decoding, diffusion-lm, hf_failfast]
 # Diffusion drafter for {provenance.target}
 
 Drafts for `{provenance.target}` in speculative decoding with `hf_failfast`; not a language model to use by itself.
-Its layers are copies of the target's layers {record["source_layers"]}, trained further{conditioned}; embedding and
-head are the target's and are not stored. Attention: {config["attention"]}.
+Its layers are copies of the target's layers {record["source_layers"]}, trained further{conditioned}.
+Embedding and head are the target's and are not stored. Attention: {config["attention"]}.
 
 Training data: {_data_line(provenance.data)}; one prompt in {HELD_OUT_ONE_IN} is held out.
 Trained for {record["step"]} steps ({record["minutes"]} minutes; loss weights: {losses}) with
