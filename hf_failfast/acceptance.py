@@ -33,14 +33,14 @@ class Acceptance:
         # Without an end of sequence plain `generate` pads no row: all go on until each was told to stop.
         is_alone = choice.is_row_independent and stops.is_row_independent and (stops.pads or not stops.walked)
         self.is_joint = num_rows > 1 and not is_alone
+        self.is_draft_broken = False  # whether the last draft's confidences are not all numbers
         self.is_told = [False] * num_rows  # rows that were told to stop
 
     def _accept_at_once(self, text: GeneratedText, draft: Draft, logits: torch.Tensor) -> tuple[list[int], list[int]]:
         rows = text.running
         scores = self.choice.scores(text.ids(rows), logits)
         verified = verify(draft.token_ids, self.choice.choose(scores, draft.token_ids, draft.probs))
-        outcome = torch.cat([verified.num_accepted[:, None], verified.token_ids], dim=1).tolist()  # host sync: round
-        self.stats.host_reads += 1
+        outcome = self._read(draft, verified.num_accepted[:, None], verified.token_ids)  # host sync: round
         accepted, counts = [], []
         for row, drafted, (matches, *token_ids) in zip(rows, draft.lengths, outcome, strict=True):
             matches = min(matches, drafted)
@@ -52,10 +52,17 @@ class Acceptance:
         text.append(rows, verified.token_ids, counts, scores.values, logits)
         return accepted, counts
 
-    def _walk_all(self, text: GeneratedText, draft: Draft, logits: torch.Tensor) -> tuple[list[int], list[int]]:
-        drafted = zip(draft.token_ids.tolist(), draft.lengths, strict=True)  # host sync: the draft
-        draft_ids = [ids[:length] for ids, length in drafted]
+    def _read(self, draft: Draft, *columns: torch.Tensor) -> list[list[int]]:
+        """The columns (B, n), side by side, on the host; takes note of a draft without a meaning on the way."""
+        is_broken = draft.confidence.isnan().any(dim=1, keepdim=True).to(columns[0])
+        rows = torch.cat([is_broken, *columns], dim=1).tolist()
         self.stats.host_reads += 1
+        self.is_draft_broken = any(broken for broken, *_ in rows)
+        return [values for _, *values in rows]
+
+    def _walk_all(self, text: GeneratedText, draft: Draft, logits: torch.Tensor) -> tuple[list[int], list[int]]:
+        drafted = zip(self._read(draft, draft.token_ids), draft.lengths, strict=True)  # host sync: the draft
+        draft_ids = [ids[:length] for ids, length in drafted]
         before = [text.lengths[row] for row in text.running]
         accepted = [0] * len(before)
         walkers = [index for index, row in enumerate(text.running) if not text.finished[row]]

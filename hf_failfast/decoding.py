@@ -16,7 +16,7 @@ from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 from .acceptance import Acceptance
 from .cache import RowStates, SlotCache, store
 from .config import FailFastConfig
-from .drafters import BatchSession, DiffusionDrafter, start
+from .drafters import BatchSession, DiffusionDrafter, DrafterErrors, GuardedSession, start
 from .length_policy import LengthPolicy
 from .runners import feed
 from .scoring import TokenChoice, draft_warp
@@ -40,6 +40,8 @@ def failfast_decoding(
     drafter: DiffusionDrafter,
     policy: LengthPolicy,
     config: FailFastConfig,
+    drafter_errors: DrafterErrors = "plain",
+    drafter_timeout: float | None = None,
     streamer: BaseStreamer | None = None,
     synced_gpus: bool = False,
     **model_kwargs: Any,
@@ -67,6 +69,7 @@ def failfast_decoding(
     choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores)
     acceptance = Acceptance(choice, stops, text.num_rows, stats)
     session = start(drafter, model, stops.max_length, stops.eos_token_ids, text.num_rows)
+    session = GuardedSession(session, drafter_errors, drafter_timeout)
     session.warp = draft_warp(config, generation_config, logits_processor)
     runner = drafter.runners.target(model, session.target_layers)
     cache = runner.new_cache(stops.max_length, text.num_rows)
@@ -94,6 +97,8 @@ def failfast_decoding(
         # 3. Accept what the target would have written, up to the first stop of each row.
         accepted, emitted = acceptance.accept(text, draft, logits)
         verify_ended = perf_counter()
+        if acceptance.is_draft_broken:
+            session.give_up(ValueError("its confidences are not numbers"))
 
         # 4. Stream, and forget what was rejected.
         policy.observe(accepted)
@@ -116,6 +121,7 @@ def failfast_decoding(
 
     if streamer is not None:
         streamer.end()
+    stats.drafter_errors = int(session.error is not None)
     stats.other_seconds = perf_counter() - started - stats.draft_seconds - stats.verify_seconds
     if complete is not None:
         rows = range(text.num_rows)

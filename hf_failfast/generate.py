@@ -16,7 +16,7 @@ from .candidate_generator import FailFastCandidateGenerator
 from .config import CHUNK_RULE, FailFastConfig
 from .costs import measured_costs
 from .decoding import failfast_decoding
-from .drafters import DiffusionDrafter, load_drafter
+from .drafters import DiffusionDrafter, DrafterErrors, load_drafter
 from .drafters.cross_tokenizer import CrossTokenizerDrafter
 from .goodput import Goodput
 from .length_policy import ConfidenceThreshold, LengthPolicy
@@ -38,6 +38,8 @@ def _generate(
     *,
     assistant_model: DiffusionDrafter | str | Path | None = None,
     failfast_config: FailFastConfig | None = None,
+    drafter_errors: DrafterErrors = "plain",
+    drafter_timeout: float | None = None,
     **kwargs: Any,
 ) -> GenerateDecoderOnlyOutput | torch.Tensor:
     """`model.generate(inputs, **kwargs)`, drafted by `assistant_model`; the output is the target's own.
@@ -47,6 +49,9 @@ def _generate(
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
         `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`). Default: the drafter's own
         (`drafter.config`). `length_policy="goodput"` needs no numbers.
+    drafter_errors: what happens if the drafter raises an error, runs out of memory or answers with NaN in the middle:
+        `plain` warns and decodes the rest plainly, counted in the output's `speculation`; `raise` lets it pass.
+    drafter_timeout: seconds that a draft may take until that counts as an error too; None: no limit.
     kwargs: every argument of `generate`; with `return_dict_in_generate=True` the output has one more field,
         `speculation` (`SpecDecodingStats`).
 
@@ -57,7 +62,16 @@ def _generate(
     check_arguments(kwargs)
 
     def decode(_: PreTrainedModel, input_ids: torch.Tensor, tokenizer: Any = None, **prepared: Any) -> Any:
-        return failfast_decoding(model, input_ids, drafter=drafter, policy=policy, config=config, **prepared)
+        return failfast_decoding(
+            model,
+            input_ids,
+            drafter=drafter,
+            policy=policy,
+            config=config,
+            drafter_errors=drafter_errors,
+            drafter_timeout=drafter_timeout,
+            **prepared,
+        )
 
     return _view(model).generate(inputs, custom_generate=decode, **kwargs)
 

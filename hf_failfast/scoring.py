@@ -30,7 +30,8 @@ ROWWISE_PROCESSORS = (
     logits_process.TopHLogitsWarper,
 )
 
-# Processors that look at one row of scores and that row's own tokens, and remember nothing.
+# Processors that look at one row of scores and that row's own tokens, and remember nothing. The repetition penalty
+# knows the padding of each row of its batch, and is none of them.
 ROW_INDEPENDENT_PROCESSORS = (
     *ROWWISE_PROCESSORS,
     logits_process.ExponentialDecayLengthPenalty,
@@ -40,7 +41,6 @@ ROW_INDEPENDENT_PROCESSORS = (
     logits_process.MinNewTokensLengthLogitsProcessor,
     logits_process.NoBadWordsLogitsProcessor,
     logits_process.NoRepeatNGramLogitsProcessor,
-    logits_process.RepetitionPenaltyLogitsProcessor,
     logits_process.SequenceBiasLogitsProcessor,
     logits_process.SuppressTokensAtBeginLogitsProcessor,
     logits_process.WatermarkLogitsProcessor,

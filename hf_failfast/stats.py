@@ -21,6 +21,7 @@ class SpecDecodingStats:
     """Counts and wall-clock seconds of one `generate` call. A round is one target forward; tokens count in all rows.
 
     plain_rounds: rounds without a pass of the drafter.
+    drafter_errors: drafters given up in mid-generation, after which the rest was decoded plainly.
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
     """
@@ -32,6 +33,7 @@ class SpecDecodingStats:
     accepted: int = 0
     emitted: int = 0
     host_reads: int = 0
+    drafter_errors: int = 0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
@@ -88,6 +90,7 @@ class SpecDecodingStats:
             "verify_seconds": self.verify_seconds,
             "other_seconds": self.other_seconds,
             "host_reads": self.host_reads,
+            "drafter_errors": self.drafter_errors,
         }
 
     def advice(self, speedup: float | None = None, other_speedup: float | None = None) -> list[str]:

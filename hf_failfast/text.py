@@ -138,7 +138,7 @@ class Record:
 
     def add(self, row: int, values: torch.Tensor) -> None:
         """Adds the vectors of m tokens, (m, vocabulary)."""
-        self._rows[row] += values.split(1)
+        self._rows[row] += values.split(1) if len(values) else ()
 
     def steps(self, rows: Sequence[int] | None, pad_token_id: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """One tensor (B, vocabulary) per step. Behind its end a row can only go on with the padding token: its score

@@ -14,6 +14,7 @@ class Row(NamedTuple):
 
 MATRIX: dict[str, list[Row]] = {
     "Decoding": [
+        Row("26 architectures, alone and in a batch", "exact", "test_architectures::test_every_architecture"),
         Row("greedy, 8 architectures, 6 kinds of drafter", "exact", "test_parity::test_every_drafter_on_every_target"),
         Row(
             "sampling: temperature, top-k, top-p, min-p, typical, penalties",
@@ -45,6 +46,34 @@ MATRIX: dict[str, list[Row]] = {
         Row(
             "`past_key_values` of an earlier call", "exact", "test_multi_turn::test_a_second_turn_continues_either_way"
         ),
+    ],
+    "Batches": [
+        Row(
+            "rows of different length, padded left or right",
+            "exact",
+            "test_batch::test_rows_get_the_tokens_they_get_alone",
+        ),
+        Row("rows that end at different times", "exact", "test_batch::test_rows_that_end_at_different_times"),
+        Row("processors", "exact", "test_batch_options::test_processors"),
+        Row("stop strings of each row", "exact", "test_batch_options::test_stop_strings"),
+        Row(
+            "criteria with a memory of rows (lm-eval's)",
+            "exact",
+            "test_batch_options::test_criteria_with_a_memory_of_rows",
+        ),
+        Row("`num_return_sequences`", "same distribution", "test_batch_options::test_num_return_sequences"),
+        Row("streamers that take a batch", "exact", "test_batch_options::test_a_streamer_of_a_batch_gets_columns"),
+        Row("the returned `past_key_values`", "exact", "test_batch::test_the_returned_cache_continues"),
+        Row(
+            "flash or flex attention",
+            "refused",
+            "test_bad_input::test_a_batch_needs_masks",
+            "sdpa and eager take the mask of a batch",
+        ),
+    ],
+    "Faults": [
+        Row("a drafter that fails, hangs or answers NaN", "exact", "test_faults::test_the_rest_is_decoded_plainly"),
+        Row("one drafter in several threads", "exact", "test_faults::test_one_drafter_in_several_threads"),
     ],
     "Targets": [
         Row("bitsandbytes, 4 bits (NF4)", "exact", "test_targets::test_targets", "CPU kernels"),

@@ -318,3 +318,20 @@ def test_no_prompt_but_a_start_token() -> None:
         custom_generate="hf_failfast",
     )
     assert torch.equal(output, reference)
+
+
+def test_a_batch_needs_masks() -> None:
+    """Attention that takes no mask would show each row the others' garbage."""
+    model = tiny_model("llama")
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="batch of 2 prompts with `attn_implementation`='flash_attention_2'"):
+        failfast(model, prompt(9).repeat(2, 1), drafter("canvas"), max_new_tokens=3)
+
+
+def test_a_cache_of_another_batch() -> None:
+    """The first row's K/V would be taken for all rows'."""
+    model = target("llama")
+    options = {"max_new_tokens": 3, "return_dict_in_generate": True}
+    cache = failfast(model, prompt(9), drafter("canvas"), **options).past_key_values
+    with pytest.raises(ValueError, match="batch of 2 prompts for `past_key_values` of 1"):
+        failfast(model, prompt(20).repeat(2, 1), drafter("canvas"), past_key_values=cache, max_new_tokens=3)

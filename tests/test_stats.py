@@ -41,6 +41,7 @@ def test_definitions() -> None:
         "verify_seconds",
         "other_seconds",
         "host_reads",
+        "drafter_errors",
     }
 
 

@@ -2,7 +2,19 @@
 
 from .base import BatchSession, DiffusionDrafter, Draft, DraftSession, start
 from .denoising import Warp
+from .guard import DrafterErrors, GuardedSession
 from .loading import load_drafter
 from .spec import DrafterSpec
 
-__all__ = ["BatchSession", "DiffusionDrafter", "Draft", "DraftSession", "DrafterSpec", "load_drafter", "start", "Warp"]
+__all__ = [
+    "BatchSession",
+    "DiffusionDrafter",
+    "Draft",
+    "DraftSession",
+    "DrafterErrors",
+    "DrafterSpec",
+    "GuardedSession",
+    "Warp",
+    "load_drafter",
+    "start",
+]

@@ -1,0 +1,62 @@
+"""Token identity over architectures: tiny random models, alone and in a batch, in both loops."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import LOOPS, POSITIONS, VOCAB_SIZE, ScriptedDrafter, failfast, plain, prompt, tiny_model
+from test_batch import LENGTHS, batch, scripts
+
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 8},
+    "mixtral": EXPERTS,
+    "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16},
+    "mistral": {"sliding_window": 16},
+    "gpt2": {},
+    "gpt_neox": {},
+    "gpt_oss": EXPERTS | {"head_dim": 8, "sliding_window": 16, "attn_implementation": "eager"},
+    "phi": {"num_key_value_heads": 4, "partial_rotary_factor": 0.5},
+    "phi3": {"num_key_value_heads": 2},
+    "olmo": {},
+    "olmo2": {},
+    "cohere": {},
+    "cohere2": {"sliding_window": 16},
+    "stablelm": {},
+    "starcoder2": {},
+    "granite": {},
+    "smollm3": {},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "gptj": {"rotary_dim": 4},
+    "falcon": {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
+}
+PROCESSORS: dict[str, dict[str, Any]] = {"none": {}, "repetition_penalty": {"repetition_penalty": 1.3}}
+NEW = 20
+
+
+def model_of(name: str) -> Any:
+    return tiny_model(name, **ARCHITECTURES[name])
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture(name: str, processor: str) -> None:
+    """A model's positions, masks or cache would be treated as another model's."""
+    model, options = model_of(name), PROCESSORS[processor] | {"max_new_tokens": NEW}
+    assert model.config.get_text_config().vocab_size == VOCAB_SIZE < POSITIONS
+    references = [plain(model, prompt(length), **options) for length in LENGTHS]
+    for length, reference in zip(LENGTHS[:1], references, strict=False):
+        for generate in LOOPS.values():
+            script = ScriptedDrafter(reference, [3, 0, 10, 1])
+            assert torch.equal(generate(model, prompt(length), script, **options), reference)
+    ids, mask = batch()
+    proposer = scripts(references, [10, 0, 3], [0], [5, 10, 1, 2])
+    output = failfast(model, ids, proposer, attention_mask=mask, **options)
+    expected = [reference[0, length:].tolist() for reference, length in zip(references, LENGTHS, strict=True)]
+    assert output[:, ids.shape[1] :].tolist() == expected

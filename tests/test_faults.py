@@ -1,0 +1,139 @@
+"""A drafter that fails in the middle: one warning, the same text, and the model stays usable."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import ScriptedDrafter, ScriptedSession, drafter, failfast, plain, prompt, target
+
+NEW = 30
+
+
+class Failing(ScriptedDrafter):
+    """Does something else than drafting in its third round."""
+
+    fault: Callable[[Any], Any]
+
+    def start(self, *arguments: Any) -> ScriptedSession:
+        session, rounds = super().start(*arguments), []
+        make_draft = session.draft
+
+        def draft(*call: Any) -> Any:
+            rounds.append(1)
+            return make_draft(*call) if len(rounds) < 3 else self.fault(lambda: make_draft(*call))
+
+        session.draft = draft  # type: ignore[method-assign]
+        return session
+
+
+def raising(error: BaseException) -> Callable[[Any], Any]:
+    def fault(_: Any) -> Any:
+        raise error
+
+    return fault
+
+
+def not_numbers(make: Callable[[], Any]) -> Any:
+    draft = make()
+    draft.confidence[:] = torch.nan
+    return draft
+
+
+FAULTS = {
+    "an error": raising(KeyError("tokens")),
+    "out of memory": raising(torch.OutOfMemoryError("CUDA out of memory")),
+    "NaN": not_numbers,
+    "a hang": lambda make: time.sleep(20),
+}
+
+
+def failing(fault: Any, seed: int = 0) -> Failing:
+    reference = plain(target("llama"), prompt(9, seed), max_new_tokens=60)
+    proposer = Failing(reference, [3, 1])
+    proposer.fault = fault
+    return proposer
+
+
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.0001}])
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_rest_is_decoded_plainly(name: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """A request would die of its drafter, or the text change, or the log fill."""
+    proposer = failing(FAULTS[name])
+    timeout = {"drafter_timeout": 0.5} if name == "a hang" else {}
+    with caplog.at_level(logging.WARNING, logger="hf_failfast"):
+        output = failfast(
+            target("llama"),
+            prompt(9),
+            proposer,
+            max_new_tokens=NEW,
+            return_dict_in_generate=True,
+            **timeout,
+            **options,
+        )
+    assert torch.equal(output.sequences, proposer.reference[:, : 9 + NEW])
+    stats = output.speculation
+    assert stats.drafter_errors == 1
+    assert stats.as_dict()["drafter_errors"] == 1
+    assert [record.drafted > 0 for record in stats.records[:2]] == [True, True]
+    assert all(record.drafted == 0 for record in stats.records[3:])
+    assert len([record for record in caplog.records if "The drafter failed" in record.message]) == 1
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_developers_see_the_error(name: str) -> None:
+    """A bug in a new drafter would hide behind correct, slow text."""
+    timeout = {"drafter_timeout": 0.5} if name == "a hang" else {}
+    with pytest.raises((KeyError, torch.OutOfMemoryError, ValueError, TimeoutError)):
+        failfast(
+            target("llama"), prompt(9), failing(FAULTS[name]), max_new_tokens=NEW, drafter_errors="raise", **timeout
+        )
+
+
+@pytest.mark.parametrize("options", [{"drafter_errors": "ignore"}, {"drafter_timeout": 0}])
+def test_bad_options(options: dict[str, Any]) -> None:
+    """A misspelt choice would mean the default."""
+    with pytest.raises(ValueError, match=next(iter(options))):
+        failfast(target("llama"), prompt(9), drafter("canvas", "llama"), max_new_tokens=3, **options)
+
+
+def test_an_interrupt_leaves_everything_usable() -> None:
+    """Ctrl-C would be taken for a fault of the drafter, or leave a session behind that the next call meets."""
+    with pytest.raises(KeyboardInterrupt):
+        failfast(target("llama"), prompt(9), failing(raising(KeyboardInterrupt())), max_new_tokens=NEW)
+    proposer = drafter("canvas_shift", "llama")
+    reference = plain(target("llama"), prompt(9), max_new_tokens=NEW)
+    calls = []
+
+    def interrupt(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    handle = proposer.model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        failfast(target("llama"), prompt(9), proposer, max_new_tokens=NEW)
+    handle.remove()
+    assert torch.equal(failfast(target("llama"), prompt(9), proposer, max_new_tokens=NEW), reference)
+
+
+def test_one_drafter_in_several_threads() -> None:
+    """State of a call would live in the drafter, where another call's meets it."""
+    proposer, results = drafter("canvas_shift", "llama"), {}
+    models = {name: target(name) for name in ("llama", "qwen2")}  # one vocabulary
+
+    def answer(seed: int) -> None:
+        for name, model in models.items():
+            results[seed, name] = failfast(model, prompt(9, seed), proposer, max_new_tokens=NEW)
+
+    threads = [threading.Thread(target=answer, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for (seed, name), output in results.items():
+        assert torch.equal(output, plain(models[name], prompt(9, seed), max_new_tokens=NEW))
+    assert len(results) == 8
