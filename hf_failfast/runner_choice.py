@@ -33,6 +33,10 @@ class Runners:
         self._kept: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, KeptGraphs]] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
+    def __deepcopy__(self, memo: object) -> Runners:
+        """A copied drafter has no graphs yet: those there are read the original's weights."""
+        return Runners(self.name, self.graphs)
+
     def target(self, target: PreTrainedModel, hidden_layers: tuple[int, ...] = ()) -> EagerRunner:
         """The runner that verifies; `hidden_layers` as in `EagerRunner`."""
         return self._runner(target, target, "target", hidden_layers)
