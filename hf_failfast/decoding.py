@@ -92,7 +92,7 @@ def failfast_decoding(
         verify_started = perf_counter()
         seen = cache.lengths
         logits = feed(runner, cache, known, draft.token_ids, num_read=len(draft) + 1)
-        logits = logits.to(device=text.device, dtype=torch.float32)
+        logits = logits.to(device=text.device, dtype=torch.float32, copy=True)  # as plain `generate` does
 
         # 3. Accept what the target would have written, up to the first stop of each row.
         accepted, emitted = acceptance.accept(text, draft, logits)
