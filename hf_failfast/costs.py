@@ -13,6 +13,7 @@ import torch
 from .drafters import DiffusionDrafter
 from .goodput import LONGEST_CHUNK, RoundCosts
 from .length_policy import FixedLength
+from .rows import Rows
 from .support import num_positions
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def measure(
         raise ValueError(f"`length_policy='goodput'` cannot measure a target of {positions} positions.")
     draft_lengths = [count for count in draft_lengths if count <= room]
     capacity = context + rounds + 2 * max(draft_lengths)
-    session = drafter.start(target, capacity, None)
+    session = drafter.start_batch(target, capacity, None, num_rows)
     runner = drafter.runners.target(target, session.target_layers)
-    cache = runner.new_cache(capacity)
+    cache = runner.new_cache(capacity, num_rows)
     ids = torch.zeros(num_rows, capacity, dtype=torch.long, device=target.device)
     length = context
 
@@ -74,13 +75,14 @@ def measure(
         seconds = perf_counter() - started
         cache.rollback(length)
         if runner.hidden_states is not None:
-            session.observe(runner.hidden_states[:, : length - seen])
+            session.observe_rows(list(runner.hidden_states[:, None, : length - seen]))
         return seconds
 
     def draft(count: int) -> float:
         started = perf_counter()
-        session.draft(ids[:, :length], FixedLength(max(count, 1)), max(count, 1)).confidence.tolist()
-        session.accept(0)
+        rows = Rows.full(ids[:, :length])
+        session.draft_rows(rows, FixedLength(max(count, 1)), [max(count, 1)] * num_rows).confidence.tolist()
+        session.accept_rows([0] * num_rows)
         return perf_counter() - started
 
     verify(0)

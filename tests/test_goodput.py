@@ -212,6 +212,20 @@ def test_identical_to_plain(kind: str, loop: str) -> None:
         assert torch.equal(output.sequences, expected)
 
 
+@pytest.mark.parametrize("kind", ["canvas_shift", "shared"])  # rows in one session; a session per row
+@pytest.mark.parametrize("num_rows", [2, 5])
+def test_batches_are_identical_to_plain(num_rows: int, kind: str) -> None:
+    """Rows of different lengths would be cut or probed apart from their caches."""
+    proposer = shared_drafter() if kind == "shared" else drafter(kind, "llama")
+    ids = torch.cat([prompt(20, seed) for seed in range(num_rows)])
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    arguments = {"attention_mask": mask, "max_new_tokens": 60, "pad_token_id": 0}
+    expected = plain(target("llama"), ids, **arguments)
+    output = failfast(target("llama"), ids, proposer, **arguments, **GOODPUT)
+    assert torch.equal(output.sequences, expected)
+
+
 @pytest.mark.parametrize("accept_lengths", [[0], [2, 0, 5], None])
 def test_mixed_rounds_are_identical(accept_lengths: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain and drafted rounds in turn would lose or repeat a token."""
