@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= passive
 demo: $(INSTALLED)
 	$(BIN)/hf-failfast demo
 
-# Every method on the demo's pair, with the figures; results/bench.json holds the document that the README quotes.
+# Every method on the demo's pair, with the figures; the last line is what results/bench.json stores for README and docs.
 bench: $(INSTALLED)
 	$(BIN)/hf-failfast bench --plots build/bench
 

@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/proxy.py
 
 The target has 8 layers of width 64; the draft model is its first 2 layers, and the other 6 add so little that both
-agree on about 83 % of the tokens. It is read as a drafter of one token per pass, five passes per round (K = 5), so that
-transformers' assisted generation can run the same model with the same five tokens. The last line is one JSON document.
+agree on about 83 % of the tokens. It is read as a drafter of one token per pass, five passes per round (K = 5), so
+that transformers' assisted generation can run the same model with the same five tokens. The last line is one JSON
+document.
 """
 
 import copy
@@ -92,7 +93,7 @@ def time_batch(methods: dict[str, dict[str, Any]], target: PreTrainedModel, num_
 
 
 def main(
-    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1",
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,4,8",
     repeats: Annotated[int, typer.Option(min=1)] = 13,
 ) -> None:
     logging.set_verbosity_error()
