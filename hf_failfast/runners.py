@@ -1,6 +1,7 @@
 """One forward of a causal-LM body over a window of tokens, the same call for target and drafter."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
