@@ -27,6 +27,12 @@ MATRIX: dict[str, list[Row]] = {
             "same distribution",
             "test_sampling::test_drafts_of_several_denoising_steps",
         ),
+        Row(
+            "first tokens of SmolLM2 and the bundled drafter",
+            "same distribution",
+            "test_sampling_real::test_first_tokens_are_those_of_plain_sampling",
+            "two samples, both verifiers",
+        ),
         Row("a seed repeats a sample", "exact", "test_sampling::test_a_seed_reproduces_the_samples"),
         Row(
             "logits processors in any combination, watermarking and guidance among them",
