@@ -17,6 +17,7 @@ from .acceptance import Acceptance
 from .cache import RowStates, SlotCache, store
 from .config import FailFastConfig
 from .drafters import BatchSession, DiffusionDrafter, DrafterErrors, GuardedSession, start
+from .layer_outputs import LayerOutputs
 from .length_policy import LengthPolicy
 from .runners import feed
 from .scoring import TokenChoice, draft_warp
@@ -55,7 +56,7 @@ def failfast_decoding(
 
     The rows of a batch draft, accept and end on their own, and get the tokens that they would get alone; a complete
     row leaves the batch. Behind its end `sequences` holds the padding token, and `scores` and `logits` those of a row
-    that is certain of it (plain `generate` runs the target on padding there).
+    that is certain of it (plain `generate` runs the target on padding there); see `LayerOutputs` for the rest.
 
     Returns the ids (B, n + m), or with `return_dict_in_generate` transformers' output class with one more field,
     `speculation` (`SpecDecodingStats`). Raises ValueError naming whatever is not supported.
@@ -71,9 +72,10 @@ def failfast_decoding(
     session = start(drafter, model, stops.max_length, stops.eos_token_ids, text.num_rows)
     session = GuardedSession(session, drafter_errors, drafter_timeout)
     session.warp = draft_warp(config, generation_config, logits_processor)
-    runner = drafter.runners.target(model, session.target_layers)
-    cache = runner.new_cache(stops.max_length, text.num_rows)
     past = model_kwargs["past_key_values"]
+    layer_outputs = LayerOutputs(text, generation_config, past)
+    runner = drafter.runners.target(model, session.target_layers, layer_outputs.names)
+    cache = runner.new_cache(stops.max_length, text.num_rows)
     if past.get_seq_length():
         cache.load(past, [text.columns(row) for row in text.running])
     is_cache_returned = generation_config.return_dict_in_generate or getattr(past, "_is_user_defined", False)
@@ -106,6 +108,7 @@ def failfast_decoding(
             text.stream(streamer)
         gained = [max(count - 1, 0) for count in emitted]  # the last token's K/V come with the next round
         cached = [length + count for length, count in zip(known.lengths, gained, strict=True)]
+        layer_outputs.add(runner.outputs, cache.lengths, seen, known.lengths, emitted)
         if runner.hidden_states is not None:
             first = [end - runner.hidden_states.shape[1] for end in cache.lengths]
             spans = zip(runner.hidden_states, first, seen, cached, strict=True)
@@ -129,7 +132,12 @@ def failfast_decoding(
     if not generation_config.return_dict_in_generate:
         return text.ids()
     output = GenerateDecoderOnlyOutput(
-        sequences=text.ids(), scores=text.scores(), logits=text.logits(), past_key_values=past
+        sequences=text.ids(),
+        scores=text.scores(),
+        logits=text.logits(),
+        attentions=layer_outputs.steps("attentions"),
+        hidden_states=layer_outputs.steps("hidden_states"),
+        past_key_values=past,
     )
     output["speculation"] = stats
     return output

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from .cuda_graphs import CudaGraphs
 from .graph_runner import CudaGraphRunner, KeptGraphs, obstacle
-from .runners import CausalLM, EagerRunner
+from .runners import CausalLM, EagerRunner, LayerOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,8 +37,12 @@ class Runners:
         """A copied drafter has no graphs yet: those there are read the original's weights."""
         return Runners(self.name, self.graphs)
 
-    def target(self, target: PreTrainedModel, hidden_layers: tuple[int, ...] = ()) -> EagerRunner:
-        """The runner that verifies; `hidden_layers` as in `EagerRunner`."""
+    def target(
+        self, target: PreTrainedModel, hidden_layers: tuple[int, ...] = (), recorded: tuple[LayerOutput, ...] = ()
+    ) -> EagerRunner:
+        """The runner that verifies; `hidden_layers` and `recorded` as in `EagerRunner`, which alone records."""
+        if recorded:
+            return EagerRunner(target, hidden_layers, recorded)
         return self._runner(target, target, "target", hidden_layers)
 
     def drafter(self, model: CausalLM, target: PreTrainedModel) -> EagerRunner:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import Cache, PreTrainedConfig
 
 from .cache import SlotCache, layer_windows
 from .rows import Rows, indices, is_even
+
+LayerOutput = Literal["hidden_states", "attentions"]
 
 
 class CausalLM(Protocol):
@@ -36,9 +38,12 @@ class EagerRunner:
 
     hidden_layers: indices into the model's `hidden_states`; `self.hidden_states` then holds them, side by side, for
         every row of the last window (B, q, width of all), whichever rows' logits were asked for.
+    recorded: `hidden_states`, `attentions` or both; `self.outputs` then holds the model's, of the whole last window.
     """
 
-    def __init__(self, model: CausalLM, hidden_layers: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, model: CausalLM, hidden_layers: tuple[int, ...] = (), recorded: tuple[LayerOutput, ...] = ()
+    ) -> None:
         config = model.config.get_text_config(decoder=True)
         self.model = model
         self.windows = layer_windows(config)
@@ -47,6 +52,8 @@ class EagerRunner:
         self.num_positions = getattr(config, "max_position_embeddings", None)
         self.hidden_layers = hidden_layers
         self.hidden_states: torch.Tensor | None = None
+        self.recorded = recorded
+        self.outputs: dict[LayerOutput, tuple[torch.Tensor, ...]] = {}
 
     def new_cache(self, capacity: int, num_rows: int = 1) -> SlotCache:
         """Empty slots for up to `capacity` positions of each row."""
@@ -85,6 +92,7 @@ class EagerRunner:
         rows: int | torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The model's logits, and the hidden states if any are asked for."""
+        wanted = {*self.recorded, "hidden_states"} if self.hidden_layers else self.recorded
         outputs = self.model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -93,8 +101,9 @@ class EagerRunner:
             use_cache=True,
             logits_to_keep=rows,
             return_dict=True,
-            **({"output_hidden_states": True} if self.hidden_layers else {}),
+            **{f"output_{name}": True for name in wanted},
         )
+        self.outputs = {name: outputs[name] for name in self.recorded}
         if not self.hidden_layers:
             return outputs.logits, None
         return outputs.logits, torch.cat([outputs.hidden_states[layer] for layer in self.hidden_layers], dim=-1)

@@ -15,14 +15,22 @@ if TYPE_CHECKING:
 
 # What `generate` itself puts there; the loop derives positions, mask and cache from the tokens.
 DERIVED_MODEL_KWARGS = frozenset(
-    {"attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache", "logits_to_keep"}
+    {
+        "attention_mask",
+        "cache_position",
+        "logits_to_keep",
+        "output_attentions",
+        "output_hidden_states",
+        "past_key_values",
+        "position_ids",
+        "use_cache",
+    }
 )
 
 # Arguments of `generate` that replace what the loop derives.
 UNSUPPORTED_ARGUMENTS = (
     "cache_position",
     "inputs_embeds",
-    "logits_to_keep",
     "position_ids",
 )
 
@@ -32,6 +40,9 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     for name in UNSUPPORTED_ARGUMENTS:
         if arguments.get(name) is not None:
             raise ValueError(f"`{name}` is not supported by hf_failfast yet.")
+    kept = arguments.get("logits_to_keep", 0)  # `generate` reads the last logits only, however many are kept
+    if not isinstance(kept, int) or kept < 0:
+        raise ValueError(f"`logits_to_keep` must be a number >= 0, but is {kept!r}.")
 
 
 def check_request(
@@ -50,8 +61,6 @@ def check_request(
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
         "`use_cache=False`": config.use_cache is False,
         f"`cache_implementation`={config.cache_implementation!r}": config.cache_implementation is not None,
-        "`output_attentions`": config.return_dict_in_generate and config.output_attentions,
-        "`output_hidden_states`": config.return_dict_in_generate and config.output_hidden_states,
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,
         "an `attention_mask` that hides a whole prompt": mask is not None and not bool(mask.any(dim=-1).all()),
@@ -59,6 +68,7 @@ def check_request(
             input_ids.shape[-1] > positions
         ),
     }
+    refusals |= _attention_refusals(model, config)
     refusals |= _batch_refusals(model, input_ids.shape[0])
     refusals |= _cache_refusals(model_kwargs.get("past_key_values"), input_ids)
     # For a prompt without images, image models put an empty dict there.
@@ -74,6 +84,17 @@ def check_request(
 
 def _is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and not value)
+
+
+def _attention_refusals(model: PreTrainedModel, config: GenerationConfig) -> dict[str, bool]:
+    """Plain `generate` returns tuples without weights where the attention keeps none."""
+    attention = model.config.get_text_config(decoder=True)._attn_implementation
+    is_asked = bool(config.return_dict_in_generate and config.output_attentions)
+    return {
+        f"`output_attentions` with `attn_implementation`={attention!r} (only 'eager' returns weights)": (
+            is_asked and attention != "eager"
+        )
+    }
 
 
 def _batch_refusals(model: PreTrainedModel, num_rows: int) -> dict[str, bool]:

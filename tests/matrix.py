@@ -48,6 +48,13 @@ MATRIX: dict[str, list[Row]] = {
         Row("the user's criteria", "exact", "test_parity::test_user_criterion_inside_an_accepted_block"),
         Row("streamers", "exact", "test_doors::test_a_streamer_gets_nothing_behind_a_stop"),
         Row("`output_scores`, `output_logits`", "exact", "test_parity::test_scores_and_logits"),
+        Row(
+            "`output_hidden_states`, `output_attentions`",
+            "exact",
+            "test_layer_outputs::test_one_prompt",
+            'per emitted token; attentions need `attn_implementation="eager"`, as in plain `generate`',
+        ),
+        Row("`logits_to_keep`", "exact", "test_layer_outputs::test_logits_to_keep"),
         Row("scores of samples", "exact", "test_processors::test_sampled_scores_are_the_processors_own"),
         Row(
             "`past_key_values` of an earlier call", "exact", "test_multi_turn::test_a_second_turn_continues_either_way"
@@ -69,6 +76,7 @@ MATRIX: dict[str, list[Row]] = {
         ),
         Row("`num_return_sequences`", "same distribution", "test_batch_options::test_num_return_sequences"),
         Row("streamers that take a batch", "exact", "test_batch_options::test_a_streamer_of_a_batch_gets_columns"),
+        Row("hidden states and attentions", "exact", "test_layer_outputs::test_a_ragged_batch"),
         Row("the returned `past_key_values`", "exact", "test_batch::test_the_returned_cache_continues"),
         Row(
             "flash or flex attention",

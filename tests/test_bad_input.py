@@ -244,8 +244,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "use_cache": ({"use_cache": False}, "`use_cache=False`"),
     "static cache": ({"cache_implementation": "static"}, "`cache_implementation`='static'"),
     "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
-    "output_attentions": ({"output_attentions": True, "return_dict_in_generate": True}, "`output_attentions`"),
-    "output_hidden_states": ({"output_hidden_states": True, "return_dict_in_generate": True}, "`output_hidden"),
     "position_ids": ({"position_ids": torch.arange(9)[None]}, "`position_ids`"),
     "inputs_embeds": ({"inputs_embeds": torch.zeros(1, 9, 32)}, "`inputs_embeds`"),
     "assistant_tokenizer": ({"assistant_tokenizer": object()}, "`assistant_tokenizer`"),
