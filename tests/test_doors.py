@@ -249,6 +249,8 @@ def test_the_model_is_left_as_it_was(door: str, fails: bool) -> None:
     options = dict(DOORS.get(door, {}), assistant_model=script, max_new_tokens=20, repetition_penalty=1.1)
     if door == "assisted":
         call = lambda *args, **kwargs: hf_failfast.assisted_generate(model, *args, **kwargs)  # noqa: E731
+    elif fails:
+        options["drafter_errors"] = "raise"
     if fails:
         with pytest.raises(RuntimeError, match="the drafter broke"):
             call(input_ids, **options)
