@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -129,22 +130,22 @@ def test_a_run_killed_while_it_writes_goes_on_from_its_checkpoint(tmp_path: Path
     load_drafter(tmp_path / "drafter")
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file can grow beyond 4 KiB, as on a full disk."""
+    """No file can grow beyond 4 KiB, as on a full disk: that of the test's own output neither, so keep it short."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_keeps_the_shard_that_was_there(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_full_disk_keeps_the_shard_that_was_there(tmp_path: Path) -> None:
     path = tmp_path / "shard-00000.safetensors"
     save_shard(path, [Example(torch.arange(9), 3, None)])
-    request.getfixturevalue("small_files")
-    with pytest.raises(
-        OSError, match=r"shard-00000.safetensors could not be written: .* What was there before is kept"
-    ):
+    message = r"shard-00000.safetensors could not be written: .* What was there before is kept"
+    with small_files(), pytest.raises(OSError, match=message):
         save_shard(path, [Example(torch.arange(9_000), 3, None)])
     assert [example.tokens.tolist() for example in load_shard(path)] == [list(range(9))]
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
