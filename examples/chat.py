@@ -1,4 +1,4 @@
-"""A chat in the terminal; the cache of the turns so far is kept, so that no turn is read twice.
+"""A chat in the terminal; what target and drafter have cached of the turns so far is kept: no turn is read twice.
 
 python examples/chat.py [--target ... --drafter ...]; an empty line ends it.
 """
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from transformers import DynamicCache, TextStreamer
 
+from hf_failfast import DraftSession
 from hf_failfast.pair import load_pair
 
 
@@ -18,14 +19,14 @@ def main(
 ) -> None:
     pair = load_pair(target, drafter, "auto", "cpu")
     streamer = TextStreamer(pair.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    cache = DynamicCache(config=pair.target.config)
+    cache, session = DynamicCache(config=pair.target.config), DraftSession(pair.drafter)
     text = ""
     while question := input("> "):
         text += turn(pair.tokenizer, question, is_first=not text)
         inputs = pair.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(pair.target.device)
         output = pair.target.generate(
             **inputs,
-            assistant_model=pair.drafter,
+            assistant_model=session,
             custom_generate="hf_failfast",
             past_key_values=cache,
             max_new_tokens=max_new_tokens,

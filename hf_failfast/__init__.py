@@ -9,7 +9,7 @@ from . import compatibility as compatibility  # checks the version of transforme
 from .candidate_generator import FailFastCandidateGenerator
 from .config import FailFastConfig
 from .decoding import failfast_decoding
-from .drafters import DiffusionDrafter, DrafterSpec, load_drafter
+from .drafters import DiffusionDrafter, DrafterSpec, DraftSession, load_drafter
 from .generate import assisted_generate, generate, register
 from .length_policy import ConfidenceThreshold, FixedLength, LengthPolicy
 from .stats import SpecDecodingStats
@@ -24,6 +24,7 @@ __all__ = [
     "BUNDLED_DRAFTER",
     "ConfidenceThreshold",
     "DiffusionDrafter",
+    "DraftSession",
     "DrafterSpec",
     "FailFastCandidateGenerator",
     "FailFastConfig",

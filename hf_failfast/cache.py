@@ -142,6 +142,16 @@ class SlotCache(Cache):
         end = self.lengths[row]
         return [(layer.keys[row, :, :end], layer.values[row, :, :end]) for layer in self.layers]
 
+    def adopt(self, other: "SlotCache", length: int) -> None:
+        """Fills empty slots with the first `length` valid ones of another cache of the same model."""
+        length = min(length, min(other.lengths))
+        if length:
+            for mine, theirs in zip(self.layers, other.layers, strict=True):
+                mine.reserve(theirs.keys, theirs.values, length)
+                mine.keys[:, :, :length] = theirs.keys[:, :, :length]
+                mine.values[:, :, :length] = theirs.values[:, :, :length]
+            self.cursor.move([length] * len(self.lengths))
+
     def load(self, past: Cache, columns: Sequence[torch.Tensor]) -> None:
         """Fills empty slots with the K/V of an earlier call's cache.
 

@@ -109,12 +109,12 @@ def failfast_decoding(
         gained = [max(count - 1, 0) for count in emitted]  # the last token's K/V come with the next round
         cached = [length + count for length, count in zip(known.lengths, gained, strict=True)]
         layer_outputs.add(runner.outputs, cache.lengths, seen, known.lengths, emitted)
+        session.accept_rows([min(pair) for pair in zip(accepted, gained, strict=True)])
         if runner.hidden_states is not None:
             first = [end - runner.hidden_states.shape[1] for end in cache.lengths]
             spans = zip(runner.hidden_states, first, seen, cached, strict=True)
             session.observe_rows([states[None, start - offset : end - offset] for states, offset, start, end in spans])
         cache.rollback(cached)
-        session.accept_rows([min(pair) for pair in zip(accepted, gained, strict=True)])
         records = zip(draft.lengths, accepted, emitted, strict=True)
         stats.observe(*(RoundRecord(*record, draft.passes) for record in records))
         stats.host_reads += draft.host_reads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from .candidate_generator import FailFastCandidateGenerator
 from .config import CHUNK_RULE, FailFastConfig
 from .costs import measured_costs
 from .decoding import failfast_decoding
-from .drafters import DiffusionDrafter, DrafterErrors, load_drafter
+from .drafters import DiffusionDrafter, DrafterErrors, DraftSession, load_drafter
 from .drafters.cross_tokenizer import CrossTokenizerDrafter
 from .goodput import Goodput
 from .length_policy import ConfidenceThreshold, LengthPolicy
@@ -45,7 +46,7 @@ def _generate(
     """`model.generate(inputs, **kwargs)`, drafted by `assistant_model`; the output is the target's own.
 
     assistant_model: a drafter of `load_drafter`, or a checkpoint folder or Hub id (loaded once, in the target's
-        dtype).
+        dtype); a `DraftSession`, if the drafter should remember the conversation.
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
         `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`). Default: the drafter's own
         (`drafter.config`). `length_policy="goodput"` needs no numbers.
@@ -73,7 +74,8 @@ def _generate(
             **prepared,
         )
 
-    return _view(model).generate(inputs, custom_generate=decode, **kwargs)
+    with _held(drafter):
+        return _view(model).generate(inputs, custom_generate=decode, **kwargs)
 
 
 def assisted_generate(
@@ -107,7 +109,8 @@ def assisted_generate(
 
     view = _view(model)
     view._get_candidate_generator = make_generator
-    output = view.generate(inputs, custom_generate=decode, **kwargs)
+    with _held(drafter):
+        output = view.generate(inputs, custom_generate=decode, **kwargs)
     if isinstance(output, GenerateDecoderOnlyOutput):
         output["speculation"] = generators[0].stats
     return output
@@ -143,6 +146,11 @@ def _drafter_and_config(
     return assistant_model, config
 
 
+def _held(drafter: DiffusionDrafter) -> AbstractContextManager[None]:
+    """A session that is kept between calls serves one at a time."""
+    return drafter.held() if isinstance(drafter, DraftSession) else nullcontext()
+
+
 def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: DiffusionDrafter) -> LengthPolicy:
     if config.length_policy == "confidence":
         return ConfidenceThreshold(config)
@@ -151,11 +159,14 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
             "`length_policy='goodput'` needs a drafter of the target's tokenizer that drafts by chunks: neither "
             "`assistant_tokenizer` nor `mode='reference'` can be combined with it."
         )
-    return Goodput(functools.partial(measured_costs, model, drafter))
+    measured = drafter.drafter if isinstance(drafter, DraftSession) else drafter
+    return Goodput(functools.partial(measured_costs, model, measured))
 
 
 def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:
     """The drafter for a target of another tokenizer; as it is, if the two tokenizers are the same after all."""
+    if isinstance(drafter, DraftSession):
+        raise ValueError("A DraftSession cannot be combined with `assistant_tokenizer`: pass the drafter itself.")
     if tokenizer is None:
         raise ValueError("`assistant_tokenizer` needs `tokenizer`, the target's, beside it.")
     if tokenizer.get_vocab() == assistant_tokenizer.get_vocab():

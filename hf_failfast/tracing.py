@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .drafters import DiffusionDrafter
-from .drafters.base import Draft, DraftSession
+from .drafters.base import Draft, RowSession
 from .stats import SpecDecodingStats
 
 if TYPE_CHECKING:
@@ -127,13 +127,13 @@ class RecordingDrafter(DiffusionDrafter):
         self.drafts_by_chunks = drafter.drafts_by_chunks
         self.sessions: list[list[_RecordedDraft]] = []
 
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:
         self.sessions.append([])
         return _RecordingSession(self.drafter.start(target, capacity, eos_token_ids), self.sessions[-1])
 
 
-class _RecordingSession(DraftSession):
-    def __init__(self, session: DraftSession, drafts: list[_RecordedDraft]) -> None:
+class _RecordingSession(RowSession):
+    def __init__(self, session: RowSession, drafts: list[_RecordedDraft]) -> None:
         self.session = session
         self.drafts = drafts
         self.target_layers = session.target_layers

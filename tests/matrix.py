@@ -59,6 +59,12 @@ MATRIX: dict[str, list[Row]] = {
         Row(
             "`past_key_values` of an earlier call", "exact", "test_multi_turn::test_a_second_turn_continues_either_way"
         ),
+        Row(
+            "the drafter's K/V of earlier turns (`DraftSession`)",
+            "exact",
+            "test_draft_session::test_a_turn_drafts_as_if_it_had_read_all",
+            "one text; the hidden states that a drafter reads are kept likewise",
+        ),
     ],
     "Batches": [
         Row(

@@ -26,7 +26,7 @@ from transformers.generation import BaseStreamer
 
 import hf_failfast
 from hf_failfast import FailFastConfig
-from hf_failfast.drafters import DiffusionDrafter, DraftSession
+from hf_failfast.drafters import DiffusionDrafter, RowSession
 
 DOORS: dict[str, dict[str, Any]] = {
     "name": {"custom_generate": "hf_failfast"},
@@ -247,7 +247,9 @@ def test_the_model_is_left_as_it_was(door: str, fails: bool) -> None:
     script = ScriptedDrafter(reference, [3], confidence=watch)
     call: Callable[..., Any] = model.generate
     options = dict(DOORS.get(door, {}), assistant_model=script, max_new_tokens=20, repetition_penalty=1.1)
-    if door == "assisted":
+    if door != "assisted":
+        options["drafter_errors"] = "raise"
+    else:
         call = lambda *args, **kwargs: hf_failfast.assisted_generate(model, *args, **kwargs)  # noqa: E731
     elif fails:
         options["drafter_errors"] = "raise"
@@ -311,7 +313,7 @@ class ForeignDrafter(DiffusionDrafter):
 
     config = FailFastConfig()
 
-    def start(self, target: Any, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
+    def start(self, target: Any, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:
         inner = drafter("canvas_shift", "qwen2")
         return inner.start(target, capacity, eos_token_ids)
 

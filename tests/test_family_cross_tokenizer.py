@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import hf_failfast
 from hf_failfast import DiffusionDrafter, FailFastConfig, load_drafter
 from hf_failfast.drafters import Draft
-from hf_failfast.drafters.base import Chunk, ChunkedSession, DraftSession
+from hf_failfast.drafters.base import Chunk, ChunkedSession, RowSession
 from hf_failfast.drafters.cross_tokenizer import CrossTokenizerDrafter, CrossTokenizerSession
 from hf_failfast.drafters.masked import DraftingOptions, MaskedDrafter
 from hf_failfast.length_policy import FixedLength
@@ -75,7 +75,7 @@ class Recorded(MaskedDrafter):
         super().__init__(model, hf_failfast.DrafterSpec("causal_canvas", 1, len(tokenizer)), FailFastConfig())
         self.tokenizer, self.text = tokenizer, text
 
-    def start(self, target: Any, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
+    def start(self, target: Any, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:
         return _Recorded(self.tokenizer, self.text)
 
 

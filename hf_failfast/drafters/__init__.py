@@ -1,8 +1,9 @@
 """Diffusion language models as drafters."""
 
-from .base import BatchSession, DiffusionDrafter, Draft, DraftSession, start
+from .base import BatchSession, DiffusionDrafter, Draft, RowSession, start
 from .denoising import Warp
 from .guard import DrafterErrors, GuardedSession
+from .kept import DraftSession
 from .loading import load_drafter
 from .spec import DrafterSpec
 
@@ -14,6 +15,7 @@ __all__ = [
     "DrafterErrors",
     "DrafterSpec",
     "GuardedSession",
+    "RowSession",
     "Warp",
     "load_drafter",
     "start",

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 from torch.nn.functional import pad
@@ -61,7 +61,7 @@ class Draft:
         return replace(self, token_ids=self.token_ids.to(device), probs=probs)
 
 
-class DraftSession(ABC):
+class RowSession(ABC):
     """A drafter at work on one sequence. Holds what the drafter remembers of the tokens seen so far.
 
     Between two drafts the sequence grows by some prefix of the last draft and one token more, and the owner says so
@@ -95,9 +95,13 @@ class DraftSession(ABC):
         """
         assert not self.target_layers, f"{type(self).__name__} asks for hidden states and does not take them"
 
+    def inherit(self, previous: Self, num_tokens: int) -> None:  # noqa: B027
+        """Takes over what another session of this drafter remembers of this text's first `num_tokens` tokens, all
+        before the last one. Called before the first draft if at all. Nothing by default: then all is read."""
+
 
 class BatchSession(ABC):
-    """A drafter at work on the rows of a batch: what the loop drives. As `DraftSession`, row by row."""
+    """A drafter at work on the rows of a batch: what the loop drives. As `RowSession`, row by row."""
 
     target_layers: tuple[int, ...] = ()
     warp: Warp | None = None
@@ -122,7 +126,7 @@ class BatchSession(ABC):
 class RowSessions(BatchSession):
     """One session per row, one after the other: any drafter drafts for a batch in this way."""
 
-    def __init__(self, sessions: Sequence[DraftSession]) -> None:
+    def __init__(self, sessions: Sequence[RowSession]) -> None:
         self.sessions = list(sessions)
         self.target_layers = self.sessions[0].target_layers
 
@@ -223,7 +227,7 @@ def _ends(token_ids: torch.Tensor, eos_token_ids: torch.Tensor | None) -> torch.
     return (is_eos.long().argmax(dim=1) + 1) * is_eos.any(dim=1)
 
 
-class ChunkedSession(DraftSession):
+class ChunkedSession(RowSession):
     """A session that drafts by FailFast's chunk rule; its drafter says how a chunk is made."""
 
     def draft(self, token_ids: torch.Tensor, policy: LengthPolicy, max_tokens: int) -> Draft:
@@ -267,7 +271,7 @@ class DiffusionDrafter(ABC):
     drafts_by_chunks: bool = True
 
     @abstractmethod
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:
         """A session for one sequence of at most `capacity` tokens. Raises ValueError if the target does not fit."""
 
     def start_batch(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -108,6 +108,10 @@ class ConditionedSession(ChunkedSession):
 
     def accept(self, num_accepted: int) -> None:
         """Nothing to forget: the slots hold context only."""
+
+    def inherit(self, previous: Self, num_tokens: int) -> None:
+        self.cache.adopt(previous.cache, num_tokens)
+        self.features = previous.features[:, : num_tokens - self.cache.get_seq_length()]
 
     def max_draft_length(self, num_tokens: int) -> int:
         known = self.cache.get_seq_length() + self.features.shape[1]

@@ -8,7 +8,7 @@ import torch
 
 from ..length_policy import LengthPolicy
 from ..runner_choice import Runners
-from .base import DiffusionDrafter, Draft, DraftSession
+from .base import DiffusionDrafter, Draft, RowSession
 from .diffusion_gemma import DiffusionGemmaDrafter
 from .masked import MaskedDrafter
 from .shared import SharedBody
@@ -64,13 +64,13 @@ class CrossTokenizerDrafter(DiffusionDrafter):
         return CrossTokenizerSession(self, inner, own_capacity, target, eos_token_ids)
 
 
-class CrossTokenizerSession(DraftSession):
+class CrossTokenizerSession(RowSession):
     """Each round: the text so far as the drafter's tokens, its draft as text, that text as the target's tokens."""
 
     def __init__(
         self,
         drafter: CrossTokenizerDrafter,
-        inner: DraftSession,
+        inner: RowSession,
         own_capacity: int,
         target: PreTrainedModel,
         eos_token_ids: torch.Tensor | None,

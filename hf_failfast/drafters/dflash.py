@@ -6,7 +6,7 @@ checkpoints' weight names, its layers transformers' Qwen3 layers; `NativeDFlashB
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import nn
@@ -210,6 +210,10 @@ class DFlashSession(ChunkedSession):
 
     def accept(self, num_accepted: int) -> None:
         """Nothing to forget: the slots hold context only."""
+
+    def inherit(self, previous: Self, num_tokens: int) -> None:
+        self.cache.adopt(previous.cache, num_tokens)
+        self.features = previous.features[:, : num_tokens - self.cache.get_seq_length()]
 
     def max_draft_length(self, num_tokens: int) -> int:
         known = self.cache.get_seq_length() + self.features.shape[1]

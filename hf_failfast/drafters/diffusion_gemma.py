@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -58,6 +58,9 @@ class DiffusionGemmaSession(ChunkedSession):
 
     def accept(self, num_accepted: int) -> None:
         self.cache.rollback(min(self.cache.get_seq_length(), self.num_tokens + num_accepted))
+
+    def inherit(self, previous: Self, num_tokens: int) -> None:
+        self.cache.adopt(previous.cache, num_tokens)
 
     def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
         known = torch.cat([token_ids, drafted], dim=1).to(self.device).clamp(max=self.own_vocab_size - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, Self, cast, get_args
 
 import torch
 
@@ -19,7 +19,7 @@ from .base import (
     ChunkedSession,
     DiffusionDrafter,
     Draft,
-    DraftSession,
+    RowSession,
     concatenate_probs,
     draft_by_chunks,
 )
@@ -70,7 +70,7 @@ class MaskedDrafter(DiffusionDrafter):
         if options.mode == "reference" and (spec.attention != "block_causal" or spec.shift != 1):
             raise ValueError("`mode='reference'` is Fast-dLLM v2's: block_causal attention with shift 1.")
 
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DraftSession:
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:
         if self.options.mode == "reference":
             model, vocab_size = self._fit(target)
             return ReferenceSession(model, self.spec, capacity, vocab_size, eos_token_ids)
@@ -152,6 +152,9 @@ class MaskedSession(ChunkedSession, BatchSession):
 
     def accept(self, num_accepted: int) -> None:
         self._forget([self.num_tokens + num_accepted])
+
+    def inherit(self, previous: Self, num_tokens: int) -> None:
+        self.cache.adopt(previous.cache, self.pattern.final_length(num_tokens))
 
     def max_draft_length(self, num_tokens: int) -> int:
         return self.last_position - num_tokens

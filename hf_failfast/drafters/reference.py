@@ -9,7 +9,7 @@ from ..kernels import most_likely
 from ..length_policy import LengthPolicy
 from ..runners import CausalLM, EagerRunner
 from .attention import BlockCausal
-from .base import Draft, DraftSession
+from .base import Draft, RowSession
 from .denoising import Denoising
 from .spec import DrafterSpec
 
@@ -22,7 +22,7 @@ class Pass(NamedTuple):
     committed: bool  # whether its K/V stay
 
 
-class ReferenceSession(DraftSession):
+class ReferenceSession(RowSession):
     """FailFast (arXiv 2512.20573) as its authors implemented it on Fast-dLLM v2, for a block-causal body with shift.
 
     A draft is written in sub-blocks: a pass over the whole block of 32 fills the positions of one sub-block of 8 whose
