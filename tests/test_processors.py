@@ -1,5 +1,6 @@
 """Logits processors in any combination, in transformers' order: random stacks of them against plain `generate`."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -57,10 +58,16 @@ WARPERS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+def is_possible(options: dict[str, Any]) -> bool:
+    """transformers refuses to force a token that it is told to suppress."""
+    return options.get("forced_eos_token_id") not in options.get("suppress_tokens", [])
+
+
 def some_of(options: dict[str, st.SearchStrategy[Any]], most: int) -> st.SearchStrategy[dict[str, Any]]:
     """Up to `most` of the options, each with a value."""
     names = st.lists(st.sampled_from(sorted(options)), unique=True, max_size=most)
-    return names.flatmap(lambda chosen: st.fixed_dictionaries({name: options[name] for name in chosen}))
+    chosen = names.flatmap(lambda chosen: st.fixed_dictionaries({name: options[name] for name in chosen}))
+    return chosen.filter(is_possible)
 
 
 @settings(max_examples=40)
@@ -93,6 +100,8 @@ def test_sampled_scores_are_the_processors_own(
     """What a token was drawn from would differ from what plain sampling draws from behind the same prefix."""
     model, input_ids = target("qwen3"), prompt(START, seed)
     options = options | warpers
+    if "exponential_decay_length_penalty" in options:
+        options = options | {"eos_token_id": 3, "pad_token_id": 0}  # transformers asks for one
     torch.manual_seed(seed)
     output = model.generate(
         input_ids,
@@ -112,6 +121,16 @@ def test_sampled_scores_are_the_processors_own(
         expected = processors(output.sequences[:, :position], logits.clone())
         torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
         assert scores[0, output.sequences[0, position]] > -torch.inf
+
+
+def test_what_is_left_out_is_what_transformers_refuses() -> None:
+    """Both run into transformers' own error, or the strategy leaves out what we could get wrong."""
+    options = {"forced_eos_token_id": 5, "suppress_tokens": [5, 6], "max_new_tokens": NEW}
+    assert not is_possible(options)
+    assert is_possible(options | {"suppress_tokens": [6]})
+    for generate in (plain, partial(failfast, drafter=drafter("canvas_shift", "qwen3"))):
+        with pytest.raises(ValueError, match="is also in `suppress_tokens`"):
+            generate(target("qwen3"), prompt(START, 0), **options)
 
 
 @pytest.mark.parametrize("name", sorted(PROCESSORS.keys() - {"remove_invalid_values", "renormalize_logits"}))
