@@ -15,7 +15,19 @@ CORE = [
     for path in sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("drafters/*.py"), *PACKAGE.glob("kernels/*.py")])
 ]
 # Modules that are commands, or serve them; the core may not know them.
-FRONT = {"cli", "commands", "showcase", "comparison", "bench", "training", "eval", "hub", "pair", "trace_page"}
+FRONT = {
+    "cli",
+    "commands",
+    "showcase",
+    "comparison",
+    "bench",
+    "training",
+    "eval",
+    "hub",
+    "pair",
+    "progress",
+    "trace_page",
+}
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:
@@ -110,15 +122,19 @@ import json, sys, time
 import transformers
 from transformers import GenerationMixin
 modules, methods, level = set(sys.modules), dict(vars(GenerationMixin)), transformers.logging.get_verbosity()
-start = time.perf_counter()
+start = time.process_time()
 import hf_failfast
 print(json.dumps({
-    "seconds": time.perf_counter() - start,
+    "seconds": time.process_time() - start,
     "modules": sorted(set(sys.modules) - modules),
     "methods": [name for name, value in vars(GenerationMixin).items() if methods.get(name) is not value],
     "same_verbosity": transformers.logging.get_verbosity() == level,
 }))
 """
+
+
+# Processor time.
+IMPORT_SECONDS = 0.3
 
 
 def import_once() -> dict[str, Any]:
@@ -136,7 +152,9 @@ def test_import() -> None:
     assert not {name for name in report["modules"] if name.split(".")[0] in heavy}
     assert report["methods"] == ["load_custom_generate"]
     assert report["same_verbosity"]
-    seconds = [report["seconds"]]
-    while min(seconds) >= 0.3 and len(seconds) < 3:  # the machine may be busy
-        seconds.append(import_once()["seconds"])
-    assert min(seconds) < 0.3
+    # Seconds of this process alone, whatever else the machine does; cold files and full caches still cost some.
+    seconds = report["seconds"]
+    for _ in range(4):
+        if seconds >= IMPORT_SECONDS:
+            seconds = min(seconds, import_once()["seconds"])
+    assert seconds < IMPORT_SECONDS
