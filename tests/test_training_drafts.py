@@ -11,6 +11,7 @@ from training_support import PROVENANCE, VOCABULARY, random_examples, tiny_targe
 
 from hf_failfast import load_drafter
 from hf_failfast.drafters.conditioned import ConditionedDrafter
+from hf_failfast.drafters.inspection import inspect_checkpoint
 from hf_failfast.length_policy import FixedLength
 from hf_failfast.training.canvases import Canvases
 from hf_failfast.training.config import TrainingConfig
@@ -86,6 +87,12 @@ def test_conditioned_checkpoints_say_what_they_need(tmp_path: Path) -> None:
     trained(tmp_path, KINDS["conditioned"])
     drafter = load_drafter(tmp_path)
     assert isinstance(drafter, ConditionedDrafter) and drafter.target_layers == (0, 3)
+    found = inspect_checkpoint(tmp_path)
+    assert found.conditioned
+    assert dict(found.rows())["conditioned"] == "on the target's hidden states"
+    assert found.chunk_per_pass == 4
+    tiny_target(layers=2).config.save_pretrained(tmp_path / "shallow")
+    assert "reads the target's layer 3" in str(inspect_checkpoint(tmp_path, tmp_path / "shallow").misfit)
     with pytest.raises(ValueError, match="A conditioned drafter drafts in one pass"):
         load_drafter(tmp_path, denoising_steps=2)
     with pytest.raises(ValueError, match=r"reads the hidden states \[0, 3\], but the target has 2 layers"):

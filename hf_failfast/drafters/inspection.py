@@ -23,6 +23,7 @@ class Inspection:
 
     parameters: elements in the weight files; 0 if only a pickle is there, whose header cannot be read.
     weight_bytes: what they take in memory in the checkpoint's dtypes, K/V slots not counted.
+    conditioned: whether the drafter reads the target's hidden states.
     chunk_per_pass: the longest chunk that one pass can fill; None if nothing bounds it.
     misfit: why the target cannot be drafted for; None if it can, or if no target was given.
     """
@@ -34,6 +35,7 @@ class Inspection:
     parameters: int
     weight_bytes: int
     dtypes: tuple[str, ...]
+    conditioned: bool
     chunk_per_pass: int | None
     misfit: str | None
 
@@ -48,6 +50,7 @@ class Inspection:
             ("attention", attention + (", free alignment" if spec.alignment == "free" else "")),
             ("token shift", str(spec.shift)),
             ("mask id", "none (random canvas)" if spec.mask_token_id is None else str(spec.mask_token_id)),
+            ("conditioned", "on the target's hidden states" if self.conditioned else "no"),
             ("chunk per pass", "as long as asked" if self.chunk_per_pass is None else f"up to {self.chunk_per_pass}"),
             ("parameters", f"{self.parameters / 1e6:,.1f} M"),
             ("weights", f"{self.weight_bytes / 2**20:,.1f} MiB as {', '.join(self.dtypes) or 'a pickle'}"),
@@ -65,7 +68,8 @@ def inspect_checkpoint(
     counts = _elements(checkpoint)
     spec = checkpoint.spec
     is_dflash = checkpoint.body in (DFLASH, DFLASH_ASSISTANT)
-    block = spec.block_size
+    is_conditioned = bool(checkpoint.own.get("conditioned"))
+    block = checkpoint.own["canvas_length"] if is_conditioned else spec.block_size
     return Inspection(
         name=checkpoint.name,
         family=checkpoint.family.name if checkpoint.family else "hf_failfast" if checkpoint.own else "by arguments",
@@ -74,6 +78,7 @@ def inspect_checkpoint(
         parameters=sum(counts.values()),
         weight_bytes=sum(count * ELEMENT_SIZES.get(dtype, 1) for dtype, count in counts.items()),
         dtypes=tuple(sorted(counts)),
+        conditioned=is_dflash or is_conditioned,
         chunk_per_pass=block - 1 if block and is_dflash else block,
         misfit=None if target is None else _misfit(checkpoint, target),
     )
@@ -118,7 +123,8 @@ def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
         layers, needed = config.get("num_hidden_layers"), checkpoint.config.get("num_target_layers")
         if needed is not None and layers != needed:
             return f"The drafter reads the hidden states of a target of {needed} layers, and this one has {layers}."
-        deepest = max(checkpoint.config.get("target_layer_ids") or [0])
+        read = checkpoint.own["source_layers"] if checkpoint.own.get("conditioned") else ()
+        deepest = max(read or checkpoint.config.get("target_layer_ids") or [0])
         if deepest >= layers:
             return f"The drafter reads the target's layer {deepest}, counted from 0, and the target has {layers}."
     try:
