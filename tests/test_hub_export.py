@@ -12,8 +12,10 @@ import pytest
 from conftest import REPOSITORY, prompt, saved_drafter, target
 from huggingface_hub import ModelCard
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+from typer.testing import CliRunner
 
 import hf_failfast
+from hf_failfast.cli import app
 from hf_failfast.hub.export import ENTRY, REQUIREMENTS, export_hub
 from hf_failfast.hub.flatten import flattened
 
@@ -237,6 +239,27 @@ def test_a_full_disk_or_ctrl_c_leaves_no_half_repository(tmp_path, monkeypatch, 
     with pytest.raises(type(error)):
         export_hub(tmp_path / "out", saved_drafter("canvas_shift", "llama"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["read-only", "a file"])
+def test_a_place_that_cannot_be_written_is_named_in_one_line(tmp_path, monkeypatch, kind):
+    place = tmp_path / "place"
+    if kind == "a file":
+        place.write_text("kept")
+    else:  # as everyone but root is answered there
+        place.mkdir()
+
+        def mkdir(path, *arguments, make=os.mkdir):
+            if Path(path).parent == place:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            make(path, *arguments)
+
+        monkeypatch.setattr(os, "mkdir", mkdir)
+    result = CliRunner().invoke(app, ["export-hub", str(place / "out")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("hf-failfast: ") and str(place) in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["place"]
 
 
 def test_without_a_drafter_the_code_asks_for_one(tmp_path):
