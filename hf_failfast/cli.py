@@ -53,7 +53,6 @@ def _version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-# Under rich's own markup the brackets of "[default: ...]" in a help text would vanish.
 app = typer.Typer(
     cls=Commands,
     rich_markup_mode="markdown",

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from . import BUNDLED_DRAFTER
 from .drafters import DiffusionDrafter, load_drafter
+from .progress import waiting
 from .smollm2 import load_smollm2
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
@@ -28,13 +29,14 @@ def load_pair(target: str | None, drafter: str | None, dtype: Any, device: str) 
     """
     if (target is None) != (drafter is None):
         raise ValueError("`target` and `drafter` must be given together, or neither for SmolLM2 and its drafter.")
-    if target is None:
-        model, tokenizer = load_smollm2(torch.bfloat16 if dtype == "auto" else dtype)
-        model.to(device)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(target)
-    loaded = load_drafter(drafter or BUNDLED_DRAFTER, dtype=model.dtype, device_map=model.device)
-    loaded.start(model, capacity=1, eos_token_ids=None)  # refuses a drafter that does not fit this target
+    with waiting("Loading the models"):
+        if target is None:
+            model, tokenizer = load_smollm2(torch.bfloat16 if dtype == "auto" else dtype)
+            model.to(device)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
+            tokenizer = AutoTokenizer.from_pretrained(target)
+        loaded = load_drafter(drafter or BUNDLED_DRAFTER, dtype=model.dtype, device_map=model.device)
+        loaded.start(model, capacity=1, eos_token_ids=None)  # refuses a drafter that does not fit this target
     names = {"target": target or SMOLLM2, "drafter": drafter or BUNDLED_DRAFTER.name}
     return Pair(model, tokenizer, loaded, names)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .comparison import BASELINE, OURS, MethodResult, compare, default_methods, summary
 from .drafters import DiffusionDrafter
+from .progress import progress_bar
 from .stats import SpecDecodingStats
 from .streaming import ACCEPTED_STYLE, ColourStreamer
 
@@ -65,7 +65,7 @@ def show(
     methods = default_methods(target, drafter, options)
     measured = setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
     is_exact = target.dtype == torch.float32
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
+    with progress_bar() as progress:
         runs = len(methods) * repeats + (0 if is_exact else 2)
         task = progress.add_task("Timing", total=runs * len(prompts))
         results = compare(methods, encoded, max_new_tokens, repeats, lambda: progress.advance(task))

@@ -42,6 +42,15 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folders[0], folders[1]
 
 
+def test_record_says_what_it_wrote(tmp_path: Path, folder: Path) -> None:
+    """Nothing was printed."""
+    out = tmp_path / "acceptance.json"
+    result = run("--target", folder, "--drafter", folder, "--prompt", "a b", "--record", out, *SHORT)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["record"] == str(out)
+    assert load(out)
+
+
 def test_record_holds_what_was_drafted(acceptance: Path) -> None:
     """Chunks would be compared with the text one position off: with shift 1 the first token is the target's own."""
     texts = load(acceptance)

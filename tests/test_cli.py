@@ -49,9 +49,14 @@ def test_train_makes_a_drafter_that_generate_uses(folder, tmp_path):
     """The whole of the recipe on a target that a minute suffices for: questions, answers, steps, checkpoint."""
     output = tmp_path / "trained"
     arguments = ("train", "--target", folder, "--output", output, "--steps", 4, "--answer-tokens", 24)
-    result = run(*arguments, "--layers", "0,1", "--canvas-length", 4, "--draft-vocabulary", 0)
+    arguments += ("--layers", "0,1", "--canvas-length", 4, "--draft-vocabulary", 0)
+    result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert "mean_acceptance_length" in result.output
+    assert "mean_acceptance_length" in result.stdout
+    assert "step/s" not in result.output, "a progress bar although stderr is not a terminal"
+    result = run(*arguments, "--steps", 5, "--json")
+    assert json.loads(result.stdout)["step"] == 5
+    assert json.loads(run(*arguments, "--steps", 5, "--json").stdout) == {"output": str(output)}, "nothing was left"
     result = run(
         "generate", "--target", folder, "--drafter", output, "--prompt", "a b", "--max-new-tokens", 8, "--repeats", 1,
     )  # fmt: skip
@@ -143,6 +148,6 @@ def test_a_hub_name_while_offline_says_so_and_what_to_set(folder):
         assert "Traceback" not in result.stderr
 
 
-def test_help_shows_defaults_that_stand_in_brackets():
-    """Rich took them for markup and showed nothing."""
-    assert "[default: OUTPUT/data]" in " ".join(run("train", "--help").output.replace("│", " ").split())
+def test_help_shows_defaults_that_depend_on_others():
+    """Rich took brackets in a help text for markup and showed nothing."""
+    assert "[default: (OUTPUT/data)]" in " ".join(run("train", "--help").output.replace("│", " ").split())

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from transformers import PreTrainedModel
 
 from ..pair import Pair
+from ..progress import progress_bar
 from ..provenance import provenance
 from ..showcase import setting
 from .plots import save_plots
@@ -35,7 +35,7 @@ def show(
     """
     console = Console(quiet=as_json)
     methods = arms(pair.target, pair.drafter, options, assistant)
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Timing", total=len(methods) * repeats * len(prompts))
         measured = measure(
             pair.target, pair.drafter, methods, prompts, max_new_tokens, repeats, lambda: progress.advance(task)

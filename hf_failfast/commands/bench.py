@@ -1,5 +1,6 @@
 """`hf-failfast bench`."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,8 @@ def bench(
         str | None, typer.Option(help="Autoregressive draft model of transformers' assisted generation.")
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What to answer.  [default: eight of several kinds]")
+        list[str] | None,
+        typer.Option(help="What to answer; may be given several times.", show_default="eight of several kinds"),
     ] = None,
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 3,
@@ -41,9 +43,12 @@ def bench(
     chunk_length: ChunkLength = None,
     max_draft_length: MaxDraftLength = None,
     replay: Annotated[
-        Path | None, typer.Option(help="Real compute with this recorded acceptance; a config.json is model enough.")
+        Path | None,
+        typer.Option(help="JSON file of --record: real compute, recorded acceptance; a config.json is model enough."),
     ] = None,
-    record: Annotated[Path | None, typer.Option(help="Write the pair's acceptance here, and time nothing.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="JSON file to write the pair's acceptance to; nothing is timed.")
+    ] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for the figures, SVG.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -55,6 +60,7 @@ def bench(
     from ..bench.replay import load as load_record
     from ..bench.replay import record as make_record
     from ..bench.report import show
+    from ..progress import waiting
 
     if plots is not None:
         from ..eval.experiments.plots import require_matplotlib
@@ -67,11 +73,14 @@ def bench(
     pair = load(target, drafter, torch_dtype(dtype), device)
     asked = encode_prompts(pair.tokenizer, prompt or PROMPTS, pair.target)
     if record is not None:
-        save(record, make_record(pair.target, pair.drafter, asked, max_new_tokens, RECORDED_CHUNK), pair.names)
+        with waiting("Recording"):
+            save(record, make_record(pair.target, pair.drafter, asked, max_new_tokens, RECORDED_CHUNK), pair.names)
+        print(json.dumps({"record": str(record)} | pair.names) if as_json else record)
         return
     proposer: Any = pair.drafter
     if texts is not None:
-        greedy = [pair.target.generate(ids, do_sample=False, max_new_tokens=max_new_tokens) for ids in asked]
+        with waiting("Answering plainly"):
+            greedy = [pair.target.generate(ids, do_sample=False, max_new_tokens=max_new_tokens) for ids in asked]
         proposer = ReplayDrafter(pair.drafter, texts, [(p.shape[1], a) for p, a in zip(asked, greedy, strict=True)])
     loaded = None
     if assistant is not None:

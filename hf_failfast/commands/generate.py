@@ -8,6 +8,7 @@ from .options import (
     AsJson,
     ChunkLength,
     ConfidenceThreshold,
+    Device,
     Dtype,
     LengthPolicy,
     MaxDraftLength,
@@ -30,20 +31,18 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """SmolLM2-135M-Instruct with the bundled drafter: a few answers, then the comparison with plain generate."""
-    from .. import BUNDLED_DRAFTER, load_drafter
+    from ..pair import load_pair
     from ..showcase import DEMO_PROMPTS, show
-    from ..smollm2 import load_smollm2
 
     quiet()
-    target, tokenizer = load_smollm2(torch_dtype(dtype))
-    drafter = load_drafter(BUNDLED_DRAFTER, dtype=target.dtype, device_map=target.device)
+    pair = load_pair(None, None, torch_dtype(dtype), "cpu")
     options = failfast_options(
         confidence_threshold=confidence_threshold,
         chunk_length=chunk_length,
         max_draft_length=max_draft_length,
         length_policy=length_policy,
     )
-    show(target, tokenizer, drafter, DEMO_PROMPTS, options, max_new_tokens, repeats, as_json)
+    show(pair.target, pair.tokenizer, pair.drafter, DEMO_PROMPTS, options, max_new_tokens, repeats, as_json)
 
 
 def generate(
@@ -53,7 +52,7 @@ def generate(
     max_new_tokens: MaxNewTokens = 128,
     repeats: Repeats = 3,
     dtype: Dtype = "auto",
-    device: Annotated[str, typer.Option(help="Where both models run.")] = "cpu",
+    device: Device = "cpu",
     confidence_threshold: ConfidenceThreshold = None,
     chunk_length: ChunkLength = None,
     max_draft_length: MaxDraftLength = None,
@@ -61,18 +60,15 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts with any target and drafter, then compare with plain generate."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from .. import load_drafter
+    from ..pair import load_pair
     from ..showcase import show
 
     quiet()
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch_dtype(dtype)).to(device).eval()
-    loaded = load_drafter(drafter, dtype=model.dtype, device_map=model.device)
+    pair = load_pair(target, drafter, torch_dtype(dtype), device)
     options = failfast_options(
         confidence_threshold=confidence_threshold,
         chunk_length=chunk_length,
         max_draft_length=max_draft_length,
         length_policy=length_policy,
     )
-    show(model, AutoTokenizer.from_pretrained(target), loaded, prompt, options, max_new_tokens, repeats, as_json)
+    show(pair.target, pair.tokenizer, pair.drafter, prompt, options, max_new_tokens, repeats, as_json)

@@ -20,8 +20,10 @@ def export_hub(
 ) -> None:
     """Write a repository that works as custom_generate="user/repo" where hf_failfast is not installed."""
     from ..hub.export import export_hub as export
+    from ..progress import waiting
 
-    export(output, drafter, target)
+    with waiting(f"Writing {output}"):
+        export(output, drafter, target)
     typer.echo(f"wrote {output}; upload it with: hf-failfast push USER/NAME {output}")
 
 

@@ -7,9 +7,12 @@ import typer
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens per answer, at most.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Timed runs per prompt and method; the median counts.")]
 Dtype = Annotated[str, typer.Option(help="torch dtype of both models, or auto for the target checkpoint's.")]
-ConfidenceThreshold = Annotated[float | None, typer.Option(help="tau; by default the drafter's own.")]
-ChunkLength = Annotated[int | None, typer.Option(help="N; by default the drafter's own.")]
-MaxDraftLength = Annotated[int | None, typer.Option(help="N_max; by default the drafter's own.")]
+_OWN = "the drafter's own"
+ConfidenceThreshold = Annotated[
+    float | None, typer.Option(help="tau: a draft grows while no confidence in it is lower.", show_default=_OWN)
+]
+ChunkLength = Annotated[int | None, typer.Option(help="N: tokens that a draft grows by.", show_default=_OWN)]
+MaxDraftLength = Annotated[int | None, typer.Option(help="N_max: tokens of a draft, at most.", show_default=_OWN)]
 Target = Annotated[str | None, typer.Option(help="Folder or Hub name of the causal LM.", show_default="SmolLM2")]
 Drafter = Annotated[
     str | None, typer.Option(help="Folder or Hub name of its drafter.", show_default="the bundled one")
@@ -18,7 +21,8 @@ Device = Annotated[str, typer.Option(help="Where both models run.")]
 Tasks = Annotated[str, typer.Option(help="lm-eval tasks and groups whose prompts are asked, comma-separated.")]
 PromptsFile = Annotated[str | None, typer.Option(help="JSONL file of prompts, instead of tasks.")]
 LengthPolicy = Annotated[
-    str | None, typer.Option(help="confidence (by tau, N, N_max) or goodput (by measured costs); by default its own.")
+    str | None,
+    typer.Option(help="confidence (by tau, N, N_max) or goodput (by measured costs).", show_default=_OWN),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 

@@ -45,6 +45,7 @@ def trace(
     from dataclasses import asdict
 
     from ..pair import load_pair
+    from ..progress import waiting
     from ..provenance import provenance
     from ..showcase import encode_prompt
     from ..trace_page import trace_page
@@ -60,15 +61,16 @@ def trace(
     pair = load_pair(target, drafter, torch_dtype(dtype), device)
     config = pair.drafter.config.with_options(options)
     input_ids = encode_prompt(pair.tokenizer, prompt).to(pair.target.device)
-    for tokens in (WARM_UP_TOKENS, max_new_tokens):
-        traced = trace_generation(
-            pair.target,
-            input_ids,
-            pair.drafter,
-            failfast_config=config,
-            max_new_tokens=tokens,
-            do_sample=False,
-        )
+    with waiting("Answering"):
+        for tokens in (WARM_UP_TOKENS, max_new_tokens):
+            traced = trace_generation(
+                pair.target,
+                input_ids,
+                pair.drafter,
+                failfast_config=config,
+                max_new_tokens=tokens,
+                do_sample=False,
+            )
     facts = asdict(config) | {"dtype": str(pair.target.dtype)} | provenance(pair.target.device)
     page = trace_page(traced, pair.tokenizer, prompt=prompt, names=pair.names, facts=facts)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,22 +7,26 @@ from typing import Annotated, cast
 
 import typer
 
+from .options import AsJson
+
 
 def train(
     target: Annotated[str, typer.Option(help="Folder or Hub name of the causal LM to draft for.")],
     output: Annotated[Path, typer.Option(help="Folder of the drafter; a checkpoint in it is continued.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of the answers.  [default: OUTPUT/data]")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the answers.", show_default="OUTPUT/data")] = None,
     steps: Annotated[int | None, typer.Option(help="Training ends after this many steps.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Training ends after this many minutes.  [default: 60 if no steps are given]")
+        float | None,
+        typer.Option(help="Training ends after this many minutes.", show_default="60 without steps"),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help=".txt, .jsonl or `datasets` name.  [default: the target's own questions]")
+        str | None,
+        typer.Option(help="A .txt or .jsonl file, or a dataset's name.", show_default="the target's own questions"),
     ] = None,
     records: Annotated[str, typer.Option(help="What the source holds: prompts to answer, or texts.")] = "prompts",
-    field: Annotated[str | None, typer.Option(help="Of the source's records.  [default: prompt or text]")] = None,
+    field: Annotated[str | None, typer.Option(help="Where a record's text is.", show_default="prompt or text")] = None,
     questions: Annotated[
-        int | None, typer.Option(help="Prompts to answer.  [default: enough for the steps, at most 2400]")
+        int | None, typer.Option(help="Prompts to answer.", show_default="enough for the steps, at most 2400")
     ] = None,
     answer_tokens: Annotated[int, typer.Option(help="Longest answer; texts are cut there.")] = 192,
     prompt_tokens: Annotated[int, typer.Option(help="Longer prompts are left out.")] = 512,
@@ -32,9 +36,12 @@ def train(
     synthesis_batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 128,
     attention: Annotated[str, typer.Option(help="causal_canvas or block_causal.")] = "causal_canvas",
     conditioned: Annotated[bool, typer.Option(help="Let the drafter read the target's hidden states.")] = False,
-    layers: Annotated[str | None, typer.Option(help="Layers of the target, such as 0,1,2,29.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Layers of the target, such as 0,1,2,29.", show_default="the first three and the last"),
+    ] = None,
     intermediate_size: Annotated[
-        int | None, typer.Option(help="MLP neurons kept in every layer.  [default: all]")
+        int | None, typer.Option(help="MLP neurons kept in every layer.", show_default="all")
     ] = None,
     canvas_length: Annotated[int, typer.Option(help="Draft positions per pass; the block of block_causal.")] = 8,
     draft_vocabulary: Annotated[int, typer.Option(help="Ids the drafter can propose; 0 for all.")] = 8192,
@@ -51,12 +58,13 @@ def train(
     soft_label_weight: Annotated[float, typer.Option(help="Of the divergence from the target's top tokens.")] = 0.0,
     regression_weight: Annotated[float, typer.Option(help="Of the regression to the target's hidden states.")] = 1.0,
     initial: Annotated[
-        Path | None, typer.Option(help="Folder of a drafter to start from.  [default: the target's layers]")
+        Path | None, typer.Option(help="Folder of a drafter to start from.", show_default="the target's layers")
     ] = None,
     evaluation_steps: Annotated[int, typer.Option(help="Steps between evaluations and checkpoints.")] = 200,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of training.  [default: torch's]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of training.", show_default="torch's")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the target, for the model card.")] = "apache-2.0",
     seed: Annotated[int, typer.Option(help="Decides the data and the training.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Train a diffusion drafter for any causal LM on answers that the target writes itself.
 
@@ -110,7 +118,7 @@ def train(
         evaluation_steps=evaluation_steps,
         seed=seed,
     )
-    run(job, data_config, training_config)
+    run(job, data_config, training_config, as_json)
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

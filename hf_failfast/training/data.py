@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import DataConfig
@@ -40,6 +41,9 @@ def synthesise(
     writer = Writer(target, tokenizer, config)
     source: PromptSource
     source = OwnQuestions(writer, config) if config.source is None else Records(read_records(config), config)
+    written = sum(shard["questions"] for shard in shards)
+    hidden = True if console is None else None  # None: hidden unless stderr is a terminal
+    bar = tqdm(total=config.questions, initial=written, unit="prompt", disable=hidden)
     while sum(shard["questions"] for shard in shards) < config.questions:
         texts = source.shard(manifest["drawn"])
         if texts is None:
@@ -55,8 +59,10 @@ def synthesise(
             answer_tokens = sum(example.answer_length for example in examples)
             shards.append({"file": file, "questions": len(kept), "answer_tokens": answer_tokens})
         write_json(folder / MANIFEST, manifest)
-        if examples and console is not None:
-            console.print(f"{file}: {len(kept)} prompts, {answer_tokens} answer tokens")
+        if examples and console is not None and not console.quiet:
+            tqdm.write(f"{file}: {len(kept)} prompts, {answer_tokens} answer tokens")
+        bar.update(len(kept))
+    bar.close()
     if not shards:
         raise ValueError(f"`source` must hold a usable record, but {config.source} has none: {manifest['left_out']}.")
     return manifest

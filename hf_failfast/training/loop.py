@@ -126,7 +126,8 @@ class Trainer:
         record: dict[str, Any] = {}
         if not self.accelerator.is_main_process:
             console = None
-        with tqdm(total=self.config.steps, initial=self.step, unit="step", disable=console is None) as bar:
+        hidden = True if console is None else None  # None: hidden unless stderr is a terminal
+        with tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden) as bar:
             if self.step == 0:
                 self.save(self.evaluate())
             while self.progress() < 1:
@@ -140,7 +141,7 @@ class Trainer:
                 if self.step % self.config.evaluation_steps == 0 or self.progress() >= 1:
                     record = self.evaluate()
                     self.save(record)
-                    if console is not None:
+                    if console is not None and not console.quiet:
                         tqdm.write(json.dumps(record["held_out"]))
         if record and self.accelerator.is_main_process:
             write_report(self.output)

@@ -1,5 +1,6 @@
 """The whole of `hf-failfast train`: load the target, synthesise what is missing, train, export."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +33,10 @@ class Job:
         return self.target if len(path.parts) <= 2 and not path.is_absolute() else path.name
 
 
-def run(job: Job, data_config: DataConfig, training_config: TrainingConfig) -> None:
+def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_json: bool = False) -> None:
     """Continues whatever an earlier run left in the data and output folders. Of several processes the first
-    synthesises."""
-    console = Console()
+    synthesises. With `as_json` the last evaluation is printed as one JSON document, and nothing else."""
+    console = Console(quiet=as_json)
     accelerator = new_accelerator()
     if AutoConfig.from_pretrained(job.target).is_encoder_decoder:
         raise ValueError(f"`target` must be a decoder-only causal LM, but {job.target} is an encoder-decoder.")
@@ -52,3 +53,5 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig) -> N
     record = trainer.train(console)
     if accelerator.is_main_process:
         console.print(f"{job.output}: {record.get('held_out', 'nothing left to train')}")
+        if as_json:
+            print(json.dumps({"output": str(job.output)} | record))

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ...config import FailFastConfig
 from ...drafters import DiffusionDrafter, load_drafter
 from ...pair import Pair, load_pair
+from ...progress import progress_bar
 from ...provenance import provenance
 from ..arms import Prompts
 from ..calibration import Calibration, calibrate, confirm
@@ -57,7 +58,7 @@ def measure(name: str, setup: Setup) -> dict[str, Any]:
     """The experiment's document: what was asked, of what, where, and the rows."""
     pair = load_pair(setup.target, setup.drafter, setup.dtype, setup.device)
     prompts = _prompts(setup, pair)
-    with Progress(transient=True) as progress:
+    with progress_bar() as progress:
         bench = _bench(setup, pair, prompts, progress, name)
         outcome = EXPERIMENTS[name](bench)
     found = {"experiment": name, "rows": outcome.rows, "totals": outcome.totals}
@@ -68,7 +69,7 @@ def calibrated(setup: Setup, tolerance: float) -> tuple[Calibration, dict[str, A
     """What `calibrate` finds, and the document that also holds the choice's speed on as many other prompts."""
     pair = load_pair(setup.target, setup.drafter, setup.dtype, setup.device)
     chosen_on, others = _prompts(setup, pair), _prompts(setup, pair, skip=setup.limit)
-    with Progress(transient=True) as progress:
+    with progress_bar() as progress:
         bench = _bench(setup, pair, chosen_on, progress, "settings")
         calibration = calibrate(bench, tolerance)
         held_out = confirm(_bench(setup, pair, others, progress, "confirmation"), [calibration.best, bench.config])
