@@ -38,7 +38,7 @@ class Acceptance:
 
     def _accept_at_once(self, text: GeneratedText, draft: Draft, logits: torch.Tensor) -> tuple[list[int], list[int]]:
         rows = text.running
-        scores = self.choice.scores(text.ids(rows), logits)
+        scores = self.choice.scores(draft.token_ids[:, :0], logits)  # row-wise processors look at no prefix
         verified = verify(draft.token_ids, self.choice.choose(scores, draft.token_ids, draft.probs))
         outcome = self._read(draft, verified.num_accepted[:, None], verified.token_ids)  # host sync: round
         accepted, counts = [], []

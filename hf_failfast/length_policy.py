@@ -52,7 +52,8 @@ class LengthPolicy(ABC):
         if ends is None and not can_extend:
             return Decision([length] * num_rows, [False] * num_rows, 0)
         extend = self.should_extend(confidence).expand(num_rows)
-        ends = torch.zeros_like(extend) if ends is None else ends
+        if ends is None:
+            return Decision([length] * num_rows, extend.tolist(), 1)  # host sync: extend
         rows = torch.stack([ends.long(), extend.long()], dim=1).tolist()  # host sync: kept length and extend
         extends = [bool(go) and can_extend and not end for end, go in rows]
         return Decision([end or length for end, _ in rows], extends, 1)

@@ -28,6 +28,10 @@ class AttentionPattern(ABC):
     def limit(self, positions: torch.Tensor, clean_end: Bound, window_end: Bound) -> torch.Tensor:
         """For each fed position (q,) or (B, q), the end (exclusive) of the slots that its row sees."""
 
+    def is_causal(self, num_noise: int) -> bool:
+        """Whether a pass over so much noise is a causal one, which needs no limits."""
+        return False
+
     @abstractmethod
     def final_length(self, clean_end: int) -> int:
         """How many leading slots keep their K/V for good once `clean_end` known tokens have been fed."""
@@ -45,6 +49,9 @@ class CausalCanvas(AttentionPattern):
 
     def limit(self, positions: torch.Tensor, clean_end: Bound, window_end: Bound) -> torch.Tensor:
         return torch.where(positions < clean_end, positions + 1, window_end)
+
+    def is_causal(self, num_noise: int) -> bool:
+        return num_noise == 0
 
     def final_length(self, clean_end: int) -> int:
         return clean_end

@@ -189,7 +189,6 @@ def draft_by_chunks(
     num_tokens: accepted tokens of the longest row.
     """
     drafted = torch.zeros(len(caps), 0, dtype=torch.long, device=device)
-    confidence = torch.zeros(len(caps), 0, device=device)
     lengths = [0] * len(caps)
     is_drafting = policy.start_draft(len(caps), num_tokens, max(caps))
     growing = [row for row, cap in enumerate(caps) if is_drafting and cap > 0]
@@ -200,7 +199,6 @@ def draft_by_chunks(
         chunk = draft_chunk(drafted, min(policy.chunk_length, max(caps[row] for row in growing) - start))
         chunks.append(chunk)
         drafted = torch.cat([drafted, chunk.token_ids.to(device)], dim=1)
-        confidence = torch.cat([confidence, chunk.confidence.to(device)], dim=1)
         can_extend = [row for row in growing if drafted.shape[1] < caps[row]]
         kept, extend, reads = policy.decide(chunk.confidence, _ends(chunk.token_ids, eos_token_ids), bool(can_extend))
         host_reads += reads
@@ -209,6 +207,7 @@ def draft_by_chunks(
         growing = [row for row in can_extend if extend[row]]
     if is_drafting:
         lengths = policy.cut(lengths)
+    confidence = torch.cat([drafted[:, :0].float(), *(chunk.confidence.to(device) for chunk in chunks)], dim=1)
     longest, passes = max(lengths), sum(chunk.passes for chunk in chunks)
     probs = concatenate_probs(chunks)
     if probs is not None:

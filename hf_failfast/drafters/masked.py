@@ -12,7 +12,7 @@ from ..config import FailFastConfig
 from ..length_policy import LengthPolicy
 from ..rows import Rows, is_even
 from ..runners import CausalLM, EagerRunner, feed
-from .attention import attention_pattern
+from .attention import Bound, attention_pattern
 from .base import (
     BatchSession,
     Chunk,
@@ -119,7 +119,8 @@ class MaskedSession(ChunkedSession, BatchSession):
         max_positions = getattr(model.config, "max_position_embeddings", None) or capacity + block
         self.spec = spec
         self.vocab_size = vocab_size
-        self.last_id = model.config.vocab_size - 1  # stands for the target's ids that the drafter does not know
+        last_id = model.config.vocab_size - 1  # stands for the target's ids that the drafter does not know
+        self.last_id = last_id if last_id < vocab_size - 1 else None
         self.vocabulary: torch.Tensor | None = getattr(model, "vocabulary", None)
         self.denoising = options.denoising
         self.pattern = attention_pattern(spec, options.prefix_block)
@@ -161,13 +162,16 @@ class MaskedSession(ChunkedSession, BatchSession):
 
     def _draft_chunk(self, known: Rows, length: int) -> Chunk:
         """`length` tokens behind the known ones of each row, in as many passes as the attention pattern asks for."""
-        known = Rows(known.values.to(self.device).clamp(max=self.last_id), known.lengths)
+        values = known.values.to(self.device)
+        known = Rows(values if self.last_id is None else values.clamp(max=self.last_id), known.lengths)
         missing = [length] * len(known.lengths)
         chunks: list[Chunk] = []
         places: list[list[int]] = [[] for _ in missing]  # of each row's tokens among the columns of all chunks
         width = 0
         while any(missing):
             chunk, num_read = self._fill(known, missing)
+            if not chunks and num_read == missing:
+                return chunk
             known = known.append(chunk.token_ids, num_read)
             chunks.append(chunk)
             for place, count in zip(places, num_read, strict=True):
@@ -229,14 +233,13 @@ class MaskedSession(ChunkedSession, BatchSession):
         pairs = zip(self.cache.lengths, known.lengths, strict=True)
         self.cache.rollback([self.pattern.reusable_length(cached, clean_end) for cached, clean_end in pairs])
         noise = num_noise[0] if is_even(num_noise) else torch.tensor(num_noise, device=self.device)[:, None]
+
+        def limit(positions: torch.Tensor, clean_end: Bound) -> torch.Tensor:
+            return self.pattern.limit(positions, clean_end, clean_end + noise)
+
+        needs_limit = not self.pattern.is_causal(canvas.shape[1])
         logits = feed(
-            self.runner,
-            self.cache,
-            known,
-            canvas,
-            num_read,
-            self.spec.shift,
-            lambda positions, clean_end: self.pattern.limit(positions, clean_end, clean_end + noise),
+            self.runner, self.cache, known, canvas, num_read, self.spec.shift, limit if needs_limit else None
         )
         self._forget(known.lengths)
         return self._choose(logits)
