@@ -203,6 +203,7 @@ def layer_windows(config: PreTrainedConfig) -> list[int | None]:
         else:
             raise ValueError(
                 f"`{config.model_type}` keeps {type(layer).__name__} state, which cannot be rolled back by slots; "
-                "supported are full and sliding-window attention layers."
+                "supported are full and sliding-window attention layers. For such a target use "
+                "`hf_failfast.assisted_generate`, which drafts in transformers' own loop."
             )
     return windows

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationMixin, LogitsProcessorList
-from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
+from transformers.utils import ModelOutput
 
 from .candidate_generator import FailFastCandidateGenerator
 from .config import CHUNK_RULE, FailFastConfig
@@ -22,7 +23,7 @@ from .drafters.cross_tokenizer import CrossTokenizerDrafter
 from .goodput import Goodput
 from .length_policy import ConfidenceThreshold, LengthPolicy
 from .scoring import draft_warp
-from .support import check_arguments, warn_of_int8_outliers
+from .support import check_arguments, check_state, warn_of_int8_outliers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,10 +86,11 @@ def assisted_generate(
     assistant_model: DiffusionDrafter | str | Path | None = None,
     failfast_config: FailFastConfig | None = None,
     **kwargs: Any,
-) -> GenerateDecoderOnlyOutput | torch.Tensor:
+) -> GenerateDecoderOnlyOutput | GenerateEncoderDecoderOutput | torch.Tensor:
     """As `hf_failfast.generate`, in transformers' own assisted loop with a `FailFastCandidateGenerator`.
 
-    For targets whose cache the slots cannot hold, and as the reference for our own loop. Its limits are transformers'.
+    For targets whose cache the slots cannot hold (encoder-decoders, convolution layers), and as the reference for our
+    own loop. Its limits are transformers'. Raises ValueError on a target with a recurrent state.
     """
     drafter, config = _drafter_and_config(model, assistant_model, failfast_config, kwargs)
     policy = _length_policy(config, model, drafter)
@@ -111,7 +113,7 @@ def assisted_generate(
     view._get_candidate_generator = make_generator
     with _held(drafter):
         output = view.generate(inputs, custom_generate=decode, **kwargs)
-    if isinstance(output, GenerateDecoderOnlyOutput):
+    if isinstance(output, ModelOutput):
         output["speculation"] = generators[0].stats
     return output
 
@@ -132,6 +134,7 @@ def _drafter_and_config(
         )
     if assistant_model.made_for is not None:
         assistant_model.made_for.check(model)
+    check_state(model)
     warn_of_int8_outliers(model)
     assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
     if assistant_tokenizer is not None:

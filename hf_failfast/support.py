@@ -45,6 +45,15 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         raise ValueError(f"`logits_to_keep` must be a number >= 0, but is {kept!r}.")
 
 
+def check_state(model: PreTrainedModel) -> None:
+    """Raises ValueError on a target that cannot take back rejected tokens, in our loop or in transformers'."""
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(
+            f"`{model.config.model_type}` keeps a recurrent state, which cannot be rolled back to before a rejected "
+            "token: neither hf_failfast nor transformers' assisted generation supports it. Use plain `generate`."
+        )
+
+
 def check_request(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
@@ -53,13 +62,18 @@ def check_request(
     synced_gpus: bool,
 ) -> None:
     """Raises ValueError naming the first part of a prepared request that the loop does not support."""
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            "Encoder-decoder targets are not supported by `custom_generate`: call "
+            "`hf_failfast.assisted_generate(model, ...)`, which drafts in transformers' own loop."
+        )
     config = generation_config
     positions = num_positions(model)
     mask = model_kwargs.get("attention_mask")
     refusals = {
-        "encoder-decoder targets": model.config.is_encoder_decoder,
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
         "`use_cache=False`": config.use_cache is False,
+        "a target without `past_key_values`": config.use_cache is not False and "past_key_values" not in model_kwargs,
         f"`cache_implementation`={config.cache_implementation!r}": config.cache_implementation is not None,
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,

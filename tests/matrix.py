@@ -111,11 +111,24 @@ MATRIX: dict[str, list[Row]] = {
         Row("`PeftModel`", "exact", "test_targets::test_a_peft_model"),
         Row('`tp_plan="auto"` under torchrun', "exact", "test_targets::test_tensor_parallel", "two processes, gloo"),
         Row("GPTQ, AWQ, torchao", "not tested", None, "ordinary modules to the loop; no checkpoint was at hand"),
-        Row("encoder-decoder", "refused", "test_bad_input::test_an_encoder_decoder_is_refused"),
         Row(
-            "recurrent and convolution layers",
+            "encoder-decoder (T5, BART)",
+            "exact",
+            "test_other_targets::test_in_transformers_own_loop",
+            "through `hf_failfast.assisted_generate`; `custom_generate` refuses and names it",
+        ),
+        Row("Whisper", "not tested", None, "its own `generate` cuts the audio into windows"),
+        Row(
+            "layers of attention and convolution (LFM2)",
+            "exact",
+            "test_other_targets::test_in_transformers_own_loop",
+            "likewise",
+        ),
+        Row(
+            "recurrent layers (Mamba, Jamba, Qwen3-Next)",
             "refused",
-            "test_bad_input::test_a_target_whose_state_slots_cannot_hold_is_refused",
+            "test_other_targets::test_a_recurrent_state_is_refused",
+            "no rejected token can be taken back; transformers' assisted generation refuses them too",
         ),
     ],
     "Ways in": [

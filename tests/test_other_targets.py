@@ -1,0 +1,70 @@
+"""Targets whose cache our slots cannot hold: in transformers' own loop, or refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import LOOPS, VOCAB_SIZE, ScriptedDrafter, assisted, drafter, plain, prompt, tiny_model
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+LINEAR: dict[str, Any] = {f"linear_{kind}_head_dim": 8 for kind in ("key", "value")} | {"head_dim": 8}
+LINEAR |= {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "qwen3_next": LINEAR | EXPERTS | {"shared_expert_intermediate_size": 32},
+    "qwen3_5_text": LINEAR,
+    "mamba": {},
+    "jamba": {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+}
+
+
+def encoder_decoder(kind: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB_SIZE, "d_model": 32, "decoder_start_token_id": 1, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, **sizes, bos_token_id=None, eos_token_id=None, **options)
+    return AutoModelForSeq2SeqLM.from_config(config).eval()
+
+
+TARGETS = {
+    "t5": lambda: encoder_decoder("t5", d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=10.0),
+    "bart": lambda: encoder_decoder(
+        "bart",
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        init_std=0.3,
+        forced_eos_token_id=None,
+        tie_word_embeddings=False,
+    ),
+    "lfm2": lambda: tiny_model("lfm2", layer_types=["conv", "full_attention"], conv_L_cache=3),
+}
+
+
+@pytest.mark.parametrize("ngram", [2, 3])
+@pytest.mark.parametrize("name", TARGETS)
+def test_in_transformers_own_loop(name: str, ngram: int) -> None:
+    """The decoder's text would be taken for the prompt's, or rejected tokens stay in a convolution's state."""
+    model, options = TARGETS[name](), {"max_new_tokens": 24, "no_repeat_ngram_size": ngram}
+    reference = plain(model, prompt(9), **options)
+    script = ScriptedDrafter(reference, [3, 0, 10, 1])
+    output = assisted(model, prompt(9), script, return_dict_in_generate=True, **options)
+    assert torch.equal(output.sequences, reference)
+    assert output.speculation.accepted > 8 and len(reference.unique()) > 3
+    assert torch.equal(assisted(model, prompt(9), drafter("canvas_shift", "qwen2"), **options), reference)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_state_is_refused(name: str, loop: str) -> None:
+    """transformers' loop, which refuses such a target itself where it is asked for by `assistant_model`, would go on
+    from a state that has read rejected tokens."""
+    model = tiny_model(name, **RECURRENT[name])
+    with pytest.raises(ValueError, match=f"`{name}` keeps a recurrent state.* Use plain `generate`"):
+        LOOPS[loop](model, prompt(9), drafter("canvas_shift", "qwen2"), max_new_tokens=3)
