@@ -159,10 +159,10 @@ class SlotCache(Cache):
 
         A sliding-window layer has kept the newest entries only; the older slots stay zero, and the mask hides them.
         """
-        stored = past.get_seq_length()
+        stored = int(past.get_seq_length())
         visible = [row[row < stored] for row in columns]
         for slots, layer in zip(self.layers, past.layers, strict=True):
-            first = stored - layer.keys.shape[-2]  # the oldest column that the layer still holds
+            first = max(stored - layer.keys.shape[-2], 0)  # the oldest column that the layer still holds
             slots.reserve(layer.keys, layer.values, max(len(row) for row in visible))
             for index, row in enumerate(visible):
                 kept = row[row >= first] - first
@@ -177,7 +177,7 @@ def store(past: Cache, rows: Sequence[RowStates], columns: Sequence[torch.Tensor
 
     columns: per row the visible columns of the text, ascending, as in `SlotCache.load`.
     """
-    stored = past.get_seq_length()
+    stored = int(past.get_seq_length())
     for index in range(len(rows[0])):
         new = []
         for kind in (0, 1):

@@ -61,7 +61,7 @@ def _generate(
     """
     drafter, config = _drafter_and_config(model, assistant_model, failfast_config, kwargs)
     policy = _length_policy(config, model, drafter)
-    check_arguments(kwargs)
+    check_arguments(model, kwargs)
 
     def decode(_: PreTrainedModel, input_ids: torch.Tensor, tokenizer: Any = None, **prepared: Any) -> Any:
         return failfast_decoding(

@@ -7,7 +7,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig
+from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
+from transformers.cache_utils import StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 if TYPE_CHECKING:
@@ -34,8 +35,18 @@ UNSUPPORTED_ARGUMENTS = (
     "position_ids",
 )
 
+# Values of `cache_implementation` for caches that keep K/V elsewhere or in another form than the loop can read them.
+UNSUPPORTED_CACHES = (
+    "offloaded",
+    "offloaded_hybrid",
+    "offloaded_hybrid_chunked",
+    "offloaded_static",
+    "paged",
+    "quantized",
+)
 
-def check_arguments(arguments: dict[str, Any]) -> None:
+
+def check_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> None:
     """Raises ValueError on arguments of `generate` that drafting cannot honour."""
     for name in UNSUPPORTED_ARGUMENTS:
         if arguments.get(name) is not None:
@@ -43,6 +54,12 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     kept = arguments.get("logits_to_keep", 0)  # `generate` reads the last logits only, however many are kept
     if not isinstance(kept, int) or kept < 0:
         raise ValueError(f"`logits_to_keep` must be a number >= 0, but is {kept!r}.")
+    config = arguments.get("generation_config") or model.generation_config
+    cache = arguments.get("cache_implementation") or config.cache_implementation
+    if cache in UNSUPPORTED_CACHES:
+        raise ValueError(
+            f"`cache_implementation`={cache!r} is not supported by hf_failfast: 'dynamic' and 'static' are."
+        )
 
 
 def check_state(model: PreTrainedModel) -> None:
@@ -74,7 +91,6 @@ def check_request(
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
         "`use_cache=False`": config.use_cache is False,
         "a target without `past_key_values`": config.use_cache is not False and "past_key_values" not in model_kwargs,
-        f"`cache_implementation`={config.cache_implementation!r}": config.cache_implementation is not None,
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,
         "an `attention_mask` that hides a whole prompt": mask is not None and not bool(mask.any(dim=-1).all()),
@@ -82,9 +98,9 @@ def check_request(
             input_ids.shape[-1] > positions
         ),
     }
-    refusals |= _attention_refusals(model, config)
+    refusals |= _attention_refusals(model, config, model_kwargs.get("past_key_values"))
     refusals |= _batch_refusals(model, input_ids.shape[0])
-    refusals |= _cache_refusals(model_kwargs.get("past_key_values"), input_ids)
+    refusals |= _cache_refusals(model_kwargs.get("past_key_values"), input_ids, config.max_length)
     # For a prompt without images, image models put an empty dict there.
     given = {name for name, value in model_kwargs.items() if not _is_nothing(value)}
     refusals |= {f"`{name}`": True for name in given - DERIVED_MODEL_KWARGS}
@@ -100,14 +116,16 @@ def _is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and not value)
 
 
-def _attention_refusals(model: PreTrainedModel, config: GenerationConfig) -> dict[str, bool]:
-    """Plain `generate` returns tuples without weights where the attention keeps none."""
+def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: Cache | None) -> dict[str, bool]:
+    """Plain `generate` returns tuples without weights where the attention keeps none, and those of a static cache's
+    empty slots too."""
     attention = model.config.get_text_config(decoder=True)._attn_implementation
     is_asked = bool(config.return_dict_in_generate and config.output_attentions)
     return {
         f"`output_attentions` with `attn_implementation`={attention!r} (only 'eager' returns weights)": (
             is_asked and attention != "eager"
-        )
+        ),
+        "`output_attentions` with a static cache": is_asked and isinstance(past, StaticCache),
     }
 
 
@@ -121,16 +139,36 @@ def _batch_refusals(model: PreTrainedModel, num_rows: int) -> dict[str, bool]:
     }
 
 
-def _cache_refusals(past: Cache | None, input_ids: torch.Tensor) -> dict[str, bool]:
-    """The cache of an earlier call must be a dynamic one, and the prompt must repeat its text and go on."""
+def _cache_refusals(past: Cache | None, input_ids: torch.Tensor, max_length: int) -> dict[str, bool]:
+    """The cache of an earlier call must be one that the slots can be loaded from and stored to, the prompt must repeat
+    its text and go on, and the answer must fit."""
     if past is None:
         return {}
-    refusals = {f"a {type(past).__name__} as `past_key_values`": type(past) is not DynamicCache}
-    if type(past) is DynamicCache and (cached := past.get_seq_length()):
-        (num_rows, length), held = input_ids.shape, past.layers[0].keys.shape[0]
-        refusals[f"a batch of {num_rows} prompts for `past_key_values` of {held}"] = num_rows != held
-        refusals[f"a prompt of {length} tokens for `past_key_values` that hold {cached} of them"] = cached >= length
-    return refusals
+    name = f"a {type(past).__name__} as `past_key_values`"
+    if not _is_known(past):
+        return {name: True}
+    (num_rows, length), cached = input_ids.shape, int(past.get_seq_length())
+    keys = [layer.keys for layer in past.layers if getattr(layer, "keys", None) is not None]
+    held = len(keys[0]) if keys else num_rows
+    slots = [
+        layer.max_cache_len
+        for layer in past.layers
+        if isinstance(past, StaticCache) and not isinstance(layer, StaticSlidingWindowLayer)
+    ]
+    return {
+        f"a batch of {num_rows} prompts for `past_key_values` of {held}": num_rows != held,
+        f"a prompt of {length} tokens for `past_key_values` that hold {cached} of them": cached >= length,
+        f"{name} of {min(slots, default=0)} slots for a text of up to `max_length`={max_length} tokens": (
+            min(slots, default=max_length) < max_length - 1  # the last token's K/V are never made
+        ),
+    }
+
+
+def _is_known(past: Cache) -> bool:
+    """Whether it is a dynamic or static cache, or a subclass that holds its K/V as these do."""
+    methods = ("update", "get_seq_length", "get_mask_sizes")
+    is_changed = any(getattr(type(past), method) is not getattr(Cache, method) for method in methods)
+    return isinstance(past, (DynamicCache, StaticCache)) and not is_changed and not past.offloading
 
 
 def warn_of_int8_outliers(model: PreTrainedModel) -> None:

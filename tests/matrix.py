@@ -65,6 +65,18 @@ MATRIX: dict[str, list[Row]] = {
             "test_draft_session::test_a_turn_drafts_as_if_it_had_read_all",
             "one text; the hidden states that a drafter reads are kept likewise",
         ),
+        Row(
+            "`StaticCache`, `DynamicCache` and its subclasses as `past_key_values`",
+            "exact",
+            "test_multi_turn::test_other_caches_continue_either_way",
+            "a subclass with an `update` of its own is refused",
+        ),
+        Row('`cache_implementation="static"`', "exact", "test_multi_turn::test_cache_implementation_static"),
+        Row(
+            '`cache_implementation="quantized"` or `"offloaded"`',
+            "refused",
+            "test_bad_input::test_unsupported_requests_are_named",
+        ),
     ],
     "Batches": [
         Row(

@@ -23,7 +23,7 @@ from conftest import (
     tiny_model,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache
 
 from hf_failfast import load_drafter
 from hf_failfast.drafters.masked import MaskedDrafter
@@ -242,7 +242,10 @@ def test_a_drafter_with_fewer_positions_than_the_text(family: str, kind: str, po
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "num_beams": ({"num_beams": 4}, "`num_beams`=4"),
     "use_cache": ({"use_cache": False}, "`use_cache=False`"),
-    "static cache": ({"cache_implementation": "static"}, "`cache_implementation`='static'"),
+    "quantized cache": ({"cache_implementation": "quantized"}, "`cache_implementation`='quantized'"),
+    "offloaded cache": ({"cache_implementation": "offloaded"}, "`cache_implementation`='offloaded'"),
+    "offloaded static cache": ({"cache_implementation": "offloaded_static"}, "`cache_implementation`='offloaded_st"),
+    "two caches": ({"cache_implementation": "static", "past_key_values": DynamicCache()}, "Passing both `cache_imp"),
     "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
     "position_ids": ({"position_ids": torch.arange(9)[None]}, "`position_ids`"),
     "inputs_embeds": ({"inputs_embeds": torch.zeros(1, 9, 32)}, "`inputs_embeds`"),

@@ -111,3 +111,10 @@ def test_attention_that_keeps_no_weights_is_refused() -> None:
     """Plain `generate` returns empty tuples there: nobody would know why."""
     with pytest.raises(ValueError, match="`output_attentions` with `attn_implementation`='sdpa'"):
         failfast(tiny_model("llama"), prompt(9), drafter("canvas"), **ASKED)
+
+
+def test_attentions_over_a_static_cache_are_refused() -> None:
+    """Plain `generate` returns the weights of its empty slots too: the shapes would differ."""
+    model = tiny_model("llama", attn_implementation="eager")
+    with pytest.raises(ValueError, match="`output_attentions` with a static cache"):
+        failfast(model, prompt(9), drafter("canvas"), cache_implementation="static", **ASKED)

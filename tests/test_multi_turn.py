@@ -83,10 +83,84 @@ def test_left_padding_stays_hidden(pair):
         cache = cache.past_key_values
 
 
+class CountingCache(DynamicCache):
+    """A subclass that holds its K/V as its parent does."""
+
+    name = "mine"
+
+
+def caches(pair, kind):
+    if kind == "static":
+        return StaticCache(config=pair[0].config, max_cache_len=90)
+    return CountingCache(config=pair[0].config) if kind == "subclass" else DynamicCache()
+
+
+@pytest.mark.parametrize("kind", ["static", "subclass", "without config"])
+@pytest.mark.parametrize("first", [plain, drafted])
+@pytest.mark.parametrize("second", [plain, drafted])
+def test_other_caches_continue_either_way(pair, first, second, kind):
+    """A static cache's empty slots would be read as text, its window from the wrong end, or a subclass be refused."""
+    cache = caches(pair, kind)
+    reference = plain(pair, tokens(24, 0))
+    ids = first(pair, tokens(24, 0), past_key_values=cache)
+    assert ids.tolist() == reference.tolist()
+    assert cache.get_seq_length() == ids.shape[1] - 1
+    turn = torch.cat([ids, tokens(9, 1)], dim=1)
+    assert second(pair, turn, past_key_values=cache).tolist() == plain(pair, turn).tolist()
+    assert cache.get_seq_length() == turn.shape[1] + 19
+
+
+@pytest.mark.parametrize("second", [plain, drafted])
+def test_cache_implementation_static(pair, second):
+    """The static cache that was asked for would come back empty, or as another kind."""
+    output = drafted(pair, tokens(24, 0), cache_implementation="static", return_dict_in_generate=True)
+    reference = plain(pair, tokens(24, 0), cache_implementation="static", return_dict_in_generate=True)
+    assert output.sequences.tolist() == reference.sequences.tolist()
+    cache = output.past_key_values
+    assert type(cache) is StaticCache
+    assert cache.get_seq_length() == 43
+    for layer, other in zip(cache.layers, reference.past_key_values.layers, strict=True):
+        assert type(layer) is type(other)
+        torch.testing.assert_close(layer.keys, other.keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(layer.values, other.values, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_in_a_static_cache(pair):
+    """Padding would take the place of text in the slots."""
+    ids = torch.cat([tokens(12, 0), tokens(12, 1)])
+    ids[1, :5] = 0
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    cache = StaticCache(config=pair[0].config, max_cache_len=90)
+    first = drafted(pair, ids, attention_mask=mask, past_key_values=cache)
+    assert first.tolist() == plain(pair, ids, attention_mask=mask).tolist()
+    turn = torch.cat([first, torch.cat([tokens(4, 2), tokens(4, 3)])], dim=1)
+    mask = torch.nn.functional.pad(mask, (0, turn.shape[1] - mask.shape[1]), value=1)
+    expected = plain(pair, turn, attention_mask=mask)
+    assert drafted(pair, turn, attention_mask=mask, past_key_values=cache).tolist() == expected.tolist()
+
+
+class Evicting(DynamicCache):
+    def update(self, keys, values, *args, **kwargs):
+        return super().update(keys[:, :, -1:], values[:, :, -1:], *args, **kwargs)
+
+
 def test_caches_that_cannot_be_continued_are_named(pair):
     cache = DynamicCache(config=pair[0].config)
     ids = drafted(pair, tokens(24, 0), past_key_values=cache)
     with pytest.raises(ValueError, match="`past_key_values` that hold 43"):
         drafted(pair, ids[:, -5:], past_key_values=cache)
-    with pytest.raises(ValueError, match="StaticCache"):
-        drafted(pair, ids, past_key_values=StaticCache(config=pair[0].config, max_cache_len=100))
+    with pytest.raises(ValueError, match="Evicting as `past_key_values`"):
+        drafted(pair, ids, past_key_values=Evicting(config=pair[0].config))
+
+
+def test_a_static_cache_that_is_too_small_or_of_another_batch(pair):
+    """The text would end in an index error in the middle, or the rows be broadcast."""
+    if any(layer.is_sliding for layer in StaticCache(config=pair[0].config, max_cache_len=9).layers):
+        pytest.skip("a window holds any text")
+    with pytest.raises(ValueError, match="StaticCache as `past_key_values` of 42 slots .* `max_length`=44"):
+        drafted(pair, tokens(24, 0), past_key_values=StaticCache(config=pair[0].config, max_cache_len=42))
+    fits = StaticCache(config=pair[0].config, max_cache_len=43)
+    drafted(pair, tokens(24, 0), past_key_values=fits)
+    with pytest.raises(ValueError, match="batch of 2 prompts for `past_key_values` of 1"):
+        drafted(pair, tokens(24, 0).repeat(2, 1), past_key_values=fits)
