@@ -35,6 +35,27 @@ UNSUPPORTED_ARGUMENTS = (
     "position_ids",
 )
 
+# Fields of other decoding methods, of transformers' own ways to draft and of its prefill.
+UNSUPPORTED_FIELDS = (
+    "assistant_confidence_threshold",
+    "assistant_early_exit",
+    "assistant_ensemble_weight",
+    "assistant_lookbehind",
+    "constraints",
+    "dola_layers",
+    "force_words_ids",
+    "is_assistant",
+    "max_matching_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "penalty_alpha",
+    "prefill_chunk_size",
+    "prompt_lookup_num_tokens",
+    "speculation_type",
+    "target_lookbehind",
+    "use_mtp",
+)
+
 # Values of `cache_implementation` for caches that keep K/V elsewhere or in another form than the loop can read them.
 UNSUPPORTED_CACHES = (
     "offloaded",
@@ -48,13 +69,16 @@ UNSUPPORTED_CACHES = (
 
 def check_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> None:
     """Raises ValueError on arguments of `generate` that drafting cannot honour."""
-    for name in UNSUPPORTED_ARGUMENTS:
-        if arguments.get(name) is not None:
+    given = arguments.get("generation_config")
+    values = {name: arguments.get(name) for name in UNSUPPORTED_ARGUMENTS}
+    values |= {name: arguments.get(name, getattr(given, name, None)) for name in UNSUPPORTED_FIELDS}
+    for name, value in values.items():
+        if value is not None and value is not False:
             raise ValueError(f"`{name}` is not supported by hf_failfast yet.")
     kept = arguments.get("logits_to_keep", 0)  # `generate` reads the last logits only, however many are kept
     if not isinstance(kept, int) or kept < 0:
         raise ValueError(f"`logits_to_keep` must be a number >= 0, but is {kept!r}.")
-    config = arguments.get("generation_config") or model.generation_config
+    config = given or model.generation_config
     cache = arguments.get("cache_implementation") or config.cache_implementation
     if cache in UNSUPPORTED_CACHES:
         raise ValueError(
@@ -85,6 +109,9 @@ def check_request(
             "`hf_failfast.assisted_generate(model, ...)`, which drafts in transformers' own loop."
         )
     config = generation_config
+    for name, highest in (("temperature", float("inf")), ("top_p", 1.0)):  # plain `generate` ignores a larger `top_p`
+        if not 0 <= (value := getattr(config, name) or 0) <= highest:
+            raise ValueError(f"`{name}` must be between 0 and {highest}, but is {value}.")
     positions = num_positions(model)
     mask = model_kwargs.get("attention_mask")
     refusals = {

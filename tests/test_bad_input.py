@@ -246,12 +246,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "offloaded cache": ({"cache_implementation": "offloaded"}, "`cache_implementation`='offloaded'"),
     "offloaded static cache": ({"cache_implementation": "offloaded_static"}, "`cache_implementation`='offloaded_st"),
     "two caches": ({"cache_implementation": "static", "past_key_values": DynamicCache()}, "Passing both `cache_imp"),
-    "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
+    "constrained beams": ({"force_words_ids": [[3]], "num_beams": 2}, "`force_words_ids`"),
+    "temperature": ({"do_sample": True, "temperature": -0.5}, "`temperature`"),
+    "top_p": ({"do_sample": True, "top_p": 1.5}, "`top_p` must be between 0 and 1.0, but is 1.5"),
+    "negative top_p": ({"do_sample": True, "top_p": -0.5}, "`top_p`"),
+    "the target itself": ({"assistant_model": target("llama")}, "`assistant_model` must be a drafter .* LlamaFor"),
+    "prompt lookup": ({"prompt_lookup_num_tokens": 3}, "`prompt_lookup_num_tokens`"),
     "position_ids": ({"position_ids": torch.arange(9)[None]}, "`position_ids`"),
     "inputs_embeds": ({"inputs_embeds": torch.zeros(1, 9, 32)}, "`inputs_embeds`"),
     "assistant_tokenizer": ({"assistant_tokenizer": object()}, "`assistant_tokenizer`"),
-    "penalty_alpha": ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive"),
-    "dola": ({"dola_layers": "high"}, "dola"),
+    "penalty_alpha": ({"penalty_alpha": 0.6, "top_k": 4}, "`penalty_alpha`"),
+    "dola": ({"dola_layers": "high"}, "`dola_layers`"),
     "unknown": ({"no_such_argument": 1}, "no_such_argument"),
 }
 
@@ -260,11 +265,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_unsupported_requests_are_named(name: str) -> None:
     """An argument would be dropped in silence and the text be another one than asked for."""
     options, message = REFUSED[name]
-    arguments: dict[str, Any] = {"do_sample": False, "max_new_tokens": 3} | options
+    arguments: dict[str, Any] = {"assistant_model": drafter("canvas"), "max_new_tokens": 3} | options
     with pytest.raises(ValueError, match=message):
-        target("llama").generate(
-            prompt(9), assistant_model=drafter("canvas"), custom_generate="hf_failfast", **arguments
-        )
+        target("llama").generate(prompt(9), custom_generate="hf_failfast", **arguments)
 
 
 def test_an_encoder_decoder_is_refused() -> None:
