@@ -160,7 +160,10 @@ def _batch_refusals(model: PreTrainedModel, num_rows: int) -> dict[str, bool]:
     """The rows of a batch see the slots through a 4-D mask, at positions of their own."""
     config = model.config.get_text_config(decoder=True)
     attention = config._attn_implementation
+    has_alibi = config.model_type == "bloom" or getattr(config, "alibi", False) is True
     return {
+        f"a batch of {num_rows} prompts for `{config.model_type}` with ALiBi, which it computes from a mask of two "
+        "dimensions (one prompt at a time is fine)": num_rows > 1 and has_alibi,
         f"a batch of {num_rows} prompts with `attn_implementation`={attention!r} (only 'sdpa' and 'eager' take the "
         "mask of a batch; one prompt at a time is fine)": num_rows > 1 and attention not in ("sdpa", "eager"),
     }

@@ -14,7 +14,7 @@ class Row(NamedTuple):
 
 MATRIX: dict[str, list[Row]] = {
     "Decoding": [
-        Row("26 architectures, alone and in a batch", "exact", "test_architectures::test_every_architecture"),
+        Row("32 architectures, alone and in a batch", "exact", "test_architectures::test_every_architecture"),
         Row("greedy, 8 architectures, 6 kinds of drafter", "exact", "test_parity::test_every_drafter_on_every_target"),
         Row(
             "sampling: temperature, top-k, top-p, min-p, typical, penalties",
@@ -96,6 +96,7 @@ MATRIX: dict[str, list[Row]] = {
         Row("streamers that take a batch", "exact", "test_batch_options::test_a_streamer_of_a_batch_gets_columns"),
         Row("hidden states and attentions", "exact", "test_layer_outputs::test_a_ragged_batch"),
         Row("the returned `past_key_values`", "exact", "test_batch::test_the_returned_cache_continues"),
+        Row("BLOOM, Falcon with ALiBi", "refused", "test_bad_input::test_alibi_in_a_batch", "exact one by one"),
         Row(
             "flash or flex attention",
             "refused",

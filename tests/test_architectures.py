@@ -8,6 +8,8 @@ from conftest import LOOPS, POSITIONS, VOCAB_SIZE, ScriptedDrafter, failfast, pl
 from test_batch import LENGTHS, batch, scripts
 
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LATENT = {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8}
+LATENT |= {"qk_nope_head_dim": 8, "v_head_dim": 16, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -34,6 +36,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "smollm3": {},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "gptj": {"rotary_dim": 4},
+    "glm4": {"head_dim": 8},
+    "deepseek_v3": LATENT | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "llama4_text": {"head_dim": 8, "num_local_experts": 2},
+    "exaone4": {"sliding_window": 16},
+    "nemotron": {},
+    "gpt_bigcode": {},
     "falcon": {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
 }
 PROCESSORS: dict[str, dict[str, Any]] = {"none": {}, "repetition_penalty": {"repetition_penalty": 1.3}}

@@ -332,6 +332,16 @@ def test_a_batch_needs_masks() -> None:
         failfast(model, prompt(9).repeat(2, 1), drafter("canvas"), max_new_tokens=3)
 
 
+@pytest.mark.parametrize("kind", ["bloom", "falcon"])
+def test_alibi_in_a_batch(kind: str) -> None:
+    """These models unpack the mask as (batch, length): an error deep in the model. One prompt needs no mask."""
+    model = tiny_model(kind, **({"alibi": True, "num_kv_heads": 4, "multi_query": False} if kind == "falcon" else {}))
+    with pytest.raises(ValueError, match=f"batch of 2 prompts for `{kind}` with ALiBi"):
+        failfast(model, prompt(9).repeat(2, 1), drafter("canvas"), max_new_tokens=3)
+    output = failfast(model, prompt(9), drafter("canvas_shift", "qwen2"), max_new_tokens=12)
+    assert torch.equal(output, plain(model, prompt(9), max_new_tokens=12))
+
+
 def test_a_cache_of_another_batch() -> None:
     """The first row's K/V would be taken for all rows'."""
     model = target("llama")
