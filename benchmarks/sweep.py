@@ -15,18 +15,10 @@ from rich.progress import Progress
 from transformers.utils import logging
 
 import hf_failfast
+from hf_failfast.bench.models import PROMPTS
 from hf_failfast.comparison import BASELINE, OURS, compare, default_methods, summary
-from hf_failfast.showcase import DEMO_PROMPTS, encode_prompt, setting
+from hf_failfast.showcase import encode_prompt, setting
 from hf_failfast.smollm2 import load_smollm2
-
-# Beside the demo's, prompts of other kinds, so that a rule is not chosen for four texts.
-PROMPTS = (
-    *DEMO_PROMPTS,
-    "Explain photosynthesis to a child.",
-    "Write a C function that reverses a string.",
-    "Give me a recipe for pancakes.",
-    "Summarise the plot of Romeo and Juliet in three sentences.",
-)
 
 
 def numbers(text: str) -> list[float]:

@@ -26,16 +26,17 @@ class Cursor:
 
     def __init__(self, num_rows: int) -> None:
         self.lengths = [0] * num_rows
-        self._index: torch.Tensor | None = None
+        self._index: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def move(self, lengths: list[int]) -> None:
         self.lengths = lengths
         self._index = None
 
-    def index(self, width: int, device: torch.device) -> torch.Tensor:
-        """The slots (rows, width) that a pass over `width` tokens writes."""
-        if self._index is None or self._index.shape[1] != width or self._index.device != device:
-            self._index = indices(self.lengths, width, device)
+    def index(self, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows (rows, 1) and slots (rows, width) that a pass over `width` tokens writes."""
+        if self._index is None or self._index[1].shape[1] != width or self._index[1].device != device:
+            rows = torch.arange(len(self.lengths), device=device)[:, None]
+            self._index = rows, indices(self.lengths, width, device)
         return self._index
 
 
@@ -82,10 +83,9 @@ class SlotLayer(CacheLayerMixin):
             self.keys[:, :, start:end] = key_states
             self.values[:, :, start:end] = value_states
         else:
-            index = self.cursor.index(width, key_states.device)
-            row = torch.arange(len(index), device=index.device)[:, None]
-            self.keys[row, :, index] = key_states.transpose(1, 2)
-            self.values[row, :, index] = value_states.transpose(1, 2)
+            row, slot = self.cursor.index(width, key_states.device)
+            self.keys[row, :, slot] = key_states.transpose(1, 2)
+            self.values[row, :, slot] = value_states.transpose(1, 2)
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_seq_length(self) -> int:

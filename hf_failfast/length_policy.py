@@ -20,6 +20,12 @@ class Decision(NamedTuple):
 class LengthPolicy(ABC):
     """Decides on confidence alone, never on which token was drafted: otherwise sampling would not be exact.
 
+    For a draft that is drawn from a distribution q this means: whether a token is verified may depend on the
+    confidences of its own chunk up to its own place and of the chunks before, which were there before it was drawn.
+    It may depend neither on the token itself nor on the confidences of later chunks: the drafter made those knowing
+    the token, and a cut by them would favour some tokens over others. So `cut` may stop a draft at a place only for
+    what was known there.
+
     A policy serves one generation. One that learns overrides the hooks: `start`, then in every round `start_draft`
     and `cut` around the drafting and `observe` after the verification.
     """
