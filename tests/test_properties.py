@@ -64,6 +64,14 @@ def test_rows_see_themselves_and_stay_in_the_window(pattern: AttentionPattern, c
     assert (limit.diff() >= 0).all(), "a later row sees no less"
 
 
+@given(patterns(), st.integers(1, 200), st.integers(0, 8))
+def test_a_pass_without_limits_is_causal(pattern: AttentionPattern, clean_end: int, num_noise: int) -> None:
+    """A pass that gets no limits would see less, or more, than its model was trained to."""
+    if pattern.is_causal(num_noise):
+        positions = torch.arange(clean_end + num_noise)
+        assert torch.equal(pattern.limit(positions, clean_end, clean_end + num_noise), positions + 1)
+
+
 @given(patterns(), st.integers(1, 200), st.integers(1, 70))
 def test_what_is_final_never_saw_noise(pattern: AttentionPattern, clean_end: int, wanted: int) -> None:
     """K/V that are kept for good would carry the masks of one draft into all later ones."""
