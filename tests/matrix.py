@@ -130,6 +130,11 @@ MATRIX: dict[str, list[Row]] = {
             "test_other_targets::test_in_transformers_own_loop",
             "through `hf_failfast.assisted_generate`; `custom_generate` refuses and names it",
         ),
+        Row(
+            "text for multimodal models (Qwen2-VL with M-RoPE, Gemma 3)",
+            "exact",
+            "test_other_targets::test_text_for_a_multimodal_model",
+        ),
         Row("Whisper", "not tested", None, "its own `generate` cuts the audio into windows"),
         Row(
             "layers of attention and convolution (LFM2)",

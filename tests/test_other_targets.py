@@ -1,11 +1,11 @@
-"""Targets whose cache our slots cannot hold: in transformers' own loop, or refused."""
+"""Targets that are no plain decoder: encoder-decoders, hybrids, recurrent and multimodal models."""
 
 from typing import Any
 
 import pytest
 import torch
 from conftest import LOOPS, VOCAB_SIZE, ScriptedDrafter, assisted, drafter, plain, prompt, tiny_model
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 LINEAR: dict[str, Any] = {f"linear_{kind}_head_dim": 8 for kind in ("key", "value")} | {"head_dim": 8}
 LINEAR |= {
@@ -68,3 +68,33 @@ def test_a_recurrent_state_is_refused(name: str, loop: str) -> None:
     model = tiny_model(name, **RECURRENT[name])
     with pytest.raises(ValueError, match=f"`{name}` keeps a recurrent state.* Use plain `generate`"):
         LOOPS[loop](model, prompt(9), drafter("canvas_shift", "qwen2"), max_new_tokens=3)
+
+
+MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
+VISION: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
+    "gemma3": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    | {"image_size": 32, "patch_size": 16},
+}
+TEXT = {"qwen2_vl": MROPE, "gemma3": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", TEXT)
+def test_text_for_a_multimodal_model(name: str, loop: str) -> None:
+    """Positions of three dimensions, or the arguments that such a model prepares for images, would be mistaken."""
+    text = tiny_model("qwen2").config.to_diff_dict() | {"head_dim": 8} | TEXT[name]
+    text = {key: value for key, value in text.items() if key not in ("model_type", "layer_types", "architectures")}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, text_config=text | {"vocab_size": VOCAB_SIZE}, vision_config=VISION[name])
+    for index, key in enumerate(("image_token_id", "video_token_id", "image_token_index")):
+        if hasattr(config, key):
+            setattr(config, key, VOCAB_SIZE - 1 - index)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    model.generation_config.eos_token_id = None
+    input_ids = prompt(23) % 90
+    reference = plain(model, input_ids, max_new_tokens=20)
+    script = ScriptedDrafter(reference, [3, 0, 10, 1])
+    output = LOOPS[loop](model, input_ids, script, max_new_tokens=20, return_dict_in_generate=True)
+    assert torch.equal(output.sequences, reference)
+    assert output.speculation.accepted > 8

@@ -1,5 +1,6 @@
 """Targets that are no plain module in one place: quantised, split, compiled, adapted, behind a pipeline."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -147,6 +148,7 @@ def test_tensor_parallel(folder: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # the same copy of the package as here
         timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
