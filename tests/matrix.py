@@ -84,6 +84,12 @@ MATRIX: dict[str, list[Row]] = {
             "exact",
             "test_batch::test_rows_get_the_tokens_they_get_alone",
         ),
+        Row(
+            "a mask with holes",
+            "exact",
+            "test_batch::test_a_mask_with_holes",
+            "sliding windows count shown tokens only",
+        ),
         Row("rows that end at different times", "exact", "test_batch::test_rows_that_end_at_different_times"),
         Row("processors", "exact", "test_batch_options::test_processors"),
         Row("stop strings of each row", "exact", "test_batch_options::test_stop_strings"),

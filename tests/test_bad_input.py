@@ -293,6 +293,19 @@ def test_a_prompt_longer_than_the_positions() -> None:
         failfast(model, prompt(33), drafter("canvas", "qwen2"), max_new_tokens=3)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_text_longer_than_the_positions(family: str) -> None:
+    """Plain `generate` goes on beyond them with rotary positions, and runs out of learned ones: so does a draft."""
+    model, options = tiny_model(family, max_position_embeddings=32), {"max_new_tokens": 30}
+    if family == "gpt2":
+        for generate in (plain, functools.partial(failfast, drafter=drafter("canvas"))):
+            with pytest.raises(IndexError, match="out of range"):
+                generate(model, prompt(20), **options)
+    else:
+        expected = plain(model, prompt(20), **options)
+        assert torch.equal(failfast(model, prompt(20), drafter("canvas_shift", "llama"), **options), expected)
+
+
 def test_an_empty_prompt() -> None:
     """There is no row to predict the first token from: an index error deep in the model."""
     with pytest.raises(ValueError, match="[Ee]mpty prompt"):

@@ -51,6 +51,19 @@ def test_rows_get_the_tokens_they_get_alone(family: str, side: str, kind: str) -
         assert output.speculation.rounds < 24
 
 
+@pytest.mark.parametrize("family", TARGETS)
+def test_a_mask_with_holes(family: str) -> None:
+    """Tokens hidden in the middle of a prompt would be read, or leave a gap in the positions."""
+    model, ids, mask = target(family), prompt(21), torch.ones(1, 21, dtype=torch.long)
+    mask[0, [0, 1, 8, 9, 15]] = 0
+    output = failfast(model, ids, drafter("canvas_shift", family), attention_mask=mask, max_new_tokens=24)
+    shown = ids[mask.bool()][None]
+    expected = plain(model, shown, attention_mask=torch.ones_like(shown), max_new_tokens=24)
+    assert output[:, 21:].tolist() == expected[:, 16:].tolist()
+    if getattr(model.config, "sliding_window", None) is None:  # plain `generate` counts hidden tokens to the window
+        assert output.tolist() == plain(model, ids, attention_mask=mask, max_new_tokens=24).tolist()
+
+
 def reference_of(model: PreTrainedModel, lengths: tuple[int, ...] = LENGTHS) -> list[torch.Tensor]:
     return [plain(model, prompt(length), max_new_tokens=80) for length in lengths]
 

@@ -1,8 +1,10 @@
 """Slots: written in place, rolled back by a length, and what that must not let through."""
 
+from typing import Any
+
 import pytest
 import torch
-from conftest import TARGETS, prompt, target, tiny_model
+from conftest import TARGETS, drafter, failfast, plain, prompt, target, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, DynamicCache
@@ -173,3 +175,21 @@ def test_memory_is_the_slots() -> None:
         assert layer.keys.shape == layer.values.shape == (1, 2, 50, 8)
         held = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
         assert sum(value.untyped_storage().nbytes() for value in held) == 2 * 2 * 50 * 8 * 4
+
+
+def test_a_huge_max_length_costs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slots of target and drafter would be allocated for the longest text that might come: gigabytes."""
+    made: list[SlotCache] = []
+    init = SlotCache.__init__
+
+    def recorded(self: SlotCache, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(SlotCache, "__init__", recorded)
+    model = tiny_model("llama", max_position_embeddings=10**8)
+    stop = int(plain(model, prompt(20), max_new_tokens=30)[0, -1])
+    failfast(model, prompt(20), drafter("canvas_shift", "llama"), max_length=10**8, eos_token_id=stop, pad_token_id=0)
+    states = [kind for cache in made for layer in cache.layers for kind in (layer.keys, layer.values)]
+    assert len(made) >= 2
+    assert 0 < sum(kind.untyped_storage().nbytes() for kind in states if kind is not None) < 2**20
