@@ -44,7 +44,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {},
     "falcon": {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
 }
-PROCESSORS: dict[str, dict[str, Any]] = {"none": {}, "repetition_penalty": {"repetition_penalty": 1.3}}
+QUICK = ("none", "repetition_penalty")
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "repetition_penalty": {"repetition_penalty": 1.3},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
+    "encoder_no_repeat_ngram_size": {"encoder_no_repeat_ngram_size": 2},
+    "bad_words_ids": {"bad_words_ids": [[5], [7, 8]]},
+    "sequence_bias": {"sequence_bias": [[[9], 4.0], [[11, 12], -6.0]]},
+    "suppress_tokens": {"suppress_tokens": [3, 4], "begin_suppress_tokens": [6]},
+    "forced_eos_token_id": {"forced_eos_token_id": 2},
+    "remove_invalid_values": {"remove_invalid_values": True, "renormalize_logits": True},
+}
 NEW = 20
 
 
@@ -52,7 +63,9 @@ def model_of(name: str) -> Any:
     return tiny_model(name, **ARCHITECTURES[name])
 
 
-@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize(
+    "processor", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.exhaustive) for name in PROCESSORS]
+)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture(name: str, processor: str) -> None:
     """A model's positions, masks or cache would be treated as another model's."""
