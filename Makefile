@@ -31,7 +31,7 @@ eval: $(INSTALLED)
 		--device cpu --tasks failfast_offline --apply_chat_template --limit $(LIMIT) --gen_kwargs max_gen_toks=96 \
 		--confirm_run_unsafe_code --output_path build/eval --log_samples
 
-# Accuracy and speed of every method on the same tasks, kept in eval/results; about ten minutes on two quiet cores.
+# Accuracy and speed of every method on the same tasks, kept in eval/results; about twelve minutes on two quiet cores.
 evidence: $(INSTALLED)
 	$(BIN)/python -m scripts.evidence
 

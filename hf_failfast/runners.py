@@ -73,10 +73,8 @@ class EagerRunner:
         """Feeds tokens behind the cached ones of each row and returns the logits (B, r, vocabulary) of the rows asked
         for; afterwards the slots hold all of the window."""
         num_rows, width = input_ids.shape
-        if is_even(cache.lengths):
-            position_ids = indices(cache.lengths, width, input_ids.device).expand(num_rows, -1)
-        else:
-            position_ids = indices(cache.lengths, width, input_ids.device)
+        position_ids = indices(cache.lengths, width, input_ids.device).expand(num_rows, -1)
+        if not is_even(cache.lengths):
             limit = position_ids + 1 if limit is None else limit
             if self.num_positions is not None:  # behind the end of a shorter row the window may reach beyond them
                 position_ids = position_ids.clamp(max=self.num_positions - 1)

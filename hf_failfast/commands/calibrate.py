@@ -17,6 +17,7 @@ from .options import (
     Target,
     Tasks,
     quiet,
+    task_names,
     torch_dtype,
 )
 
@@ -50,7 +51,7 @@ def calibrate(
     setup = Setup(
         target=target,
         drafter=drafter,
-        tasks=tuple(tasks.split(",")) if prompts is None else ("failfast_prompts",),
+        tasks=task_names(tasks, prompts),
         prompts_file=prompts,
         limit=limit,
         max_new_tokens=max_new_tokens,

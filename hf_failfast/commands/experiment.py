@@ -23,6 +23,7 @@ from .options import (
     failfast_options,
     numbers,
     quiet,
+    task_names,
     torch_dtype,
 )
 
@@ -89,7 +90,7 @@ def experiment(
             target=target,
             drafter=drafter,
             assistant=assistant,
-            tasks=tuple(tasks.split(",")) if prompts is None else ("failfast_prompts",),
+            tasks=task_names(tasks, prompts),
             prompts_file=prompts,
             limit=limit,
             max_new_tokens=max_new_tokens,

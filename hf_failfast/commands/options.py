@@ -32,6 +32,11 @@ def failfast_options(**values: float | int | str | None) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def task_names(tasks: str, prompts_file: str | None) -> tuple[str, ...]:
+    """The tasks that are asked: the named ones, or that of the file of prompts."""
+    return tuple(tasks.split(",")) if prompts_file is None else ("failfast_prompts",)
+
+
 def numbers(text: str | None) -> tuple[float, ...] | None:
     """Numbers separated by commas; None for none given."""
     if text is None:

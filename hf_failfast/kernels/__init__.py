@@ -42,9 +42,9 @@ def _call(module: str, name: str, tensor: torch.Tensor, *arguments: Any) -> Any:
     if not is_fused(tensor.device):
         return getattr(reference, name)(tensor, *arguments)
     # By name, not by `import_module`: an exported repository holds what is named in such statements.
-    from . import triton_acceptance, triton_attention, triton_confidence
+    from . import triton_attention, triton_confidence
 
-    modules = {"acceptance": triton_acceptance, "attention": triton_attention, "confidence": triton_confidence}
+    modules = {"attention": triton_attention, "confidence": triton_confidence}
     with torch.cuda.device_of(tensor):  # Triton launches on the current device
         return getattr(modules[module], name)(tensor, *arguments)
 
