@@ -1,35 +1,25 @@
-"""Tiny random targets and drafters, a scripted drafter, and counters of forwards and host reads."""
-
-import os
-import tempfile
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="hf-modules-"))
-os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported; the tests run on the CPU
+"""Tiny random targets and drafters, and the settings of a test run."""
 
 import copy
 import functools
 import json
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import environment as environment  # sets what the imports below read  # isort: split
 import hypothesis
 import pytest
 import torch
 import transformers
+from counters import host_reads as host_reads
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import hf_failfast
 from hf_failfast.drafters import DiffusionDrafter
-from hf_failfast.drafters.base import Chunk, ChunkedSession
-from hf_failfast.drafters.shared import SharedBody
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -115,67 +105,14 @@ def assisted(model: PreTrainedModel, input_ids: torch.Tensor, drafter: Any, **kw
 
 LOOPS = {"failfast": failfast, "assisted": assisted}
 
+DOORS: dict[str, dict[str, Any]] = {
+    "name": {"custom_generate": "hf_failfast"},
+    "function": {"custom_generate": hf_failfast.generate},
+    "folder": {"custom_generate": str(REPOSITORY), "trust_remote_code": True},
+}
+
 
 # Drafters
-
-
-@dataclass(eq=False)
-class ScriptedDrafter(DiffusionDrafter):
-    """Drafts the known continuation, wrong from a chosen place on, with chosen confidences.
-
-    accept_lengths: in round r the draft is right for `accept_lengths[r % len]` tokens, then one token is wrong;
-        None: always right.
-    confidence: of a token, given its index in the draft.
-    """
-
-    reference: torch.Tensor  # (1, n), the target's own text, prompt included
-    accept_lengths: Sequence[int] | None = None
-    confidence: Callable[[int], float] = lambda index: 1.0
-    sees_eos: bool = True  # whether drafts end at an end of sequence
-    config: hf_failfast.FailFastConfig = field(default_factory=hf_failfast.FailFastConfig)
-    sessions: list["ScriptedSession"] = field(default_factory=list)
-
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> "ScriptedSession":
-        self.sessions.append(ScriptedSession(self, capacity, eos_token_ids if self.sees_eos else None))
-        return self.sessions[-1]
-
-
-class ScriptedSession(ChunkedSession):
-    """Checks on the way that its owner keeps the contract of a session."""
-
-    def __init__(self, drafter: ScriptedDrafter, capacity: int, eos_token_ids: torch.Tensor | None) -> None:
-        super().__init__(eos_token_ids)
-        self.drafter = drafter
-        self.capacity = capacity
-        self.accepted: list[int] = []
-        self.drafted = 0  # tokens of this round's draft so far, as proposed
-        self.expected: int | None = None  # tokens at the time of the next draft
-
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        known = token_ids.shape[1]
-        assert torch.equal(token_ids, self.drafter.reference[:, :known]), "asked to draft after a false prefix"
-        assert self.expected in (None, known), "the sequence did not grow by what was accepted"
-        start = known + drafted.shape[1]
-        assert start + length <= self.capacity, "asked to draft more than the sequence can hold"
-        ids = self.drafter.reference[:, start : start + length].clone()
-        ids = torch.cat([ids, ids.new_zeros(1, length - ids.shape[1])], dim=1)
-        lengths = self.drafter.accept_lengths
-        if lengths is not None:
-            wrong = lengths[len(self.accepted) % len(lengths)] - drafted.shape[1]
-            if 0 <= wrong < length:
-                ids[:, wrong] = (ids[:, wrong] + 1) % VOCAB_SIZE
-        confidence = [self.drafter.confidence(drafted.shape[1] + index) for index in range(length)]
-        self.drafted = drafted.shape[1] + length
-        return Chunk(ids, torch.tensor([confidence]), 1)
-
-    def accept(self, num_accepted: int) -> None:
-        assert 0 <= num_accepted <= self.drafted, f"{num_accepted} of {self.drafted} draft tokens accepted"
-        self.accepted.append(num_accepted)
-        self.drafted = 0
-        self.expected = self.num_tokens + num_accepted + 1
-
-    def max_draft_length(self, num_tokens: int) -> int:
-        return 10**9
 
 
 DRAFTERS: dict[str, dict[str, Any]] = {
@@ -236,82 +173,6 @@ def shared_drafter(draft_vocabulary: int | None = None) -> DiffusionDrafter:
     spec = {"attention": "causal_canvas", "shift": 1, "mask_token_id": VOCAB_SIZE, "shared_embeddings": True}
     (folder / "config.json").write_text(json.dumps(target("llama").config.to_dict() | {"failfast": spec}))
     return hf_failfast.load_drafter(folder)
-
-
-# Counters
-
-
-@dataclass
-class Feed:
-    """What one forward was fed."""
-
-    token_ids: list[int]
-    positions: list[int]
-
-
-def _body(model: Any) -> torch.nn.Module:
-    return model.decoder if isinstance(model, SharedBody) else model
-
-
-@contextmanager
-def record_feeds(model: Any) -> Iterator[list[Feed]]:
-    """The feeds of every forward of the model."""
-    feeds: list[Feed] = []
-
-    def hook(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        ids = kwargs["input_ids"][0]
-        positions = kwargs.get("position_ids")
-        with host_reads_paused():
-            feeds.append(Feed(ids.tolist(), [] if positions is None else positions[0].tolist()))
-
-    handle = _body(model).register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield feeds
-    finally:
-        handle.remove()
-
-
-HOST_READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
-_reads = threading.local()
-
-
-@contextmanager
-def host_reads_paused() -> Iterator[None]:
-    """Reads inside of here do not count: those of the tests themselves, and of the models' own forwards."""
-    depth = getattr(_reads, "paused", 0)
-    _reads.paused = depth + 1
-    try:
-        yield
-    finally:
-        _reads.paused = depth
-
-
-@pytest.fixture
-def host_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the transfers from tensor to Python made so far, outside of the models' forwards."""
-    reads: list[str] = []
-
-    def counted(name: str) -> Callable[..., Any]:
-        original = getattr(torch.Tensor, name)
-
-        def read(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not getattr(_reads, "paused", 0):
-                reads.append(name)
-            with host_reads_paused():
-                return original(self, *args, **kwargs)
-
-        return read
-
-    for name in HOST_READS:
-        monkeypatch.setattr(torch.Tensor, name, counted(name))
-    forward = torch.nn.Module.__call__
-
-    def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with host_reads_paused():
-            return forward(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.nn.Module, "__call__", call)
-    return reads
 
 
 # Text

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LOOPS, POSITIONS, VOCAB_SIZE, ScriptedDrafter, failfast, plain, prompt, tiny_model
+from conftest import LOOPS, POSITIONS, VOCAB_SIZE, failfast, plain, prompt, tiny_model
+from scripted import ScriptedDrafter
 from test_batch import LENGTHS, batch, scripts
 
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TARGETS, ScriptedDrafter, drafter, failfast, plain, prompt, target
+from conftest import TARGETS, drafter, failfast, plain, prompt, target
+from scripted import ScriptedDrafter
 from transformers import PreTrainedModel
 
 LENGTHS = (23, 9, 16)

@@ -6,19 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import (
-    DRAFTERS,
-    LOOPS,
-    ScriptedDrafter,
-    drafter,
-    failfast,
-    plain,
-    prompt,
-    record_feeds,
-    shared_drafter,
-    target,
-)
+from conftest import DRAFTERS, LOOPS, drafter, failfast, plain, prompt, shared_drafter, target
+from counters import record_feeds
 from family_support import DATA
+from scripted import ScriptedDrafter
 from test_family_dflash import load as load_dflash
 from transformers import AutoModelForCausalLM, DynamicCache
 

@@ -1,6 +1,5 @@
-"""The chunk rule, what is never proposed, and the K/V that a session keeps between passes."""
+"""The chunk rule, what is never proposed, and drafters that borrow the target's embedding and head."""
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,29 +8,22 @@ import torch
 from conftest import (
     DRAFTERS,
     LOOPS,
-    MASK_ID,
     VOCAB_SIZE,
-    Feed,
-    ScriptedDrafter,
     drafter,
-    failfast,
     plain,
     prompt,
-    record_feeds,
     shared_drafter,
     target,
     tiny_model,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from counters import record_feeds
+from scripted import ScriptedDrafter
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength, load_drafter
 from hf_failfast.drafters import Draft
 from hf_failfast.drafters.denoising import DraftTokens
 from hf_failfast.drafters.masked import MaskedDrafter
 from hf_failfast.length_policy import LengthPolicy
-
-BLOCK = 8
 
 
 def policy(tau: float = 0.45, chunk_length: int = 10, max_draft_length: int = 60) -> ConfidenceThreshold:
@@ -203,132 +195,3 @@ def test_a_borrowed_embedding_of_another_width_is_refused() -> None:
     """A drafter for another model of the same tokenizer would fail deep in its first layer."""
     with pytest.raises(ValueError, match="embedding of width 32, but the target's is 64 wide"):
         shared_drafter().start(tiny_model("llama", hidden_size=64), 100, None)
-
-
-# The K/V between passes
-
-
-def clean_reads(feeds: list[Feed], text: list[int]) -> list[list[int]]:
-    """Per forward, the positions fed with the text's own token behind slots that hold the text's own prefix."""
-    slots: list[int] = []
-    reads = []
-    for feed in feeds:
-        start = feed.positions[0]
-        assert start <= len(slots), "a slot was skipped"
-        slots[start:] = feed.token_ids
-        right = 0
-        while right < min(len(slots), len(text)) and slots[right] == text[right]:
-            right += 1
-        reads.append(list(range(start, right)))
-    return reads
-
-
-def test_the_target_reads_every_token_once() -> None:
-    """An accepted token, or the prompt, would be run through the target again."""
-    model, proposer = target("qwen2"), drafter("canvas_shift")
-    options = {"confidence_threshold": 0.02, "chunk_length": 4, "max_draft_length": 12}
-    with record_feeds(model) as feeds:
-        output = failfast(model, prompt(37), proposer, max_new_tokens=60, return_dict_in_generate=True, **options)
-    text, stats = output.sequences[0].tolist(), output.speculation
-    assert 10 < stats.accepted < stats.drafted
-    assert sum(clean_reads(feeds, text), []) == list(range(len(text) - 1))
-    assert sum(len(feed.token_ids) for feed in feeds) == 37 + stats.drafted + stats.rounds - 1
-
-
-def grow_text(kind: str) -> tuple[list[int], list[Feed], int]:
-    """Twelve rounds that accept 0 to 12 tokens: (text, the drafter's feeds, tokens known to the last draft)."""
-    proposer, text = drafter(kind), prompt(37)
-    session = proposer.start(target("qwen2"), 400, None)
-    with record_feeds(proposer.model) as feeds, torch.no_grad():
-        for accepted in (0, 12, 5, 1, 4, 8, 9, 12, 12, 3, 0, 7):
-            draft = session.draft(text, policy(tau=0.0, chunk_length=4, max_draft_length=12), 300)
-            assert len(draft) == 12
-            session.accept(accepted)
-            text = torch.cat([text, draft.token_ids[:, :accepted], torch.tensor([[accepted]])], dim=1)
-        known = text.shape[1] - accepted - 1  # the last round read all that was accepted before it
-    return text[0].tolist(), feeds, known
-
-
-@pytest.mark.parametrize("kind", ["canvas", "canvas_shift"])
-def test_a_canvas_drafter_reads_every_token_once(kind: str) -> None:
-    """A pass would re-read the prefix, or drafted tokens that were accepted."""
-    text, feeds, known = grow_text(kind)
-    reads = sum(clean_reads(feeds, text), [])
-    assert reads == list(range(len(reads)))
-    assert len(reads) >= known
-
-
-@pytest.mark.parametrize("kind", ["block", "block_shift"])
-def test_a_block_causal_drafter_reads_a_complete_block_once(kind: str) -> None:
-    """A pass would read more than the unfinished block again."""
-    text, feeds, known = grow_text(kind)
-    complete: list[int] = []
-    for feed, reads in zip(feeds, clean_reads(feeds, text), strict=True):
-        assert feed.positions[0] % BLOCK == 0
-        complete += [position for position in reads if position < (reads[-1] + 1) // BLOCK * BLOCK]
-    assert complete == list(range(len(complete)))
-    assert len(complete) >= known // BLOCK * BLOCK
-
-
-@functools.cache
-def session_drafter(name: str) -> MaskedDrafter:
-    if name == "shared":
-        proposer = shared_drafter(3)
-        assert isinstance(proposer, MaskedDrafter)
-        return proposer
-    kind, _, family = name.partition("@")
-    loaded = drafter(kind, family or "qwen2", seed=3)
-    assert isinstance(loaded, MaskedDrafter)
-    return loaded
-
-
-@pytest.mark.parametrize("name", [*DRAFTERS, "canvas_shift@mistral", "canvas@gemma2", "block_shift@gpt2", "shared"])
-@settings(max_examples=12)
-@given(
-    length=st.integers(1, 40),
-    tau=st.sampled_from([0.0, 0.05, 0.1, 1.0]),
-    chunk_length=st.sampled_from([1, 3, 8, 10]),
-    rounds=st.lists(st.tuples(st.floats(0, 1), st.integers(0, VOCAB_SIZE - 1)), min_size=1, max_size=5),
-)
-def test_slots_give_what_a_fresh_session_gives(
-    name: str, length: int, tau: float, chunk_length: int, rounds: list[tuple[float, int]]
-) -> None:
-    """A slot of a rejected token, a mask or an unfinished block would live on: drafts would silently get worse."""
-    proposer, model = session_drafter(name), target("llama")
-    rule = policy(tau, chunk_length, 20)
-    session = proposer.start(model, 200, None)
-    text = prompt(length)
-    with torch.no_grad():
-        for share, bonus in rounds:
-            draft = session.draft(text, rule, 20)
-            fresh = proposer.start(model, 200, None).draft(text, rule, 20)
-            assert draft.token_ids.tolist() == fresh.token_ids.tolist()
-            torch.testing.assert_close(draft.confidence, fresh.confidence, atol=1e-4, rtol=0)
-            accepted = round(share * len(draft))
-            session.accept(accepted)
-            text = torch.cat([text, draft.token_ids[:, :accepted], torch.tensor([[bonus]])], dim=1)
-
-
-def full_attention_draft(proposer: MaskedDrafter, text: torch.Tensor, wanted: int) -> torch.Tensor:
-    """One pass of a canvas or bidirectional drafter without slots: an explicit mask over the whole text."""
-    is_canvas = proposer.spec.attention == "causal_canvas"
-    noise = wanted - proposer.spec.shift * is_canvas  # a bidirectional model sees how many masks follow
-    ids = torch.cat([text, torch.full((1, noise), MASK_ID)], dim=1)
-    size, known = ids.shape[1], text.shape[1]
-    visible = torch.ones(size, size, dtype=torch.bool)
-    if is_canvas:
-        visible[:known] = torch.ones(known, size, dtype=torch.bool).tril()
-    model = proposer.model
-    logits = model(input_ids=ids, attention_mask=visible[None, None], use_cache=False, logits_to_keep=0).logits
-    logits[..., VOCAB_SIZE:] = -torch.inf
-    return logits[:, known - proposer.spec.shift :].argmax(-1)[:, :wanted]
-
-
-@pytest.mark.parametrize("kind", ["canvas", "canvas_shift", "bidirectional", "bidirectional_shift"])
-def test_a_pass_is_one_forward_under_the_mask_of_its_attention(kind: str) -> None:
-    """The mask by limits would show clean tokens the noise, or the noise less than the whole canvas."""
-    proposer = session_drafter(kind)
-    with torch.no_grad():
-        for length in (1, 2, 17, 33):
-            draft = proposer.start(target("qwen2"), 100, None).draft(prompt(length), FixedLength(6), 50)
-            assert draft.token_ids.tolist() == full_attention_draft(proposer, prompt(length), 6).tolist()

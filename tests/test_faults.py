@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ScriptedDrafter, ScriptedSession, drafter, failfast, plain, prompt, target
+from conftest import drafter, failfast, plain, prompt, target
+from scripted import ScriptedDrafter, ScriptedSession
 
 NEW = 30
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ScriptedDrafter, drafter, failfast, plain, prompt, target, tiny_model
+from conftest import drafter, failfast, plain, prompt, target, tiny_model
+from scripted import ScriptedDrafter
 from tokenizers import Tokenizer, models
 from transformers import CompileConfig, GenerationConfig, PreTrainedTokenizerFast, WatermarkingConfig
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LOOPS, ScriptedDrafter, drafter, failfast, plain, prompt, shared_drafter, target
+from conftest import LOOPS, drafter, failfast, plain, prompt, shared_drafter, target
+from scripted import ScriptedDrafter
 
 import hf_failfast
 from hf_failfast import ConfidenceThreshold, FailFastConfig, LengthPolicy

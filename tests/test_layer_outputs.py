@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ScriptedDrafter, drafter, failfast, plain, prompt, tiny_model
+from conftest import drafter, failfast, plain, prompt, tiny_model
+from scripted import ScriptedDrafter
 from test_batch import LENGTHS, batch
 from transformers import DynamicCache, PreTrainedModel
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LOOPS, VOCAB_SIZE, ScriptedDrafter, assisted, drafter, plain, prompt, tiny_model
+from conftest import LOOPS, VOCAB_SIZE, assisted, drafter, plain, prompt, tiny_model
+from scripted import ScriptedDrafter
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 LINEAR: dict[str, Any] = {f"linear_{kind}_head_dim": 8 for kind in ("key", "value")} | {"head_dim": 8}

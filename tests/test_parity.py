@@ -4,18 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import (
-    DRAFTERS,
-    LOOPS,
-    TARGETS,
-    ScriptedDrafter,
-    drafter,
-    failfast,
-    plain,
-    prompt,
-    target,
-    tiny_model,
-)
+from conftest import DRAFTERS, LOOPS, TARGETS, drafter, failfast, plain, prompt, target, tiny_model
+from scripted import ScriptedDrafter
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria
 from transformers.generation import GenerateDecoderOnlyOutput
 

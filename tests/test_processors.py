@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ScriptedDrafter, drafter, failfast, plain, prompt, target
+from conftest import drafter, failfast, plain, prompt, target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampling_support import processors_of
+from scripted import ScriptedDrafter
 from transformers import LogitsProcessor, LogitsProcessorList, WatermarkingConfig
 
 START, NEW = 9, 14

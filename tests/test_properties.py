@@ -1,6 +1,6 @@
 """What must hold for every draft, every acceptance and every block, on inputs that hypothesis chooses.
 
-Roll-back of the slots has its own in `test_cache.py`, whole sessions in `test_drafting.py`.
+Roll-back of the slots has its own in `test_cache.py`, whole sessions in `test_draft_slots.py`.
 """
 
 import torch

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LOOPS, ScriptedDrafter, drafter, failfast, plain, prompt, record_feeds, target
+from conftest import LOOPS, drafter, failfast, plain, prompt, target
+from counters import record_feeds
+from scripted import ScriptedDrafter
 
 from hf_failfast import SpecDecodingStats
 from hf_failfast.stats import RoundRecord

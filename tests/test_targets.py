@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, ScriptedDrafter, drafter, failfast, plain, prompt, saved_drafter, target, tiny_model
+from conftest import REPOSITORY, drafter, failfast, plain, prompt, saved_drafter, target, tiny_model
+from scripted import ScriptedDrafter
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, pipeline
 
 import hf_failfast

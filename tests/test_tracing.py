@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import ScriptedDrafter, drafter, plain, prompt, target
+from conftest import drafter, plain, prompt, target
+from scripted import ScriptedDrafter
 
 from hf_failfast import FailFastConfig
 from hf_failfast.tracing import Trace, TracedRound, trace

@@ -1,0 +1,71 @@
+"""A drafter that drafts what a test tells it to."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from conftest import VOCAB_SIZE
+from transformers import PreTrainedModel
+
+import hf_failfast
+from hf_failfast.drafters import DiffusionDrafter
+from hf_failfast.drafters.base import Chunk, ChunkedSession
+
+
+@dataclass(eq=False)
+class ScriptedDrafter(DiffusionDrafter):
+    """Drafts the known continuation, wrong from a chosen place on, with chosen confidences.
+
+    accept_lengths: in round r the draft is right for `accept_lengths[r % len]` tokens, then one token is wrong;
+        None: always right.
+    confidence: of a token, given its index in the draft.
+    """
+
+    reference: torch.Tensor  # (1, n), the target's own text, prompt included
+    accept_lengths: Sequence[int] | None = None
+    confidence: Callable[[int], float] = lambda index: 1.0
+    sees_eos: bool = True  # whether drafts end at an end of sequence
+    config: hf_failfast.FailFastConfig = field(default_factory=hf_failfast.FailFastConfig)
+    sessions: list["ScriptedSession"] = field(default_factory=list)
+
+    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> "ScriptedSession":
+        self.sessions.append(ScriptedSession(self, capacity, eos_token_ids if self.sees_eos else None))
+        return self.sessions[-1]
+
+
+class ScriptedSession(ChunkedSession):
+    """Checks on the way that its owner keeps the contract of a session."""
+
+    def __init__(self, drafter: ScriptedDrafter, capacity: int, eos_token_ids: torch.Tensor | None) -> None:
+        super().__init__(eos_token_ids)
+        self.drafter = drafter
+        self.capacity = capacity
+        self.accepted: list[int] = []
+        self.drafted = 0  # tokens of this round's draft so far, as proposed
+        self.expected: int | None = None  # tokens at the time of the next draft
+
+    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
+        known = token_ids.shape[1]
+        assert torch.equal(token_ids, self.drafter.reference[:, :known]), "asked to draft after a false prefix"
+        assert self.expected in (None, known), "the sequence did not grow by what was accepted"
+        start = known + drafted.shape[1]
+        assert start + length <= self.capacity, "asked to draft more than the sequence can hold"
+        ids = self.drafter.reference[:, start : start + length].clone()
+        ids = torch.cat([ids, ids.new_zeros(1, length - ids.shape[1])], dim=1)
+        lengths = self.drafter.accept_lengths
+        if lengths is not None:
+            wrong = lengths[len(self.accepted) % len(lengths)] - drafted.shape[1]
+            if 0 <= wrong < length:
+                ids[:, wrong] = (ids[:, wrong] + 1) % VOCAB_SIZE
+        confidence = [self.drafter.confidence(drafted.shape[1] + index) for index in range(length)]
+        self.drafted = drafted.shape[1] + length
+        return Chunk(ids, torch.tensor([confidence]), 1)
+
+    def accept(self, num_accepted: int) -> None:
+        assert 0 <= num_accepted <= self.drafted, f"{num_accepted} of {self.drafted} draft tokens accepted"
+        self.accepted.append(num_accepted)
+        self.drafted = 0
+        self.expected = self.num_tokens + num_accepted + 1
+
+    def max_draft_length(self, num_tokens: int) -> int:
+        return 10**9
