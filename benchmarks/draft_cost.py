@@ -5,9 +5,7 @@ layers and head, behind the same context. The weights do not matter; the bundled
 """
 
 import json
-import random
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +20,7 @@ from hf_failfast.drafters.shared import SharedBody
 from hf_failfast.provenance import provenance
 from hf_failfast.runners import EagerRunner
 from hf_failfast.smollm2 import load_smollm2
+from hf_failfast.timing import seconds_by_arm, side_by_side
 
 
 @torch.no_grad()
@@ -41,24 +40,21 @@ def main(
         caches[name] = runner.new_cache(context + length + 1)
         runner(torch.randint(1000, (1, context)), caches[name], rows=1)
 
-    def passes(name: str, count: int, width: int) -> None:
+    def passes(name: str, count: int, ids: torch.Tensor) -> None:
         for _ in range(count):
-            runners[name](torch.randint(1000, (1, width)), caches[name], rows=width)
+            runners[name](ids, caches[name], rows=ids.shape[1])
         caches[name].rollback(context)
 
-    actions: dict[str, Callable[[], None]] = {
-        "diffusion draft": lambda: passes("drafter", 1, length),
-        "autoregressive draft": lambda: passes("drafter", length, 1),
-        "verification": lambda: passes("target", 1, length + 1),
-        "plain token": lambda: passes("target", 1, 1),
+    actions: dict[str, Callable[[torch.Tensor], None]] = {
+        "diffusion draft": lambda ids: passes("drafter", 1, ids[:, :length]),
+        "autoregressive draft": lambda ids: passes("drafter", length, ids[:, :1]),
+        "verification": lambda ids: passes("target", 1, ids),
+        "plain token": lambda ids: passes("target", 1, ids[:, :1]),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(repeats):
-        for name in random.sample(sorted(actions), len(actions)):
-            started = time.perf_counter()
-            actions[name]()
-            seconds[name].append(time.perf_counter() - started)
-    medians = {name: round(1000 * statistics.median(values), 2) for name, values in seconds.items()}
+    ids = torch.randint(1000, (1, length + 1))
+    [runs] = side_by_side(actions, [ids], repeats, warm_up=ids)
+    seconds = seconds_by_arm(runs)
+    medians = {name: round(1000 * statistics.median(seconds[name]), 2) for name in actions}
     document = {"milliseconds": medians, "length": length, "context": context, "repeats": repeats, **provenance()}
     output.write_text(json.dumps(document, indent=2) + "\n")
     print(json.dumps(document))

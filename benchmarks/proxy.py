@@ -8,61 +8,31 @@ that transformers' assisted generation can run the same model with the same five
 document.
 """
 
-import copy
 import json
-import random
-import tempfile
+from functools import partial
 from statistics import median
-from time import perf_counter
 from typing import Annotated, Any
 
 import torch
 import typer
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from tiny_pair import tiny_pair
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import hf_failfast
 from hf_failfast.showcase import setting
+from hf_failfast.timing import seconds_by_arm, side_by_side
 
-VOCAB_SIZE, WIDTH, LAYERS, DRAFT_LAYERS = 1000, 64, 8, 2
-LATER_LAYERS = 0.04  # what the layers that only the target has are scaled by
+VOCAB_SIZE = 1000
 DRAFT_LENGTH = 5
 
 
 def pair() -> tuple[PreTrainedModel, PreTrainedModel, hf_failfast.DiffusionDrafter]:
-    """(target, its first layers as an autoregressive assistant, the same as a drafter)."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCAB_SIZE + 1,  # the last id would be the mask; with one token per pass it is never fed
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        initializer_range=0.1,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    target = Qwen2ForCausalLM(config).eval()
-    with torch.no_grad():
-        for layer in target.model.layers[DRAFT_LAYERS:]:
-            layer.self_attn.o_proj.weight.mul_(LATER_LAYERS)
-            layer.mlp.down_proj.weight.mul_(LATER_LAYERS)
-    small = copy.deepcopy(config)
-    small.num_hidden_layers = DRAFT_LAYERS
-    small.layer_types = config.layer_types[:DRAFT_LAYERS]
-    assistant = Qwen2ForCausalLM(small).eval()
-    assistant.load_state_dict(target.state_dict(), strict=False)
+    """The tiny pair; its assistant drafts as many tokens as the drafter, whatever it thinks of them."""
+    target, assistant, drafter = tiny_pair(VOCAB_SIZE + 1, intermediate_size=256, initializer_range=0.1)
     assistant.generation_config.num_assistant_tokens = DRAFT_LENGTH
     assistant.generation_config.num_assistant_tokens_schedule = "constant"
     assistant.generation_config.assistant_confidence_threshold = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        assistant.save_pretrained(folder)
-        drafter = hf_failfast.load_drafter(
-            folder, attention="causal_canvas", shift=1, mask_token_id=VOCAB_SIZE, dtype=torch.float32
-        )
     return target, assistant, drafter
 
 
@@ -70,22 +40,16 @@ def time_batch(methods: dict[str, dict[str, Any]], target: PreTrainedModel, num_
     """Median over the repeats of plain `generate`'s seconds over the method's, run beside each other."""
     prompt = torch.randint(VOCAB_SIZE, (num_rows, 64), generator=torch.Generator().manual_seed(num_rows))
     arguments = {"max_new_tokens": 96, "do_sample": False, "return_dict_in_generate": True}
-    mask = torch.ones_like(prompt)
-    outputs, ratios = {}, {name: [] for name in methods}
-    order = random.Random(0)
-    for _ in range(repeats + 1):
-        seconds = {}
-        for name in order.sample(["plain", *methods], len(methods) + 1):
-            started = perf_counter()
-            outputs[name] = target.generate(prompt, attention_mask=mask, **arguments, **methods.get(name, {}))
-            seconds[name] = perf_counter() - started
-        for name, values in ratios.items():
-            values.append(seconds["plain"] / seconds[name])
+    arguments["attention_mask"] = torch.ones_like(prompt)
+    arms = {name: partial(target.generate, **arguments, **extra) for name, extra in ({"plain": {}} | methods).items()}
+    [runs] = map(list, side_by_side(arms, [prompt], repeats, warm_up=prompt))
+    outputs, seconds = {run.arm: run.output for run in runs}, seconds_by_arm(runs)
     records = {}
-    for name, values in ratios.items():
+    for name in methods:
         stats = outputs[name].get("speculation")
+        ratios = [plain / ours for plain, ours in zip(seconds["plain"], seconds[name], strict=True)]
         records[name] = {
-            "speedup": round(median(values[1:]), 3),  # the first round warms up
+            "speedup": round(median(ratios), 3),
             "identical": torch.equal(outputs[name].sequences, outputs["plain"].sequences),
             "acceptance_rate": None if stats is None else round(stats.acceptance_rate, 3),
         }

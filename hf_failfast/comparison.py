@@ -1,10 +1,9 @@
-"""Decoding methods timed side by side: same process, same prompts, random order, warm-up first."""
+"""Decoding methods compared on the same prompts: speed, acceptance, and whether they write the same."""
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -12,11 +11,13 @@ from transformers import PreTrainedModel
 
 from .drafters import DiffusionDrafter
 from .stats import SpecDecodingStats
+from .timing import side_by_side
 
 Method = Callable[..., Any]
 
 BASELINE = "plain generate"
 OURS = "hf_failfast"
+WARM_UP_TOKENS = 16
 
 
 @dataclass
@@ -67,20 +68,22 @@ def compare(
         "output_logits": True,
     }
     results = {name: MethodResult(name) for name in methods}
-    for method in methods.values():
-        method(inputs=prompts[0], **arguments | {"max_new_tokens": min(16, max_new_tokens)})
-    order = random.Random(0)
-    for prompt in prompts:
+    requests = [{"inputs": prompt} | arguments for prompt in prompts]
+    short = requests[0] | {"max_new_tokens": min(WARM_UP_TOKENS, max_new_tokens)}
+    arms = {name: partial(_ask, method) for name, method in methods.items()}
+    for prompt, runs in zip(prompts, side_by_side(arms, requests, repeats, warm_up=short), strict=True):
         outputs: dict[str, Any] = {}
         seconds: dict[str, list[float]] = {name: [] for name in methods}
-        for _ in range(repeats):
-            for name in order.sample(list(methods), len(methods)):
-                started = perf_counter()
-                outputs[name] = methods[name](inputs=prompt, **arguments)
-                seconds[name].append(perf_counter() - started)
-                on_progress()
+        for name, output, elapsed in runs:
+            outputs[name] = output
+            seconds[name].append(elapsed)
+            on_progress()
         _record(results.values(), prompt.shape[1], outputs, seconds)
     return list(results.values())
+
+
+def _ask(method: Method, request: dict[str, Any]) -> Any:
+    return method(**request)
 
 
 def _record(

@@ -20,6 +20,7 @@ FRONT = {
     "commands",
     "showcase",
     "comparison",
+    "timing",
     "bench",
     "training",
     "eval",

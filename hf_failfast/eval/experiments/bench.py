@@ -1,14 +1,15 @@
 """What every experiment needs: a pair, prompts, a stopwatch."""
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...config import FailFastConfig
 from ...drafters import DiffusionDrafter
+from ...timing import side_by_side
 from ..arms import PLAIN, Answer, Arm, Prompts
 from ..metrics import summarise
 from ..options import Latencies
@@ -68,17 +69,16 @@ def timed(bench: Bench, variants: Sequence[Variant]) -> list[Row]:
     """
     if not bench.prompts:
         raise ValueError("There is no prompt to measure on.")
-    arms = [PLAIN, *(variant.arm for variant in variants)]
-    order = random.Random(bench.seed)
-    _warm_up(bench, arms)
+    arms = [partial(arm.run, bench.target, bench.tokenizer) for arm in (PLAIN, *(each.arm for each in variants))]
+    first = bench.prompts[0]
+    short = replace(first, max_length=min(first.max_length, first.ids.shape[1] + WARM_UP_TOKENS))
+    timings = side_by_side(dict(enumerate(arms)), bench.prompts, bench.repeats, warm_up=short, seed=bench.seed)
     records: list[list[SpeedRecord]] = [[] for _ in variants]
-    for done, prompt in enumerate(bench.prompts):
+    for done, (prompt, runs) in enumerate(zip(bench.prompts, timings, strict=True)):
         answers: list[list[Answer]] = [[] for _ in arms]
-        runs = [index for index in range(len(arms)) for _ in range(bench.repeats)]
-        order.shuffle(runs)
-        for count, index in enumerate(runs, 1):
-            answers[index] += arms[index].run(bench.target, bench.tokenizer, prompt)
-            bench.on_progress((done + count / len(runs)) / len(bench.prompts))
+        for count, run in enumerate(runs, 1):
+            answers[run.arm] += run.output
+            bench.on_progress((done + count / (len(arms) * bench.repeats)) / len(bench.prompts))
         plain, *others = (_median(of_one_arm) for of_one_arm in answers)
         for of_variant, variant, answer in zip(records, variants, others, strict=True):
             is_greedy = not prompt.generation_kwargs["do_sample"]
@@ -92,10 +92,3 @@ def timed(bench: Bench, variants: Sequence[Variant]) -> list[Row]:
 
 def _median(answers: list[Answer]) -> Answer:
     return sorted(answers, key=lambda answer: answer.seconds)[(len(answers) - 1) // 2]
-
-
-def _warm_up(bench: Bench, arms: Sequence[Arm]) -> None:
-    prompt = bench.prompts[0]
-    short = replace(prompt, max_length=min(prompt.max_length, prompt.ids.shape[1] + WARM_UP_TOKENS))
-    for arm in arms:
-        arm.run(bench.target, bench.tokenizer, short)
