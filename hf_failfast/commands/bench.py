@@ -8,23 +8,21 @@ import typer
 
 from .options import (
     AsJson,
-    ChunkLength,
-    ConfidenceThreshold,
     Device,
     Drafter,
     Dtype,
-    MaxDraftLength,
     MaxNewTokens,
     Repeats,
     Target,
-    failfast_options,
     quiet,
     torch_dtype,
+    with_failfast_options,
 )
 
 RECORDED_CHUNK = 16
 
 
+@with_failfast_options("length_policy")
 def bench(
     target: Target = None,
     drafter: Drafter = None,
@@ -39,9 +37,6 @@ def bench(
     repeats: Repeats = 3,
     dtype: Dtype = "auto",
     device: Device = "cpu",
-    confidence_threshold: ConfidenceThreshold = None,
-    chunk_length: ChunkLength = None,
-    max_draft_length: MaxDraftLength = None,
     replay: Annotated[
         Path | None,
         typer.Option(help="JSON file of --record: real compute, recorded acceptance; a config.json is model enough."),
@@ -51,6 +46,8 @@ def bench(
     ] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for the figures, SVG.")] = None,
     as_json: AsJson = False,
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Time every method on the same prompts, and show where the time goes. The last line is one JSON document."""
     from transformers import AutoModelForCausalLM
@@ -85,8 +82,5 @@ def bench(
     loaded = None
     if assistant is not None:
         loaded = AutoModelForCausalLM.from_pretrained(assistant, dtype=pair.target.dtype).to(device).eval()
-    options = failfast_options(
-        confidence_threshold=confidence_threshold, chunk_length=chunk_length, max_draft_length=max_draft_length
-    )
     replayed = None if replay is None else replay.name
     show(pair._replace(drafter=proposer), asked, options, loaded, max_new_tokens, repeats, replayed, plots, as_json)

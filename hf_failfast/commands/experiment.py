@@ -2,29 +2,25 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .options import (
     AsJson,
-    ChunkLength,
-    ConfidenceThreshold,
     Device,
     Drafter,
     Dtype,
-    LengthPolicy,
-    MaxDraftLength,
     MaxNewTokens,
     PromptsFile,
     Repeats,
     Target,
     Tasks,
-    failfast_options,
     numbers,
     quiet,
     task_names,
     torch_dtype,
+    with_failfast_options,
 )
 
 
@@ -43,6 +39,7 @@ class Name(StrEnum):
     TRAJECTORY = "trajectory"
 
 
+@with_failfast_options()
 def experiment(
     name: Annotated[Name, typer.Argument(help="Which; docs/experiments.md tells what each asks.")],
     out: Annotated[Path, typer.Option(help="Folder of NAME.json and NAME.svg.")] = Path("experiments"),
@@ -64,10 +61,6 @@ def experiment(
     ] = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
-    confidence_threshold: ConfidenceThreshold = None,
-    chunk_length: ChunkLength = None,
-    max_draft_length: MaxDraftLength = None,
-    length_policy: LengthPolicy = None,
     target_latency_ms: Annotated[
         float | None, typer.Option(help="Of the modelled speedup.", show_default="measured")
     ] = None,
@@ -77,6 +70,8 @@ def experiment(
     plot: Annotated[bool, typer.Option(help="Draw NAME.svg.")] = True,
     plot_only: Annotated[bool, typer.Option(help="Measure nothing: draw what NAME.json holds.")] = False,
     as_json: AsJson = False,
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Repeat an experiment of the papers on any pair; SmolLM2 and its drafter unless others are named."""
     from ..eval.experiments.plots import require_matplotlib, save_plot
@@ -98,12 +93,7 @@ def experiment(
             values=numbers(values),
             dtype=torch_dtype(dtype),
             device=device,
-            options=failfast_options(
-                confidence_threshold=confidence_threshold,
-                chunk_length=chunk_length,
-                max_draft_length=max_draft_length,
-                length_policy=length_policy,
-            ),
+            options=options,
             latencies=(target_latency_ms, drafter_latency_ms),
             temperature=temperature,
             seed=seed,

@@ -1,5 +1,8 @@
 """Options that several commands share, and what they are turned into."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
@@ -7,12 +10,6 @@ import typer
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens per answer, at most.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Timed runs per prompt and method; the median counts.")]
 Dtype = Annotated[str, typer.Option(help="torch dtype of both models, or auto for the target checkpoint's.")]
-_OWN = "the drafter's own"
-ConfidenceThreshold = Annotated[
-    float | None, typer.Option(help="tau: a draft grows while no confidence in it is lower.", show_default=_OWN)
-]
-ChunkLength = Annotated[int | None, typer.Option(help="N: tokens that a draft grows by.", show_default=_OWN)]
-MaxDraftLength = Annotated[int | None, typer.Option(help="N_max: tokens of a draft, at most.", show_default=_OWN)]
 Target = Annotated[str | None, typer.Option(help="Folder or Hub name of the causal LM.", show_default="SmolLM2")]
 Drafter = Annotated[
     str | None, typer.Option(help="Folder or Hub name of its drafter.", show_default="the bundled one")
@@ -20,16 +17,44 @@ Drafter = Annotated[
 Device = Annotated[str, typer.Option(help="Where both models run.")]
 Tasks = Annotated[str, typer.Option(help="lm-eval tasks and groups whose prompts are asked, comma-separated.")]
 PromptsFile = Annotated[str | None, typer.Option(help="JSONL file of prompts, instead of tasks.")]
-LengthPolicy = Annotated[
-    str | None,
-    typer.Option(help="confidence (by tau, N, N_max) or goodput (by measured costs).", show_default=_OWN),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
-def failfast_options(**values: float | int | str | None) -> dict[str, Any]:
-    """The FailFast options that were given; the drafter's own stand for the others."""
-    return {name: value for name, value in values.items() if value is not None}
+# FailFast's options, for a command that is called with `options`.
+_FAILFAST: dict[str, tuple[type, str]] = {
+    "confidence_threshold": (float, "tau: a draft grows while no confidence in it is lower."),
+    "chunk_length": (int, "N: tokens that a draft grows by."),
+    "max_draft_length": (int, "N_max: tokens of a draft, at most."),
+    "length_policy": (str, "confidence (by tau, N, N_max) or goodput (by measured costs)."),
+}
+
+
+def with_failfast_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command FailFast's options but some; its argument `options` gets those that the user gave, by name. The
+    drafter's own stand for the others."""
+    names = [name for name in _FAILFAST if name not in left_out]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapped(**values: Any) -> None:
+            given = {name: values.pop(name) for name in names}
+            command(**values, options={name: value for name, value in given.items() if value is not None})
+
+        own = [each for name, each in inspect.signature(command).parameters.items() if name != "options"]
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name))
+            for name in names
+        ]
+        wrapped.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {each.name: each.annotation for each in (*own, *added)}
+        return wrapped
+
+    return decorate
+
+
+def _annotation(name: str) -> Any:
+    kind, text = _FAILFAST[name]
+    return Annotated[kind | None, typer.Option(help=text, show_default="the drafter's own")]
 
 
 def task_names(tasks: str, prompts_file: str | None) -> tuple[str, ...]:

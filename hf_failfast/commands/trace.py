@@ -2,29 +2,26 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .options import (
     AsJson,
-    ChunkLength,
-    ConfidenceThreshold,
     Device,
     Drafter,
     Dtype,
-    LengthPolicy,
-    MaxDraftLength,
     MaxNewTokens,
     Target,
-    failfast_options,
     quiet,
     torch_dtype,
+    with_failfast_options,
 )
 
 WARM_UP_TOKENS = 8
 
 
+@with_failfast_options()
 def trace(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("trace.html"),
     prompt: Annotated[
@@ -35,11 +32,9 @@ def trace(
     max_new_tokens: MaxNewTokens = 160,
     dtype: Dtype = "auto",
     device: Device = "cpu",
-    confidence_threshold: ConfidenceThreshold = None,
-    chunk_length: ChunkLength = None,
-    max_draft_length: MaxDraftLength = None,
-    length_policy: LengthPolicy = None,
     as_json: AsJson = False,
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Answer a prompt and write a page that shows how each token came to be."""
     from dataclasses import asdict
@@ -51,12 +46,6 @@ def trace(
     from ..trace_page import trace_page
     from ..tracing import trace as trace_generation
 
-    options = failfast_options(
-        confidence_threshold=confidence_threshold,
-        chunk_length=chunk_length,
-        max_draft_length=max_draft_length,
-        length_policy=length_policy,
-    )
     quiet()
     pair = load_pair(target, drafter, torch_dtype(dtype), device)
     config = pair.drafter.config.with_options(options)
