@@ -1,12 +1,15 @@
 """The benchmark: its document, its figures, replayed acceptance, and the floor it is held against."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import VOCAB_SIZE, drafter, plain, prompt, saved_drafter, target, tiny_model
+from transformers import CompileConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from hf_failfast.bench.floor import bandwidth, bytes_per_forward
@@ -94,6 +97,10 @@ def test_document_of_a_replay(acceptance: Path, configs: tuple[Path, Path], tmp_
     for name in ours:
         assert sum(records[name]["time_share"].values()) == pytest.approx(1, abs=1e-3)
         assert sum(records[name]["accepted_lengths"]) == records[name]["rounds"]
+    others = max(each["speedup"] for name, each in records.items() if name not in ours)
+    assert document["default_speedup_over_best_hf"] == pytest.approx(records[ours[0]]["speedup"] / others, abs=1e-3)
+    best = max(records[name]["speedup"] for name in ours)
+    assert document["speedup_over_best_hf"] == pytest.approx(best / others, abs=1e-3)
     assert document["costs_ms"]["verify"]["0"] > 0
     assert document["floor"]["forward_over_floor"] > 1
     assert {"command", "commit", "versions", "hardware"} <= set(document)
@@ -108,7 +115,71 @@ def test_the_table_says_that_it_is_a_replay(acceptance: Path, configs: tuple[Pat
     assert result.exit_code == 0, result.output
     assert "REPLAY: the forwards are real" in result.stdout
     assert "times what its" in result.stdout
+    assert "Over the fastest of transformers' own methods" in result.stdout
     assert json.loads(result.stdout.strip().splitlines()[-1])["replay"] == "acceptance.json"
+
+
+def test_assisted_by_an_autoregressive_model(folder: Path) -> None:
+    """The arm would be missing, run without the draft model, or change the text."""
+    calls = []
+    forward = LlamaForCausalLM.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(self)
+        return forward(self, *args, **kwargs)
+
+    pair = ["--target", folder, "--drafter", folder, "--prompt", "a b", "--prompt", "x y z"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "forward", counted)
+        result = run(*pair, "--assistant", folder, *SHORT)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["assistant"] == str(folder)
+    records = {each["method"]: each for each in document["results"]}
+    assert records["HF assisted"]["identical"] == records["HF assisted"]["prompts"] == 2
+    assert len({id(model) for model in calls}) == 3, "target, drafter and assistant"
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
+    """Makes `generate` compile with a backend of the test's own."""
+    return lambda own: monkeypatch.setattr("hf_failfast.bench.arms.CompileConfig", lambda: CompileConfig(backend=own))
+
+
+def test_plain_generate_compiled(backend: Any, folder: Path) -> None:
+    """Nothing would be compiled on a CPU, each prompt be compiled anew, or the text be another one."""
+    graphs = []
+
+    def counted(graph: Any, inputs: Any, **_: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    backend(counted)
+    pair = ["--target", folder, "--drafter", folder, "--prompt", "a b", "--prompt", "x y z a b c d"]
+    result = run(*pair, "--compiled", *SHORT[:-1])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"plain generate, compiled: \d+ s to compile", result.stdout)
+    document = json.loads(result.stdout.strip().splitlines()[-1])
+    records = {each["method"]: each for each in document["results"]}
+    assert records["plain generate, compiled"]["identical"] == 2
+    assert document["compiled"]["first_call_seconds"] > 0
+    assert len(graphs) == 1
+
+
+def test_a_failed_compilation_is_a_note(backend: Any, folder: Path) -> None:
+    """Without a C++ compiler the whole benchmark would end in a traceback, or the arm be missing without a word."""
+
+    def broken(graph: Any, inputs: Any, **_: Any) -> Any:
+        raise RuntimeError("No working C++ compiler\n\nand much more")
+
+    backend(broken)
+    result = run("--target", folder, "--drafter", folder, "--prompt", "a b", "--compiled", *SHORT[:-1])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout.strip().splitlines()[-1])
+    assert "plain generate, compiled" not in [each["method"] for each in document["results"]]
+    assert document["compiled"]["error"].endswith("RuntimeError: No working C++ compiler")
+    said = " ".join(result.stdout.split())
+    assert f"plain generate, compiled was not timed: {document['compiled']['error']}" in said
 
 
 def test_models_without_weights_are_not_timed_as_if_they_had_some(configs: tuple[Path, Path]) -> None:

@@ -74,6 +74,20 @@ def load(path: Path) -> list[list[Position]]:
     return texts
 
 
+def replayed(
+    target: PreTrainedModel,
+    drafter: DiffusionDrafter,
+    texts: list[list[Position]],
+    prompts: Sequence[torch.Tensor],  # (1, n) each
+    max_new_tokens: int,
+) -> ReplayDrafter:
+    """The drafter that replays a record while these prompts are answered."""
+    answers = [target.generate(ids, do_sample=False, max_new_tokens=max_new_tokens) for ids in prompts]
+    return ReplayDrafter(
+        drafter, texts, [(ids.shape[1], answer) for ids, answer in zip(prompts, answers, strict=True)]
+    )
+
+
 class ReplayDrafter(DiffusionDrafter):
     """A drafter whose forwards are real and whose drafts are a record's.
 

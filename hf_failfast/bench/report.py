@@ -8,33 +8,33 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel
 
+from ..comparison import OURS, Method
 from ..pair import Pair
 from ..progress import progress_bar
 from ..provenance import provenance
 from ..showcase import setting
+from .arms import COMPILED
 from .plots import save_plots
-from .run import arms, measure
+from .run import measure
 
 
 def show(
     pair: Pair,
     prompts: Sequence[torch.Tensor],
-    options: dict[str, Any],
-    assistant: PreTrainedModel | None,
+    methods: dict[str, Method],
+    facts: dict[str, Any],
     max_new_tokens: int,
     repeats: int,
-    replayed: str | None,
     plots: Path | None,
     as_json: bool,
 ) -> None:
     """Measures, prints the table, saves the figures; the last line printed is one JSON document.
 
-    replayed: the name of the record that the drafts were taken from, if they were.
+    facts: what the methods were made of, for the document. `replay`: the name of the record that the drafts were taken
+    from, or None. `compiled`: what came of compiling plain `generate`, or None where that was not asked for.
     """
     console = Console(quiet=as_json)
-    methods = arms(pair.target, pair.drafter, options, assistant)
     with progress_bar() as progress:
         task = progress.add_task("Timing", total=len(methods) * repeats * len(prompts))
         measured = measure(
@@ -43,14 +43,16 @@ def show(
     document = (
         measured
         | pair.names
-        | {"replay": replayed, "options": options, "max_new_tokens": max_new_tokens, "repeats": repeats}
+        | facts
+        | {"max_new_tokens": max_new_tokens, "repeats": repeats}
         | setting(pair.target)
         | provenance(pair.target.device)
     )
-    if replayed is not None:
-        console.print(f"REPLAY: the forwards are real, the drafts and what is accepted come from {replayed}.")
+    if facts["replay"] is not None:
+        console.print(f"REPLAY: the forwards are real, the drafts and what is accepted come from {facts['replay']}.")
     console.print(_table(document))
-    console.print(_machine(document))
+    for line in (_verdict(document), *_compilation(document), _machine(document)):
+        console.print(line, markup=False, highlight=False)
     if plots is not None:
         for path in save_plots(document, plots):
             console.print(f"wrote {path}")
@@ -61,16 +63,35 @@ def _table(document: dict[str, Any]) -> Table:
     title = "replayed acceptance" if document["replay"] else None
     table = Table("method", "tokens/s", "speedup", "95 %", "mean acceptance length", "draft/verify/host", title=title)
     for record in document["results"]:
-        length, share = record["mean_acceptance_length"], record.get("time_share")
-        table.add_row(
-            record["method"],
-            f"{record['tokens_per_second']:.1f}",
-            f"{record['speedup']:.2f}x",
-            f"{record['speedup_low']:.2f} to {record['speedup_high']:.2f}",
-            "" if length is None else f"{length:.2f}",
-            "" if share is None else " / ".join(f"{100 * value:.0f} %" for value in share.values()),
-        )
+        table.add_row(*cells(record))
     return table
+
+
+def cells(record: dict[str, Any]) -> tuple[str, ...]:
+    """A method's row: name, tokens/s, speedup, its interval, tokens per forward, time split."""
+    length, share = record["mean_acceptance_length"], record.get("time_share")
+    return (
+        record["method"],
+        f"{record['tokens_per_second']:.1f}",
+        f"{record['speedup']:.2f}x",
+        f"{record['speedup_low']:.2f} to {record['speedup_high']:.2f}",
+        "" if length is None else f"{length:.2f}",
+        "" if share is None else " / ".join(f"{100 * value:.0f} %" for value in share.values()),
+    )
+
+
+def _verdict(document: dict[str, Any]) -> str:
+    return (
+        f"Over the fastest of transformers' own methods: {document['default_speedup_over_best_hf']:.2f}x for {OURS}, "
+        f"{document['speedup_over_best_hf']:.2f}x for the fastest of ours."
+    )
+
+
+def _compilation(document: dict[str, Any]) -> list[str]:
+    found = document["compiled"] or {}
+    if "error" in found:
+        return [f"{COMPILED} was not timed: {found['error']}"]
+    return [f"{COMPILED}: {found['first_call_seconds']:.0f} s to compile."] if found else []
 
 
 def _machine(document: dict[str, Any]) -> str:

@@ -27,7 +27,19 @@ def bench(
     target: Target = None,
     drafter: Drafter = None,
     assistant: Annotated[
-        str | None, typer.Option(help="Autoregressive draft model of transformers' assisted generation.")
+        str | None,
+        typer.Option(
+            help="Autoregressive draft model of transformers' assisted generation; a drafter with causal canvas and "
+            "shift 1 is read as one."
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compiled/--no-compiled",
+            help="Plain generate under torch.compile, too; compiling takes a minute or so.",
+            show_default="on CUDA",
+        ),
     ] = None,
     prompt: Annotated[
         list[str] | None,
@@ -50,13 +62,13 @@ def bench(
     options: dict[str, Any],
 ) -> None:
     """Time every method on the same prompts, and show where the time goes. The last line is one JSON document."""
-    from transformers import AutoModelForCausalLM
-
+    from ..bench.arms import arms, compiled_arm
     from ..bench.models import PROMPTS, encode_prompts, is_without_weights, load
-    from ..bench.replay import ReplayDrafter, save
     from ..bench.replay import load as load_record
     from ..bench.replay import record as make_record
+    from ..bench.replay import replayed, save
     from ..bench.report import show
+    from ..eval.assistants import load_assistant
     from ..progress import waiting
 
     if plots is not None:
@@ -74,13 +86,19 @@ def bench(
             save(record, make_record(pair.target, pair.drafter, asked, max_new_tokens, RECORDED_CHUNK), pair.names)
         print(json.dumps({"record": str(record)} | pair.names) if as_json else record)
         return
-    proposer: Any = pair.drafter
     if texts is not None:
         with waiting("Answering plainly"):
-            greedy = [pair.target.generate(ids, do_sample=False, max_new_tokens=max_new_tokens) for ids in asked]
-        proposer = ReplayDrafter(pair.drafter, texts, [(p.shape[1], a) for p, a in zip(asked, greedy, strict=True)])
-    loaded = None
-    if assistant is not None:
-        loaded = AutoModelForCausalLM.from_pretrained(assistant, dtype=pair.target.dtype).to(device).eval()
-    replayed = None if replay is None else replay.name
-    show(pair._replace(drafter=proposer), asked, options, loaded, max_new_tokens, repeats, replayed, plots, as_json)
+            pair = pair._replace(drafter=replayed(pair.target, pair.drafter, texts, asked, max_new_tokens))
+    loaded = None if assistant is None else load_assistant(assistant, pair.target)
+    plain_compiled, compilation = None, None
+    if compiled or (compiled is None and pair.target.device.type == "cuda"):
+        with waiting("Compiling"):
+            plain_compiled, compilation = compiled_arm(pair.target, asked, max_new_tokens)
+    facts = {
+        "assistant": assistant,
+        "replay": None if replay is None else replay.name,
+        "options": options,
+        "compiled": compilation,
+    }
+    methods = arms(pair.target, pair.drafter, options, loaded, plain_compiled)
+    show(pair, asked, methods, facts, max_new_tokens, repeats, plots, as_json)
