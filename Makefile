@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 
 # Every method on the demo's pair, with the figures; the last line is what results/bench.json stores for README and docs.
 bench: $(INSTALLED)
-	$(BIN)/hf-failfast bench --plots build/bench
+	$(BIN)/hf-failfast bench --assistant hf_failfast/assets/smollm2-135m-drafter --compiled --plots build/bench
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
