@@ -1,34 +1,23 @@
 """The GPU benchmark's own code, with tiny shapes: it must not fail for the first time where GPU time is spent."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import gpu
 import pytest
-from conftest import REPOSITORY
 
 
-@pytest.fixture(scope="module")
-def gpu() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu", REPOSITORY / "benchmarks" / "gpu.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def report(gpu: ModuleType, capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
+def report(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
     """The last line of what a run prints."""
     gpu.main(**{"cpu_check": True, "budget_seconds": 540.0, "output": None} | options)
     found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return found
 
 
-def test_cpu_check(gpu: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_cpu_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A section would fail, or find that drafting changes the text."""
-    found = report(gpu, capsys, output=tmp_path / "result.json")
+    found = report(capsys, output=tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text()) == found
     assert not [name for name, section in found.items() if isinstance(section, dict) and "error" in section], found
     generations = found["generations"]
@@ -37,13 +26,13 @@ def test_cpu_check(gpu: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path
     assert found["7B"]["rounds at 6.55 tokens"]["captured"]["over_plain, 1 passes"] > 0
 
 
-def test_the_budget(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     """A run would take longer than the time it was given, or a section be missing without a word."""
-    found = report(gpu, capsys, budget_seconds=0.0)
+    found = report(capsys, budget_seconds=0.0)
     assert all("skipped" in found[name] for name in ("machine", "kernels", "generations", "1.5B", "7B"))
 
 
-def test_a_failing_section(gpu: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_a_failing_section(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     """One failure would cost the results of all other sections."""
 
     def fail(machine: Any) -> None:
@@ -51,6 +40,6 @@ def test_a_failing_section(gpu: ModuleType, capsys: pytest.CaptureFixture[str], 
 
     for name in ("compare_generations", "measure_passes", "measure_pair"):
         monkeypatch.setattr(gpu, name, lambda *values: fail(values[0]))
-    found = report(gpu, capsys)
+    found = report(capsys)
     assert found["7B"]["error"] == found["generations"]["error"] == "RuntimeError: out of memory"
     assert "kernel_us" in found["kernels"]["most_likely, 10 rows"]

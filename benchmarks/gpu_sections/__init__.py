@@ -1,0 +1,1 @@
+"""The parts of the GPU benchmark: each knows one question and answers it as JSON."""

@@ -1,0 +1,82 @@
+"""What a forward costs: eager, captured, and the memory floor."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_failfast import graph_runner, slot_attention
+from hf_failfast.graph_runner import CudaGraphRunner, KeptGraphs
+from hf_failfast.runners import EagerRunner
+
+from .machine import Machine
+
+
+@contextmanager
+def sdpa_only() -> Iterator[None]:
+    """Captures take the model's own attention instead of the kernel."""
+    usable = slot_attention.is_usable
+    slot_attention.is_usable = lambda model: False
+    try:
+        yield
+    finally:
+        slot_attention.is_usable = usable
+
+
+def measure_passes(machine: Machine, model: PreTrainedModel) -> dict[str, Any]:
+    """Milliseconds of a pass behind 1,024 tokens, by number of rows: eager, captured with SDPA, captured with the
+    kernel, and the memory floor."""
+    found: dict[str, Any] = {}
+    for rows in (1, 16, 32, 64) if machine.is_gpu else (1, 16):
+        found[f"{rows} rows"] = {"floor_ms": 1e3 * _floor(machine, model, rows)} | {
+            f"{kind}_ms": 1e3 * machine.seconds(forward_pass(machine, model, kind, rows))
+            for kind in ("eager", "captured_sdpa", "captured")
+        }
+    return found
+
+
+def _runner(machine: Machine, model: PreTrainedModel, kind: str) -> EagerRunner:
+    return EagerRunner(model) if kind == "eager" else CudaGraphRunner(model, (), KeptGraphs(machine.graphs()))
+
+
+def forward_pass(machine: Machine, model: PreTrainedModel, kind: str, rows: int) -> Callable[[], torch.Tensor]:
+    """A forward of `rows` tokens behind a filled context, which forgets them again."""
+    runner = _runner(machine, model, kind)
+    cache = runner.new_cache(machine.context + graph_runner.MAX_WIDTH)
+    with torch.no_grad():
+        runner(torch.zeros(1, machine.context, dtype=torch.long, device=machine.device), cache, 1)
+    ids = torch.zeros(1, rows, dtype=torch.long, device=machine.device)
+
+    @torch.no_grad()
+    def run() -> torch.Tensor:
+        cache.rollback(machine.context)
+        return runner(ids, cache, rows)
+
+    if kind == "captured_sdpa":
+        with sdpa_only():
+            run()
+    run()
+    if isinstance(runner, CudaGraphRunner):
+        assert runner.replays, runner.kept.problem
+    return run
+
+
+def _floor(machine: Machine, model: PreTrainedModel, rows: int) -> float:
+    """Seconds to read all weights that a pass reads, and K/V of the context, at the measured bandwidth."""
+    config = model.config
+    weights = sum(tensor.numel() for name, tensor in model.named_parameters() if "embed_tokens" not in name)
+    if config.tie_word_embeddings:
+        weights += model.get_input_embeddings().weight.numel()
+    head_dim = config.hidden_size // config.num_attention_heads
+    states = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * (machine.context + rows)
+    return (weights + states) * model.dtype.itemsize / machine.bandwidth
+
+
+def measure_liger(machine: Machine, drafter: PreTrainedModel) -> dict[str, Any]:
+    """The drafter's passes with Liger's fused norms, SwiGLU and RoPE (`pip install liger-kernel`)."""
+    from liger_kernel.transformers import apply_liger_kernel_to_qwen2
+
+    apply_liger_kernel_to_qwen2(fused_linear_cross_entropy=False, model=drafter)
+    return measure_passes(machine, drafter)

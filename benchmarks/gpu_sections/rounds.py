@@ -1,0 +1,54 @@
+"""What a round costs, and what that is over plain decoding at the paper's acceptance."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_failfast import kernels
+from hf_failfast.kernels import reference
+
+from .machine import Machine
+from .passes import forward_pass, measure_passes
+
+# FailFast with Fast-dLLM v2 1.5B on MATH: tokens per round, from the authors' latency breakdown (arXiv 2512.20573).
+TOKENS_PER_ROUND = 6.55
+
+
+def measure_rounds(machine: Machine, drafter: PreTrainedModel, target: PreTrainedModel, kind: str) -> dict[str, float]:
+    """Milliseconds of a round, host included: the drafter's passes of 32 rows with confidence and decision, the verify
+    pass of 16 rows with acceptance, one host read after each; and what that is over plain decoding at the paper's
+    tokens per round."""
+    draft, verify, plain = (
+        forward_pass(machine, model, kind, rows) for model, rows in ((drafter, 32), (target, 16), (target, 1))
+    )
+    eos = torch.tensor([3], device=machine.device)
+    drafted = torch.zeros(1, 15, dtype=torch.long, device=machine.device)
+
+    def round_of(passes: int) -> None:
+        for _ in range(passes):
+            ids, confidence = kernels.most_likely(draft()[:, :10], drafter.config.vocab_size, 7)
+            reference.chunk_decision(ids, confidence, 0.45, eos).tolist()
+        tokens = verify().argmax(dim=-1)
+        matches = (tokens[:, :-1] == drafted).long().cumprod(dim=1).sum(dim=1)
+        torch.cat([matches[:, None], tokens], dim=1).tolist()
+
+    token = machine.seconds(lambda: plain().argmax(dim=-1).tolist())
+    found = {"plain_token_ms": 1e3 * token}
+    for passes in (1, 2, 3):
+        seconds = machine.seconds(lambda passes=passes: round_of(passes))
+        found[f"round_ms, {passes} passes"] = 1e3 * seconds
+        found[f"over_plain, {passes} passes"] = TOKENS_PER_ROUND * token / seconds
+    return found
+
+
+def measure_pair(machine: Machine, drafter: PreTrainedModel, name: str) -> dict[str, Any]:
+    """Passes of a target; rounds with the drafter over plain decoding of the same kind, and over eager decoding."""
+    target = machine.model(name)
+    found = {"passes": measure_passes(machine, target)}
+    rounds = {kind: measure_rounds(machine, drafter, target, kind) for kind in ("eager", "captured")}
+    eager = rounds["eager"]["plain_token_ms"]
+    for passes in (1, 2, 3):
+        milliseconds = rounds["captured"][f"round_ms, {passes} passes"]
+        rounds["captured"][f"over_eager_plain, {passes} passes"] = TOKENS_PER_ROUND * eager / milliseconds
+    return found | {"rounds at 6.55 tokens": rounds}
