@@ -12,6 +12,7 @@ from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter, DrafterSpec, DraftSession, load_drafter
 from .generate import assisted_generate, generate, register
 from .length_policy import ConfidenceThreshold, FixedLength, LengthPolicy
+from .prepacking import prepack
 from .stats import SpecDecodingStats
 from .version import __version__
 
@@ -36,4 +37,5 @@ __all__ = [
     "failfast_decoding",
     "generate",
     "load_drafter",
+    "prepack",
 ]

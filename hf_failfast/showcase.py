@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .comparison import BASELINE, OURS, MethodResult, compare, default_methods, summary
 from .drafters import DiffusionDrafter
+from .prepacking import is_prepacked
 from .progress import progress_bar
 from .stats import SpecDecodingStats
 from .streaming import ACCEPTED_STYLE, ColourStreamer
@@ -133,6 +134,7 @@ def setting(target: PreTrainedModel) -> dict[str, Any]:
         "dtype": str(target.dtype).removeprefix("torch."),
         "device": str(target.device),
         "processor": platform.machine(),
+        "prepacked": is_prepacked(target),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": version("transformers"),

@@ -126,6 +126,12 @@ MATRIX: dict[str, list[Row]] = {
         Row("several GPUs, drafter on another one", "not tested", None, "no machine with two"),
         Row("a drafter of another dtype", "exact", "test_targets::test_a_drafter_of_another_dtype"),
         Row("`torch.compile`d", "exact", "test_targets::test_targets", "`forward` or module, backend `eager`"),
+        Row(
+            "weights packed for oneDNN (`hf_failfast.prepack`)",
+            "exact",
+            "test_prepacking::test_text",
+            "on a CPU, with torch 2.11 to 2.15",
+        ),
         Row("LoRA adapters switched between calls", "exact", "test_targets::test_adapters_switched_between_calls"),
         Row("`PeftModel`", "exact", "test_targets::test_a_peft_model"),
         Row('`tp_plan="auto"` under torchrun', "exact", "test_targets::test_tensor_parallel", "two processes, gloo"),

@@ -104,6 +104,15 @@ def test_json_is_all_that_is_printed(folder):
     assert found["misfit"] is None
 
 
+def test_prepack_is_for_every_method(folder):
+    """One method would be timed with packed weights, another without."""
+    pair = ["--target", folder, "--drafter", folder, "--prompt", "a b c", "--dtype", "float32", "--prepack", "--json"]
+    for command in (["generate"], ["bench", "--assistant", folder]):
+        document = json.loads(run(*command, *pair, "--max-new-tokens", 6, "--repeats", 1).stdout)
+        assert document["prepacked"] is True
+        assert all(record["identical"] == 1 for record in document["results"])
+
+
 def test_an_error_is_one_line_and_debug_shows_where_it_arose(folder):
     result = run("inspect", folder / "nowhere")
     assert result.exit_code == 1

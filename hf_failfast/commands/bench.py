@@ -12,6 +12,7 @@ from .options import (
     Drafter,
     Dtype,
     MaxNewTokens,
+    Prepack,
     Repeats,
     Target,
     quiet,
@@ -49,6 +50,7 @@ def bench(
     repeats: Repeats = 3,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    prepack: Prepack = False,
     replay: Annotated[
         Path | None,
         typer.Option(help="JSON file of --record: real compute, recorded acceptance; a config.json is model enough."),
@@ -69,6 +71,7 @@ def bench(
     from ..bench.replay import replayed, save
     from ..bench.report import show
     from ..eval.assistants import load_assistant
+    from ..prepacking import prepack as pack
     from ..progress import waiting
 
     if plots is not None:
@@ -90,6 +93,8 @@ def bench(
         with waiting("Answering plainly"):
             pair = pair._replace(drafter=replayed(pair.target, pair.drafter, texts, asked, max_new_tokens))
     loaded = None if assistant is None else load_assistant(assistant, pair.target)
+    if prepack:
+        pack(pair.target, pair.drafter, *([] if loaded is None else [loaded]))
     plain_compiled, compilation = None, None
     if compiled or (compiled is None and pair.target.device.type == "cuda"):
         with waiting("Compiling"):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import AsJson, Device, Dtype, MaxNewTokens, Repeats, quiet, torch_dtype, with_failfast_options
+from .options import AsJson, Device, Dtype, MaxNewTokens, Prepack, Repeats, quiet, torch_dtype, with_failfast_options
 
 
 @with_failfast_options()
@@ -13,6 +13,7 @@ def demo(
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 3,
     dtype: Dtype = "bfloat16",
+    prepack: Prepack = False,
     as_json: AsJson = False,
     *,
     options: dict[str, Any],
@@ -20,7 +21,7 @@ def demo(
     """SmolLM2-135M-Instruct with the bundled drafter: a few answers, then the comparison with plain generate."""
     from ..showcase import DEMO_PROMPTS
 
-    _show((None, None, dtype, "cpu"), DEMO_PROMPTS, options, max_new_tokens, repeats, as_json)
+    _show((None, None, dtype, "cpu"), DEMO_PROMPTS, options, max_new_tokens, repeats, prepack, as_json)
 
 
 @with_failfast_options()
@@ -32,12 +33,13 @@ def generate(
     repeats: Repeats = 3,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    prepack: Prepack = False,
     as_json: AsJson = False,
     *,
     options: dict[str, Any],
 ) -> None:
     """Answer prompts with any target and drafter, then compare with plain generate."""
-    _show((target, drafter, dtype, device), prompt, options, max_new_tokens, repeats, as_json)
+    _show((target, drafter, dtype, device), prompt, options, max_new_tokens, repeats, prepack, as_json)
 
 
 def _show(
@@ -46,12 +48,16 @@ def _show(
     options: dict[str, Any],
     max_new_tokens: int,
     repeats: int,
+    prepack: bool,
     as_json: bool,
 ) -> None:
     from ..pair import load_pair
+    from ..prepacking import prepack as pack
     from ..showcase import show
 
     quiet()
     target, drafter, dtype, device = models
     pair = load_pair(target, drafter, torch_dtype(dtype), device)
+    if prepack:
+        pack(pair.target, pair.drafter)
     show(pair.target, pair.tokenizer, pair.drafter, prompts, options, max_new_tokens, repeats, as_json)

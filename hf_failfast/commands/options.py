@@ -17,6 +17,9 @@ Drafter = Annotated[
 Device = Annotated[str, typer.Option(help="Where both models run.")]
 Tasks = Annotated[str, typer.Option(help="lm-eval tasks and groups whose prompts are asked, comma-separated.")]
 PromptsFile = Annotated[str | None, typer.Option(help="JSONL file of prompts, instead of tasks.")]
+Prepack = Annotated[
+    bool, typer.Option("--prepack", help="Pack the weights of all models for a CPU, for every method alike.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
