@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,7 +19,9 @@ from ..config import FailFastConfig
 from ..kernels import most_likely
 from ..runners import EagerRunner
 from .attention import CausalCanvas
-from .base import Chunk, ChunkedSession, DiffusionDrafter
+from .base import DiffusionDrafter
+from .block_session import BlockSession
+from .denoising import DraftTokens
 from .shared import SharedBody
 from .spec import DrafterSpec
 from .vocabulary import check_vocabulary
@@ -81,61 +83,41 @@ class ConditionedDrafter(DiffusionDrafter):
         return ConditionedSession(self, target, capacity, eos_token_ids)
 
 
-class ConditionedSession(ChunkedSession):
-    """Drafts one canvas per round, in one pass, from the second round on: before the target's first forward there are
-    no hidden states. The slots hold the context's keys and values; the last token, whose states do not exist yet, and
-    the masks behind it pass through the layers as in training."""
+class ConditionedSession(BlockSession):
+    """Drafts one canvas per round. The last token and the masks behind it pass through the layers as in training."""
 
     def __init__(
         self, drafter: ConditionedDrafter, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None
     ) -> None:
         self.model = drafter.body.attach(target)
         self.device = self.model.device
-        super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
         self.target_layers = drafter.target_layers
         self.injection = drafter.injection
-        self.canvas_length = drafter.canvas_length
         self.mask_token_id = drafter.body.mask_token_id
         self.pattern = CausalCanvas(drafter.spec)
         self.runner = EagerRunner(self.model)
-        self.cache = self.runner.new_cache(capacity + self.canvas_length)
-        self.features = torch.zeros(1, 0, len(self.target_layers), self.model.config.hidden_size, device=self.device)
-        self.canvas: tuple[torch.Tensor, torch.Tensor] | None = None  # ids and confidences of the round's one pass
+        super().__init__(
+            self.runner.new_cache(capacity + drafter.canvas_length),
+            torch.zeros(1, 0, len(self.target_layers), self.model.config.hidden_size, device=self.device),
+            drafter.canvas_length,
+            None if eos_token_ids is None else eos_token_ids.to(self.device),
+        )
 
     def observe(self, hidden_states: torch.Tensor) -> None:
         states = hidden_states.to(self.device).unflatten(-1, (len(self.target_layers), -1))
         self.features = torch.cat([self.features.to(states.dtype), states], dim=1)
 
-    def accept(self, num_accepted: int) -> None:
-        """Nothing to forget: the slots hold context only."""
-
-    def inherit(self, previous: Self, num_tokens: int) -> None:
-        self.cache.adopt(previous.cache, num_tokens)
-        self.features = previous.features[:, : num_tokens - self.cache.get_seq_length()]
-
-    def max_draft_length(self, num_tokens: int) -> int:
-        known = self.cache.get_seq_length() + self.features.shape[1]
-        return self.canvas_length if known == num_tokens - 1 else 0
-
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        start = drafted.shape[1]
-        if start == 0:
-            self.canvas = self._draft_canvas(token_ids[:, -1:].to(self.device))
-        assert self.canvas is not None
-        ids, confidence = (values[:, start : start + length] for values in self.canvas)
-        return Chunk(ids, confidence, passes=int(start == 0))
-
-    def _draft_canvas(self, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and confidences (1, K) behind the last token (1, 1)."""
+    def draft_block(self, last: torch.Tensor) -> DraftTokens:
+        last = last.to(self.device)
         start, new = self.cache.get_seq_length(), self.features.shape[1]
-        masks = last.new_full((1, self.canvas_length - 1), self.mask_token_id)
+        masks = last.new_full((1, self.block_length - 1), self.mask_token_id)
         context = last.new_zeros(1, new)  # stands where the injection puts the target's states
         window = torch.cat([context, last, masks], dim=1)
         end = start + window.shape[1]
         limit = self.pattern.limit(torch.arange(start, end, device=self.device), start + new + 1, end)
         with self.injection.of(self.features):
-            logits = self.runner(window, self.cache, self.canvas_length, limit)
+            logits = self.runner(window, self.cache, self.block_length, limit)
         self.cache.rollback(start + new)
         self.features = self.features[:, :0]
         ids, confidence = most_likely(logits, logits.shape[-1], None)
-        return (ids if self.model.vocabulary is None else self.model.vocabulary[ids]), confidence
+        return DraftTokens(ids if self.model.vocabulary is None else self.model.vocabulary[ids], confidence)

@@ -6,7 +6,7 @@ checkpoints' weight names, its layers transformers' Qwen3 layers; `NativeDFlashB
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from ..cache import SlotCache
 from ..config import FailFastConfig
-from .base import Chunk, ChunkedSession, DiffusionDrafter
+from .base import DiffusionDrafter
+from .block_session import BlockSession
 from .checkpoint import Checkpoint
 from .denoising import DraftTokens, choose_tokens
 from .vocabulary import check_mask_token, check_vocabulary
@@ -182,58 +183,32 @@ class DFlashDrafter(DiffusionDrafter):
         check_mask_token(self.mask_token_id, target.get_input_embeddings().weight.shape[0])
 
 
-class DFlashSession(ChunkedSession):
-    """Drafts one block per round, without an extra pass of the target: the hidden states are those of the verify pass.
-
-    FailFast's length rule works inside of the block, on confidences that one pass gave; the original always proposes
-    the whole block. Before the target's first forward there is nothing to draft from: the first draft is empty.
-    """
+class DFlashSession(BlockSession):
+    """Drafts one block per round; the original always proposes the whole of it."""
 
     def __init__(
         self, drafter: DFlashDrafter, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None
     ) -> None:
         self.body = drafter.body
         self.device = self.body.device
-        super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
         self.target_layers = drafter.target_layers
-        self.block_size = drafter.block_size
         self.mask_token_id = drafter.mask_token_id
         self.embedding = target.get_input_embeddings()
         self.head = target.get_output_embeddings()
         self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
-        self.cache = SlotCache(len(self.body.layers), capacity + self.block_size)
-        self.features = torch.zeros(1, 0, self.body.num_features, dtype=self.body.dtype, device=self.device)
-        self.block: DraftTokens | None = None  # of the round's one pass
+        super().__init__(
+            SlotCache(len(self.body.layers), capacity + drafter.block_size),
+            torch.zeros(1, 0, self.body.num_features, dtype=self.body.dtype, device=self.device),
+            drafter.block_size - 1,
+            None if eos_token_ids is None else eos_token_ids.to(self.device),
+        )
 
     def observe(self, hidden_states: torch.Tensor) -> None:
         self.features = torch.cat([self.features, hidden_states.to(self.device, self.body.dtype)], dim=1)
 
-    def accept(self, num_accepted: int) -> None:
-        """Nothing to forget: the slots hold context only."""
-
-    def inherit(self, previous: Self, num_tokens: int) -> None:
-        self.cache.adopt(previous.cache, num_tokens)
-        self.features = previous.features[:, : num_tokens - self.cache.get_seq_length()]
-
-    def max_draft_length(self, num_tokens: int) -> int:
-        known = self.cache.get_seq_length() + self.features.shape[1]
-        return self.block_size - 1 if known == num_tokens - 1 else 0
-
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        start = drafted.shape[1]
-        if start == 0:
-            self.block = self._draft_block(token_ids[:, -1:])
-        assert self.block is not None
-        token_ids, confidence, probs = self.block
-        read = slice(start, start + length)
-        return Chunk(
-            token_ids[:, read], confidence[:, read], int(start == 0), None if probs is None else probs[:, read]
-        )
-
-    def _draft_block(self, last: torch.Tensor) -> DraftTokens:
-        """The b - 1 tokens behind the last token (1, 1), whose own hidden states do not exist yet."""
+    def draft_block(self, last: torch.Tensor) -> DraftTokens:
         device = self.embedding.weight.device
-        masks = torch.full((1, self.block_size - 1), self.mask_token_id, device=device)
+        masks = torch.full((1, self.block_length), self.mask_token_id, device=device)
         window = torch.cat([last.to(device), masks], dim=1)
         embedded = self._embed(window).to(self.device, self.body.dtype)
         context = self.cache.get_seq_length() + self.features.shape[1]

@@ -1,0 +1,55 @@
+"""One block per round, from the hidden states that the target's last verification left."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Self
+
+import torch
+
+from ..cache import SlotCache
+from .base import Chunk, ChunkedSession
+from .denoising import DraftTokens
+
+
+class BlockSession(ChunkedSession):
+    """Drafts a whole block in one pass and hands it out chunk by chunk: FailFast's length rule works inside of it.
+
+    Before the target's first forward there are no hidden states to draft from: the first draft is empty. The slots
+    hold the context only, whose states come with each verification; the last token's do not exist yet.
+
+    features: states that the slots have not taken in yet, (1, n, ...). block_length: tokens that a pass drafts.
+    """
+
+    def __init__(
+        self, cache: SlotCache, features: torch.Tensor, block_length: int, eos_token_ids: torch.Tensor | None
+    ) -> None:
+        super().__init__(eos_token_ids)
+        self.cache = cache
+        self.features = features
+        self.block_length = block_length
+        self.block: DraftTokens | None = None  # of the round's one pass
+
+    @abstractmethod
+    def draft_block(self, last: torch.Tensor) -> DraftTokens:
+        """The tokens behind the last one (1, 1). Leaves the context in the slots and no features."""
+
+    def accept(self, num_accepted: int) -> None:
+        """Nothing to forget: the slots hold context only."""
+
+    def inherit(self, previous: Self, num_tokens: int) -> None:
+        self.cache.adopt(previous.cache, num_tokens)
+        self.features = previous.features[:, : num_tokens - self.cache.get_seq_length()]
+
+    def max_draft_length(self, num_tokens: int) -> int:
+        known = self.cache.get_seq_length() + self.features.shape[1]
+        return self.block_length if known == num_tokens - 1 else 0
+
+    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
+        start = drafted.shape[1]
+        if start == 0:
+            self.block = self.draft_block(token_ids[:, -1:])
+        assert self.block is not None
+        ids, confidence, probs = self.block
+        read = slice(start, start + length)
+        return Chunk(ids[:, read], confidence[:, read], int(start == 0), None if probs is None else probs[:, read])
