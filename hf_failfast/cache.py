@@ -22,15 +22,18 @@ RowStates = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Cursor:
-    """How many slots of each row are valid: where the next pass writes. Shared by the layers of a cache."""
+    """How many slots of each row are valid: where the next pass writes. Shared by the layers of a cache.
+
+    start, end: those of the shortest and of the longest row.
+    """
 
     def __init__(self, num_rows: int) -> None:
-        self.lengths = [0] * num_rows
-        self._index: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.move([0] * num_rows)
 
     def move(self, lengths: list[int]) -> None:
         self.lengths = lengths
-        self._index = None
+        self.start, self.end = min(lengths), max(lengths)
+        self._index: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def index(self, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows (rows, 1) and slots (rows, width) that a pass over `width` tokens writes."""
@@ -77,19 +80,20 @@ class SlotLayer(CacheLayerMixin):
         """Writes q new entries (rows, heads, q, head_dim) behind the valid ones of each row; returns views up to the
         end of the longest row. The lengths stay where they are: see `SlotCache.advance`."""
         width = key_states.shape[-2]
-        start, end = min(self.cursor.lengths), max(self.cursor.lengths) + width
-        self.reserve(key_states, value_states, end)
+        start, end = self.cursor.start, self.cursor.end + width
+        if not self.is_initialized or end > self.keys.shape[2]:
+            self.reserve(key_states, value_states, end)
         if start + width == end:
-            self.keys[:, :, start:end] = key_states
-            self.values[:, :, start:end] = value_states
+            self.keys.narrow(2, start, width).copy_(key_states)
+            self.values.narrow(2, start, width).copy_(value_states)
         else:
             row, slot = self.cursor.index(width, key_states.device)
             self.keys[row, :, slot] = key_states.transpose(1, 2)
             self.values[row, :, slot] = value_states.transpose(1, 2)
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
 
     def get_seq_length(self) -> int:
-        return max(self.cursor.lengths)
+        return self.cursor.end
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0

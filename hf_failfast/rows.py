@@ -21,6 +21,8 @@ class Rows(NamedTuple):
 
     def append(self, tail: torch.Tensor, counts: Sequence[int] | None = None) -> Rows:
         """With the first `counts[b]` entries of the tail (B, c) behind row b; all c by default."""
+        if not tail.shape[1]:
+            return self
         counts = [tail.shape[1]] * len(self.lengths) if counts is None else counts
         lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         if is_even(self.lengths):

@@ -53,6 +53,7 @@ class EagerRunner:
         self.windows = layer_windows(config)
         self.layer_types = getattr(config, "layer_types", None)
         self.is_eager_attention = config._attn_implementation == "eager"
+        self.takes_bool_masks = self.layer_types is not None and config._attn_implementation == "sdpa"
         self.num_positions = getattr(config, "max_position_embeddings", None)
         self.hidden_layers = hidden_layers
         self.hidden_states: torch.Tensor | None = None
@@ -78,7 +79,9 @@ class EagerRunner:
             limit = position_ids + 1 if limit is None else limit
             if self.num_positions is not None:  # behind the end of a shorter row the window may reach beyond them
                 position_ids = position_ids.clamp(max=self.num_positions - 1)
-        end = cache.get_seq_length() + width
+        end = cache.cursor.end + width
+        if limit is None and self.takes_bool_masks and 1 < width < end:  # sooner than the model does
+            limit = position_ids + 1
         mask: Mask | None = None
         if limit is not None:
             mask = self._mask(position_ids, limit, end)

@@ -70,6 +70,8 @@ class TokenChoice:
 
         `is_rowwise` says that the scores of a position depend neither on the tokens before it nor on earlier calls.
         """
+        if not self.processors and not self.top_k_stage:
+            return Scores(logits, _every_token(logits))
         prefix_ids = prefix_ids.repeat_interleave(logits.shape[1], dim=0)
         rows = logits.flatten(0, 1)
         if self.processors:

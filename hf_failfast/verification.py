@@ -72,7 +72,7 @@ def verify(draft_ids: torch.Tensor, token_ids: torch.Tensor) -> Verification:
     tokens before it and nothing else: neither q nor the decision to draft there may depend on the token or on later
     ones (see `LengthPolicy`).
     """
-    matches = (token_ids[:, :-1] == draft_ids).long()
+    matches = token_ids[:, :-1] == draft_ids
     return Verification(token_ids, matches.cumprod(dim=-1).sum(dim=-1))
 
 

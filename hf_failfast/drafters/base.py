@@ -57,6 +57,8 @@ class Draft:
 
     def to(self, device: torch.device) -> Draft:
         """The same draft where it is verified."""
+        if self.token_ids.device == device:
+            return self
         probs = None if self.probs is None else self.probs.to(device)
         return replace(self, token_ids=self.token_ids.to(device), probs=probs)
 

@@ -149,7 +149,7 @@ class MaskedSession(ChunkedSession, BatchSession):
         self.cache.keep(rows)
 
     def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        return self._draft_chunk(Rows.full(torch.cat([token_ids, drafted], dim=1)), length)
+        return self._draft_chunk(Rows.full(token_ids).append(drafted), length)
 
     def accept(self, num_accepted: int) -> None:
         self._forget([self.num_tokens + num_accepted])

@@ -12,12 +12,13 @@ def most_likely(logits: torch.Tensor, vocab_size: int, mask_token_id: int | None
     The first of equal logits wins; NaN wins over all, with a confidence of NaN.
     """
     values = logits.float()
-    normaliser = values.logsumexp(dim=-1)
+    probs = values.softmax(dim=-1)
     if mask_token_id is not None and mask_token_id < vocab_size:
         values = values.clone() if values is logits else values
         values[..., mask_token_id] = -torch.inf
-    best, ids = values[..., :vocab_size].max(dim=-1)
-    return ids, (best - normaliser).exp()
+        probs[..., mask_token_id] = 0.0
+    ids = values[..., :vocab_size].argmax(dim=-1, keepdim=True)
+    return ids[..., 0], probs.gather(-1, ids)[..., 0]
 
 
 def chunk_decision(
