@@ -194,19 +194,8 @@ def folder(tmp_path: Path) -> Path:
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    ids = {"vocab_size": len(words), "eos_token_id": 1, "pad_token_id": 1}
+    tiny_model("llama", **ids, num_key_value_heads=4, initializer_range=0.02).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["failfast"] = {"attention": "causal_canvas", "shift": 1, "mask_token_id": 0, "chunk_length": 3}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from hf_failfast.drafters import DiffusionDrafter
 from hf_failfast.drafters.shared import SharedBody
 
 
@@ -55,6 +56,18 @@ def host_reads_paused() -> Iterator[None]:
         yield
     finally:
         _reads.paused = depth
+
+
+def count_from_the_start(proposer: DiffusionDrafter, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the reads count from the moment that a session of the drafter has been started."""
+    start = proposer.start
+
+    def start_and_count(*args: Any) -> Any:
+        session = start(*args)
+        reads.clear()
+        return session
+
+    monkeypatch.setattr(proposer, "start", start_and_count)
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
+from conftest import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -16,22 +16,9 @@ SPECIAL = ("<eos>", "<pad>", "<mask>")
 
 def save_models(folder: Path) -> dict[str, str]:
     """Folders by role. The drafter has the target's weights, so that the first token of a draft is always right."""
-    torch.manual_seed(0)
     tokenizer = _tokenizer()
-    config = LlamaConfig(
-        vocab_size=264,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.4,
-        eos_token_id=256,
-        bos_token_id=None,
-        pad_token_id=257,
-    )
-    target = LlamaForCausalLM(config).float()
+    sizes = {"vocab_size": 264, "hidden_size": 64, "max_position_embeddings": 1024}
+    target = tiny_model("llama", **sizes, initializer_range=0.4, eos_token_id=256, pad_token_id=257)
     for role in ("target", "drafter", "assistant"):
         target.save_pretrained(folder / role)
         tokenizer.save_pretrained(folder / role)

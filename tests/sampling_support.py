@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from conftest import tiny_model
 from scipy import stats
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 import hf_failfast
 from hf_failfast.drafters import DiffusionDrafter
@@ -19,7 +20,7 @@ PROMPT = torch.tensor([[1, 5, 2]])
 class Pair(NamedTuple):
     """A target, its own weights saved as a checkpoint, and drafters made of it: some drafts are likely, some not."""
 
-    target: LlamaForCausalLM
+    target: PreTrainedModel
     folder: str
 
     def drafter(self, **options: Any) -> DiffusionDrafter:
@@ -28,19 +29,8 @@ class Pair(NamedTuple):
 
 
 def small_pair(folder: str, vocab_size: int = SIZE) -> Pair:
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        initializer_range=0.7,
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=None,
-    )
-    target = LlamaForCausalLM(config).eval()
+    sizes = {"vocab_size": vocab_size, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    target = tiny_model("llama", 3, **sizes, num_attention_heads=2, initializer_range=0.7)
     target.save_pretrained(folder)
     return Pair(target, folder)
 

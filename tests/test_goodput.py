@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import LOOPS, drafter, failfast, plain, prompt, shared_drafter, target
+from counters import count_from_the_start
 from scripted import ScriptedDrafter
 
 import hf_failfast
@@ -245,14 +246,7 @@ def test_host_reads(host_reads: list[str], monkeypatch: pytest.MonkeyPatch) -> N
     """Confidences would be fetched beside the decision, or one by one."""
     monkeypatch.setattr(generate_module, "measured_costs", lambda *_: COSTS["gpu"])
     proposer = drafter("canvas_shift", "llama")
-    start = proposer.start
-
-    def start_and_count(*args: Any) -> Any:
-        session = start(*args)
-        host_reads.clear()
-        return session
-
-    monkeypatch.setattr(proposer, "start", start_and_count)
+    count_from_the_start(proposer, host_reads, monkeypatch)
     stats = failfast(target("llama"), prompt(20), proposer, max_new_tokens=60, eos_token_id=119, **GOODPUT).speculation
     assert len(host_reads) == stats.host_reads == stats.rounds + stats.drafter_passes
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import LOOPS, drafter, failfast, plain, prompt, target
-from counters import record_feeds
+from counters import count_from_the_start, record_feeds
 from scripted import ScriptedDrafter
 
 from hf_failfast import SpecDecodingStats
@@ -121,14 +121,7 @@ def chunks(stats: SpecDecodingStats, length: int) -> int:
 def test_host_reads_of_the_fast_path(kind: str, eos: dict[str, int], host_reads: list[str], monkeypatch: Any) -> None:
     """Each transfer waits for the device: a second one per chunk or round would stall every round on a GPU."""
     proposer = drafter(kind)
-    start = proposer.start
-
-    def start_and_count(*args: Any) -> Any:
-        session = start(*args)
-        host_reads.clear()
-        return session
-
-    monkeypatch.setattr(proposer, "start", start_and_count)
+    count_from_the_start(proposer, host_reads, monkeypatch)
     output = failfast(
         target("qwen2"), prompt(20), proposer, confidence_threshold=0.02, chunk_length=4, **eos, **OPTIONS
     )
