@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import torch
 
+from . import kernels
 from .drafters import Draft
+from .runners import Head, raw_logits
 from .scoring import TokenChoice
 from .stats import SpecDecodingStats
 from .stopping import StopRules
 from .text import GeneratedText
-from .verification import Scores, verify
+from .verification import Scores, best_tokens
 
 
 class Acceptance:
@@ -23,46 +25,63 @@ class Acceptance:
     together, a column at a time, and each call is the one that plain `generate` makes.
     """
 
-    def __init__(self, choice: TokenChoice, stops: StopRules, num_rows: int, stats: SpecDecodingStats) -> None:
+    def __init__(self, choice: TokenChoice, stops: StopRules, text: GeneratedText, stats: SpecDecodingStats) -> None:
         self.choice = choice
         self.stops = stops
         self.stats = stats
         walks = bool(stops.walked) or not choice.is_rowwise
-        self.accept: Callable[[GeneratedText, Draft, torch.Tensor], tuple[list[int], list[int]]]
-        self.accept = self._walk_all if walks else self._accept_at_once
+        self._accept: Callable[[GeneratedText, Draft, torch.Tensor], tuple[list[int], list[int]]]
+        self._accept = self._walk_all if walks else self._accept_at_once
+        # Where nothing but the most likely tokens is asked for, the target's forward returns no more than these.
+        self.head: Head = best_tokens if choice.is_argmax and not walks and not text.keeps_vectors else raw_logits
         # Without an end of sequence plain `generate` pads no row: all go on until each was told to stop.
         is_alone = choice.is_row_independent and stops.is_row_independent and (stops.pads or not stops.walked)
-        self.is_joint = num_rows > 1 and not is_alone
+        self.is_joint = text.num_rows > 1 and not is_alone
         self.is_draft_broken = False  # whether the last draft's confidences are not all numbers
-        self.is_told = [False] * num_rows  # rows that were told to stop
+        self.is_told = [False] * text.num_rows  # rows that were told to stop
 
-    def _accept_at_once(self, text: GeneratedText, draft: Draft, logits: torch.Tensor) -> tuple[list[int], list[int]]:
+    def accept(self, text: GeneratedText, draft: Draft, verified: torch.Tensor) -> tuple[list[int], list[int]]:
+        """How many draft tokens each running row keeps, and how many it grows by; the text has grown afterwards.
+
+        verified: what `head` made of the target's logits behind the prefixes and behind each draft token.
+        """
+        return self._accept(text, draft, verified)
+
+    def _accept_at_once(
+        self, text: GeneratedText, draft: Draft, verified: torch.Tensor
+    ) -> tuple[list[int], list[int]]:
         rows = text.running
-        scores = self.choice.scores(draft.token_ids[:, :0], logits)  # row-wise processors look at no prefix
-        verified = verify(draft.token_ids, self.choice.choose(scores, draft.token_ids, draft.probs))
-        outcome = self._read(draft, verified.num_accepted[:, None], verified.token_ids)  # host sync: round
-        accepted, counts = [], []
-        for row, drafted, (matches, *token_ids) in zip(rows, draft.lengths, outcome, strict=True):
-            matches = min(matches, drafted)
-            kept: list[int] = []
-            if not text.finished[row]:
-                kept, text.finished[row] = self.stops.cut(token_ids[: matches + 1], text.lengths[row])
-            counts.append(len(kept))
-            accepted.append(min(matches, len(kept)))
-        text.append(rows, verified.token_ids, counts, scores.values, logits)
-        return accepted, counts
+        if self.head is best_tokens:
+            token_ids, scores, logits = verified.to(text.device), None, None
+        else:
+            logits = _as_scored(verified, text)
+            processed = self.choice.scores(draft.token_ids[:, :0], logits)  # row-wise processors look at no prefix
+            token_ids, scores = self.choice.choose(processed, draft.token_ids, draft.probs), processed.values
+        outcome = kernels.accept(  # host sync: round
+            draft.token_ids,
+            draft.confidence,
+            token_ids,
+            draft.lengths,
+            [text.lengths[row] for row in rows],
+            [text.finished[row] for row in rows],
+            self.stops.max_length,
+            self.stops.eos_token_ids,
+        )
+        self.stats.host_reads += 1
+        self.is_draft_broken = any(row.is_broken for row in outcome)
+        for row, gained in zip(rows, outcome, strict=True):
+            text.finished[row] = gained.is_finished
+        counts = [gained.num_emitted for gained in outcome]
+        text.append(rows, token_ids, counts, scores, logits)
+        return [gained.num_accepted for gained in outcome], counts
 
-    def _read(self, draft: Draft, *columns: torch.Tensor) -> list[list[int]]:
-        """The columns (B, n), side by side, on the host; takes note of a draft without a meaning on the way."""
-        is_broken = draft.confidence.isnan().any(dim=1, keepdim=True).to(columns[0])
-        rows = torch.cat([is_broken, *columns], dim=1).tolist()
+    def _walk_all(self, text: GeneratedText, draft: Draft, verified: torch.Tensor) -> tuple[list[int], list[int]]:
+        logits = _as_scored(verified, text)
+        is_broken = draft.confidence.isnan().any(dim=1, keepdim=True).to(draft.token_ids)
+        rows = torch.cat([is_broken, draft.token_ids], dim=1).tolist()  # host sync: the draft
         self.stats.host_reads += 1
         self.is_draft_broken = any(broken for broken, *_ in rows)
-        return [values for _, *values in rows]
-
-    def _walk_all(self, text: GeneratedText, draft: Draft, logits: torch.Tensor) -> tuple[list[int], list[int]]:
-        drafted = zip(self._read(draft, draft.token_ids), draft.lengths, strict=True)  # host sync: the draft
-        draft_ids = [ids[:length] for ids, length in drafted]
+        draft_ids = [ids[:length] for (_, *ids), length in zip(rows, draft.lengths, strict=True)]
         before = [text.lengths[row] for row in text.running]
         accepted = [0] * len(before)
         walkers = [index for index, row in enumerate(text.running) if not text.finished[row]]
@@ -124,3 +143,8 @@ class Acceptance:
         waits = self.is_joint and not self.stops.pads and not all(self.is_told)
         for row in rows:
             text.finished[row] = self.is_told[row] and not waits
+
+
+def _as_scored(logits: torch.Tensor, text: GeneratedText) -> torch.Tensor:
+    """A copy in float32, as plain `generate` makes it."""
+    return logits.to(device=text.device, dtype=torch.float32, copy=True)

@@ -68,7 +68,7 @@ def failfast_decoding(
     stops = StopRules(stopping_criteria, generation_config.max_length)
     keeps_scores = bool(generation_config.return_dict_in_generate and generation_config.output_scores)
     choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores)
-    acceptance = Acceptance(choice, stops, text.num_rows, stats)
+    acceptance = Acceptance(choice, stops, text, stats)
     session = start(drafter, model, stops.max_length, stops.eos_token_ids, text.num_rows)
     session = GuardedSession(session, drafter_errors, drafter_timeout)
     session.warp = draft_warp(config, generation_config, logits_processor)
@@ -93,11 +93,10 @@ def failfast_decoding(
         # 2. Verify: one forward over what the target has not seen yet.
         verify_started = perf_counter()
         seen = cache.lengths
-        logits = feed(runner, cache, known, draft.token_ids, num_read=len(draft) + 1)
-        logits = logits.to(device=text.device, dtype=torch.float32, copy=True)  # as plain `generate` does
+        (verified,) = feed(runner, cache, known, draft.token_ids, num_read=len(draft) + 1, head=acceptance.head)
 
         # 3. Accept what the target would have written, up to the first stop of each row.
-        accepted, emitted = acceptance.accept(text, draft, logits)
+        accepted, emitted = acceptance.accept(text, draft, verified)
         verify_ended = perf_counter()
         if acceptance.is_draft_broken:
             session.give_up(ValueError("its confidences are not numbers"))

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import torch
 
-from .length_policy import Decision, LengthPolicy
+from .length_policy import Decision, LengthPolicy, first_ends
 
 LONGEST_CHUNK = 16
 LONGEST_DRAFT = 64
@@ -177,13 +177,14 @@ class Goodput(LengthPolicy):
         return True
 
     def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
-        decision = self.decide(confidence, None, can_extend=True)
+        decision = self.decide(torch.zeros_like(confidence, dtype=torch.long), confidence, None, can_extend=True)
         return torch.tensor(decision.extend, device=confidence.device)
 
-    def decide(self, confidence: torch.Tensor, ends: torch.Tensor | None, can_extend: bool) -> Decision:
+    def decide(
+        self, token_ids: torch.Tensor, confidence: torch.Tensor, eos_token_ids: torch.Tensor | None, can_extend: bool
+    ) -> Decision:
         length = confidence.shape[1]
-        if ends is None:
-            ends = torch.zeros_like(confidence[:, 0])
+        ends = first_ends(token_ids, eos_token_ids)
         values = torch.cat([ends[:, None].to(confidence.dtype), confidence], dim=1).tolist()  # host sync: the chunk
         kept = [int(end) or length for end, *_ in values]
         self._add([row[: count + 1] for row, count in zip(values, kept, strict=True)])

@@ -21,7 +21,7 @@ from . import slot_attention
 from .cache import SlotCache
 from .cuda_graphs import Arena, CudaGraphs, Outputs
 from .rows import is_even
-from .runners import CausalLM, EagerRunner
+from .runners import CausalLM, EagerRunner, Head
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +40,23 @@ class Shape(NamedTuple):
     num_read: int  # rows of the window whose logits are computed
     is_limited: bool  # the limits are given; otherwise the window is causal
     hidden_layers: tuple[int, ...]
+    head: Head
 
     @classmethod
     def around(
-        cls, width: int, num_read: int, length: int, max_slots: int, is_limited: bool, hidden_layers: tuple[int, ...]
+        cls,
+        width: int,
+        num_read: int,
+        length: int,
+        max_slots: int,
+        is_limited: bool,
+        hidden_layers: tuple[int, ...],
+        head: Head,
     ) -> Shape:
         """The smallest shape that holds a window behind `length` slots. Up to 16 rows cost a GPU what one costs."""
         width = _round_up(width)
         num_slots = min(max(_power_of_two(length + width), _SLOT_STEP), max_slots)
-        return cls(width, num_slots, min(_round_up(num_read), width), is_limited, hidden_layers)
+        return cls(width, num_slots, min(_round_up(num_read), width), is_limited, hidden_layers, head)
 
 
 def _power_of_two(number: int) -> int:
@@ -114,7 +122,7 @@ class CapturedForward:
     def fill(
         self, input_ids: torch.Tensor, lengths: Sequence[int], rows: int | torch.Tensor, limit: torch.Tensor | None
     ) -> None:
-        """Copies a call's arguments (see `EagerRunner.__call__`) to where the graph reads them.
+        """Copies a call's arguments (see `EagerRunner.run`) to where the graph reads them.
 
         What is left of an earlier call becomes padding: known ids, rows of the window, limits of at least one slot.
         """
@@ -134,11 +142,14 @@ class CapturedForward:
     def capture(
         self, forward: Callable[[], Outputs], plain: Callable[[], Outputs], graphs: CudaGraphs, arena: Arena
     ) -> None:
-        """Captures `forward`, which must read these inputs. Raises RuntimeError if a replay differs from `plain`."""
+        """Captures `forward`, which must read these inputs, and returns the logits, the hidden states if any, and what
+        the head makes of the logits. Raises RuntimeError if logits or hidden states differ from those of `plain`."""
         expected = plain()
-        self._replay, self._outputs = graphs.capture(forward, arena)
+        self._replay, outputs = graphs.capture(forward, arena)
         self._replay()
-        if not all(map(_is_close, self._outputs, expected)):
+        self._outputs = outputs[1:]  # the head has read the logits
+        compared = 1 + bool(self.shape.hidden_layers)
+        if not all(map(_is_close, outputs[:compared], expected)):
             raise RuntimeError("the captured forward computes something else than the plain one")
 
     def replay(self) -> Outputs:
@@ -254,28 +265,36 @@ class CudaGraphRunner(EagerRunner):
             self._lend(slots, cache)
         return cache
 
-    def __call__(
+    def run(
         self,
         input_ids: torch.Tensor,
         cache: SlotCache,
         rows: int | torch.Tensor,
-        limit: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """See `EagerRunner.__call__`."""
+        limit: torch.Tensor | None,
+        head: Head,
+    ) -> tuple[torch.Tensor, ...]:
+        """See `EagerRunner.run`."""
         forward = None
         if min(cache.lengths) and input_ids.shape[1] <= MAX_WIDTH and not self.kept.problem:
-            forward = self._captured(input_ids, cache, rows, limit)
+            forward = self._captured(input_ids, cache, rows, limit, head)
         if forward is None:
-            return super().__call__(input_ids, cache, rows, limit)
-        logits, *hidden_states = forward.replay()
+            return super().run(input_ids, cache, rows, limit, head)
+        outputs = forward.replay()
         self.replays += 1
         cache.advance(input_ids.shape[1])
-        if hidden_states:
-            self.hidden_states = hidden_states[0][:, : input_ids.shape[1]]
-        return logits[:, : rows if isinstance(rows, int) else len(rows)]
+        if self.hidden_layers:
+            self.hidden_states = outputs[0][:, : input_ids.shape[1]]
+            outputs = outputs[1:]
+        num_read = rows if isinstance(rows, int) else len(rows)
+        return tuple(output[:, :num_read] for output in outputs)
 
     def _captured(
-        self, input_ids: torch.Tensor, cache: SlotCache, rows: int | torch.Tensor, limit: torch.Tensor | None
+        self,
+        input_ids: torch.Tensor,
+        cache: SlotCache,
+        rows: int | torch.Tensor,
+        limit: torch.Tensor | None,
+        head: Head,
     ) -> CapturedForward | None:
         """The captured forward for this call, its inputs filled; None if there is none."""
         if torch.is_autocast_enabled(input_ids.device.type):
@@ -285,7 +304,7 @@ class CudaGraphRunner(EagerRunner):
             num_read = rows if isinstance(rows, int) else len(rows)
             length = max(cache.lengths)
             shape = Shape.around(
-                input_ids.shape[1], num_read, length, slots.num_slots, limit is not None, self.hidden_layers
+                input_ids.shape[1], num_read, length, slots.num_slots, limit is not None, self.hidden_layers, head
             )
             if not slots.hold(cache) or length + shape.width > slots.num_slots:
                 self.kept.warn(f"a batch has lost rows, or a text has outgrown its {slots.num_slots} slots")
@@ -325,7 +344,8 @@ class CudaGraphRunner(EagerRunner):
         return capture(False)
 
     def _run(self, forward: CapturedForward, slots: StaticSlots, is_fused: bool) -> Outputs:
-        """The forward on its fixed inputs, with our own attention kernel or the model's own: what is captured.
+        """The forward on its fixed inputs, with our own attention kernel or the model's own: what is captured. Returns
+        logits, hidden states if any, and what the head makes of the logits.
 
         Nothing here may depend on a number that changes on the host.
         """
@@ -340,7 +360,7 @@ class CudaGraphRunner(EagerRunner):
         self._is_fused = False
         with slot_attention.slot_attention(self.model) if is_fused else nullcontext():
             logits, hidden_states = self._forward(forward.input_ids, position_ids, mask, shown, forward.read)
-        return (logits,) if hidden_states is None else (logits, hidden_states)
+        return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))
 
     def _window_mask(self, positions: torch.Tensor, limit: torch.Tensor, end: int, window: int | None) -> torch.Tensor:
         if self._is_fused:

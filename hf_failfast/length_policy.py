@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from . import kernels
 from .config import FailFastConfig
 
 
@@ -49,20 +50,27 @@ class LengthPolicy(ABC):
         """
         return room > 0
 
-    def decide(self, confidence: torch.Tensor, ends: torch.Tensor | None, can_extend: bool) -> Decision:
-        """What becomes of the newest chunk with the given confidence (B, n), in one transfer to the host.
+    def decide(
+        self, token_ids: torch.Tensor, confidence: torch.Tensor, eos_token_ids: torch.Tensor | None, can_extend: bool
+    ) -> Decision:
+        """What becomes of the newest chunk, ids and confidences both (B, n), in one transfer to the host.
 
-        ends: tokens up to the first end of sequence, 0 where there is none, (B,); None where no token ends a text.
+        A row is kept up to its first end of sequence, which is all that the ids are looked at for.
         """
         num_rows, length = confidence.shape
-        if ends is None and not can_extend:
+        if eos_token_ids is None and not can_extend:
             return Decision([length] * num_rows, [False] * num_rows, 0)
-        extend = self.should_extend(confidence).expand(num_rows)
-        if ends is None:
-            return Decision([length] * num_rows, extend.tolist(), 1)  # host sync: extend
-        rows = torch.stack([ends.long(), extend.long()], dim=1).tolist()  # host sync: kept length and extend
-        extends = [bool(go) and can_extend and not end for end, go in rows]
-        return Decision([end or length for end, _ in rows], extends, 1)
+        rows = self._decided(token_ids, confidence, eos_token_ids)
+        return Decision([kept for kept, _ in rows], [extend and can_extend for _, extend in rows], 1)
+
+    def _decided(
+        self, token_ids: torch.Tensor, confidence: torch.Tensor, eos_token_ids: torch.Tensor | None
+    ) -> Sequence[tuple[int, bool]]:
+        """Of each row how much is kept and whether it may be extended."""
+        ends = first_ends(token_ids, eos_token_ids)
+        extend = self.should_extend(confidence).expand(len(confidence))
+        rows = torch.stack([ends, extend.long()], dim=1).tolist()  # host sync: kept length and extend
+        return [(end or confidence.shape[1], bool(extend) and not end) for end, extend in rows]
 
     def cut(self, lengths: Sequence[int]) -> list[int]:
         """How many tokens of each row's draft the target shall verify, at most `lengths`."""
@@ -70,6 +78,14 @@ class LengthPolicy(ABC):
 
     def observe(self, num_accepted: Sequence[int]) -> None:  # noqa: B027
         """The target has confirmed so many tokens of each row's draft."""
+
+
+def first_ends(token_ids: torch.Tensor, eos_token_ids: torch.Tensor | None) -> torch.Tensor:
+    """How many of the tokens (B, n) there are up to the first end of sequence, (B,); 0 without one."""
+    if eos_token_ids is None:
+        return token_ids.new_zeros(len(token_ids))
+    is_eos = torch.isin(token_ids, eos_token_ids)
+    return (is_eos.long().argmax(dim=1) + 1) * is_eos.any(dim=1)
 
 
 class ConfidenceThreshold(LengthPolicy):
@@ -85,6 +101,11 @@ class ConfidenceThreshold(LengthPolicy):
 
     def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
         return (confidence >= self.confidence_threshold).all(dim=-1)
+
+    def _decided(
+        self, token_ids: torch.Tensor, confidence: torch.Tensor, eos_token_ids: torch.Tensor | None
+    ) -> Sequence[tuple[int, bool]]:
+        return kernels.chunk_decision(token_ids, confidence, self.confidence_threshold, eos_token_ids)
 
 
 class FixedLength(LengthPolicy):

@@ -12,9 +12,18 @@ from .rows import Rows, indices, is_even
 
 LayerOutput = Literal["hidden_states", "attentions"]
 
+# What is made of the logits (B, r, vocabulary) within the forward, and so within its graph: tensors (B, r, ...).
+# Heads that compute the same must be equal, since a graph is captured for one.
+Head = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+
 
 # One for all layers, or one per layer type; None where a row sees all there is.
 Mask = torch.Tensor | Mapping[str, torch.Tensor | None]
+
+
+def raw_logits(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The head that leaves everything to the caller."""
+    return (logits,)
 
 
 class CausalLM(Protocol):
@@ -71,8 +80,20 @@ class EagerRunner:
         rows: int | torch.Tensor,  # the last `rows` rows of the window, or row indices (r,)
         limit: torch.Tensor | None = None,  # (q,) or (B, q)
     ) -> torch.Tensor:
-        """Feeds tokens behind the cached ones of each row and returns the logits (B, r, vocabulary) of the rows asked
-        for; afterwards the slots hold all of the window."""
+        """As `run`, with the logits (B, r, vocabulary) as they are."""
+        (logits,) = self.run(input_ids, cache, rows, limit, raw_logits)
+        return logits
+
+    def run(
+        self,
+        input_ids: torch.Tensor,  # (B, q)
+        cache: SlotCache,
+        rows: int | torch.Tensor,
+        limit: torch.Tensor | None,
+        head: Head,
+    ) -> tuple[torch.Tensor, ...]:
+        """Feeds tokens behind the cached ones of each row and returns what the head makes of the logits of the rows
+        asked for; afterwards the slots hold all of the window."""
         num_rows, width = input_ids.shape
         position_ids = indices(cache.lengths, width, input_ids.device).expand(num_rows, -1)
         if not is_even(cache.lengths):
@@ -94,8 +115,9 @@ class EagerRunner:
         # A tenth less time than no_grad where a forward is mostly overhead; K/V that graphs write must be ordinary.
         with torch.inference_mode() if input_ids.device.type == "cpu" else nullcontext():
             logits, self.hidden_states = self._forward(input_ids, position_ids, mask, cache, rows)
+            outputs = head(logits)
         cache.advance(width)
-        return logits
+        return outputs
 
     def _forward(
         self,
@@ -154,13 +176,14 @@ def feed(
     num_read: int,
     shift: int = 1,
     limit: Limit | None = None,
-) -> torch.Tensor:
+    head: Head = raw_logits,
+) -> tuple[torch.Tensor, ...]:
     """One forward over each row's known tokens that are not in the slots, and its tail behind them.
 
-    Returns logits (B, num_read, vocabulary), from the row of the last known token on with shift 1, from the first of
-    the tail with shift 0. Rows that have less to read than others begin earlier, with tokens that are in the slots
-    already, so that all tails begin in the same column of the window; only where a row is too short for that (prompts
-    of different length) the columns differ.
+    Returns what the head makes of `num_read` rows' logits, (B, num_read, ...) each, from the row of the last known
+    token on with shift 1, from the first of the tail with shift 0. Rows that have less to read than others begin
+    earlier, with tokens that are in the slots already, so that all tails begin in the same column of the window; only
+    where a row is too short for that (prompts of different length) the columns differ.
 
     limit: makes the limits (B, q) or (q,) out of the window's positions and the number of known tokens, which is a
         number where all rows know as many, else a tensor (B, 1).
@@ -181,8 +204,9 @@ def feed(
     if is_even(first):
         is_end = first[0] + num_read == width
         rows = num_read if is_end else torch.arange(first[0], first[0] + num_read, device=window.device)
-        return runner(window, cache, rows, limits)
+        return runner.run(window, cache, rows, limits, head)
     columns = sorted({start + offset for start in first for offset in range(num_read)})
-    logits = runner(window, cache, torch.tensor(columns, device=window.device), limits)
+    outputs = runner.run(window, cache, torch.tensor(columns, device=window.device), limits, head)
     place = [[columns.index(start + offset) for offset in range(num_read)] for start in first]
-    return logits[torch.arange(len(first), device=logits.device)[:, None], torch.tensor(place, device=logits.device)]
+    index = (torch.arange(len(first), device=window.device)[:, None], torch.tensor(place, device=window.device))
+    return tuple(output[index] for output in outputs)

@@ -54,12 +54,15 @@ class TokenChoice:
     with a top-k, these run on a shortlist of the most likely tokens instead of the whole vocabulary.
 
     keeps_scores: whether the caller records scores, which must then be those of the whole vocabulary.
+
+    is_argmax: the token is the most likely one of the raw logits.
     """
 
     def __init__(self, processors: LogitsProcessorList, do_sample: bool, keeps_scores: bool = False) -> None:
         self.do_sample = do_sample
         self.is_rowwise = all(type(processor) in ROWWISE_PROCESSORS for processor in processors)
         self.is_row_independent = all(type(processor) in ROW_INDEPENDENT_PROCESSORS for processor in processors)
+        self.is_argmax = not do_sample and not processors
         start, end = (len(processors),) * 2 if keeps_scores else _top_k_stage(processors)
         self.processors = LogitsProcessorList(processors[:start])  # for the whole vocabulary
         self.top_k_stage = LogitsProcessorList(processors[start:end])  # makes the shortlist, if there is one

@@ -11,7 +11,7 @@ ROW_INDEPENDENT_CRITERIA = (MaxTimeCriteria, StopStringCriteria)
 class StopRules:
     """The stopping criteria of one call, split by cost.
 
-    Length and end-of-sequence are decided on the host copy of a round's tokens. Everything else (stop strings,
+    Length and end-of-sequence are decided with the acceptance of a whole draft. Everything else (stop strings,
     `max_time`, the caller's own criteria, stateful or not) is in `walked` and must be asked after every single token.
     """
 
@@ -40,10 +40,3 @@ class StopRules:
     def ends(self, token_id: int, length: int) -> bool:
         """Whether a sequence that has `length` tokens, `token_id` last, is complete by length or end of sequence."""
         return token_id in self._eos or length >= self.max_length
-
-    def cut(self, token_ids: list[int], length: int) -> tuple[list[int], bool]:
-        """The tokens up to the first that completes a sequence of `length` tokens, and whether there is one."""
-        for count, token_id in enumerate(token_ids, start=1):
-            if self.ends(token_id, length + count):
-                return token_ids[:count], True
-        return token_ids, False

@@ -49,6 +49,11 @@ class GeneratedText:
         self._logits = Record(num_rows) if records and generation_config.output_logits else None
 
     @property
+    def keeps_vectors(self) -> bool:
+        """Whether scores or logits of every emitted token are recorded."""
+        return self._scores is not None or self._logits is not None
+
+    @property
     def num_rows(self) -> int:
         return len(self.lengths)
 
@@ -92,8 +97,8 @@ class GeneratedText:
         rows: Sequence[int],
         token_ids: torch.Tensor,  # (r, m), in the order of `rows`
         counts: Sequence[int],  # how many of them to add to each row
-        scores: torch.Tensor,  # processed, (r, m, vocabulary)
-        logits: torch.Tensor,  # raw, (r, m, vocabulary)
+        scores: torch.Tensor | None,  # processed, (r, m, vocabulary)
+        logits: torch.Tensor | None,  # raw, (r, m, vocabulary); neither is asked for where none is recorded
     ) -> None:
         """Adds tokens to the rows, and what they were chosen by to the records."""
         token_ids = token_ids[:, : max(counts)]
@@ -105,7 +110,7 @@ class GeneratedText:
         for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
             self.lengths[row] += count
             for record, values in ((self._scores, scores), (self._logits, logits)):
-                if record is not None:
+                if record is not None and values is not None:
                     record.add(row, values[index, :count])
 
     def scores(self, rows: Sequence[int] | None = None) -> tuple[torch.Tensor, ...] | None:

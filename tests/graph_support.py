@@ -54,5 +54,5 @@ class Recorder(CudaGraphs):
         with tape:
             outputs = forward()
         for output in outputs:
-            output.fill_(torch.nan)  # what a capture computes is not executed
+            output.fill_(torch.nan if output.is_floating_point() else -1)  # what a capture computes is not executed
         return tape.replay, outputs

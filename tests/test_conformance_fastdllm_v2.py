@@ -121,7 +121,7 @@ class Replay:
             logits = forward(self.session, self.ids[start:end])
             self.passes += 1
             if len(self.ids) == end:
-                self.ids.append(int(self.session._choose(logits[:, -1:])[0]))
+                self.ids.append(int(self.session.choose(*self.session.head(logits[:, -1:]))[0]))
 
     def _fill_block(self, start: int) -> bool:
         """Fills the last block; whether the draft is complete."""
@@ -148,7 +148,7 @@ class Replay:
         self.session.cache.rollback(block)
         self.passes += 1
         rows = torch.tensor(masked) - 1 - block
-        ids, confidence, _ = self.session._choose(logits[:, rows])
+        ids, confidence, _ = self.session.choose(*self.session.head(logits[:, rows]))
         tokens, sure = ids[0].tolist(), confidence[0].tolist()
         self.steps.append({"pos": masked, "tok": tokens, "conf": sure})
         self.confidences += sure

@@ -21,7 +21,7 @@ from scripted import ScriptedDrafter
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength, load_drafter
 from hf_failfast.drafters import Draft
-from hf_failfast.drafters.denoising import DraftTokens
+from hf_failfast.drafters.denoising import MostLikely
 from hf_failfast.drafters.masked import MaskedDrafter
 from hf_failfast.length_policy import LengthPolicy
 
@@ -129,7 +129,7 @@ def test_passes_of_a_block_causal_chunk() -> None:
 
 
 @pytest.mark.parametrize("kind", DRAFTERS)
-def test_mask_and_padding_ids_are_never_proposed(kind: str, tmp_path: Path) -> None:
+def test_mask_and_padding_ids_are_never_proposed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that prefers the mask token or a padding row would waste the draft, or crash the target."""
     body = tiny_model("qwen2", vocab_size=128, tie_word_embeddings=True)
     favourites = [7, *range(VOCAB_SIZE, 128)]  # 7 is the mask here
@@ -140,17 +140,17 @@ def test_mask_and_padding_ids_are_never_proposed(kind: str, tmp_path: Path) -> N
     assert isinstance(loaded, MaskedDrafter)
     session = loaded.start(target("qwen2"), 200, None)
     proposed, unrestricted = [], []
-    choose = session._choose
+    choose = MostLikely.__call__
 
-    def spy(logits: torch.Tensor) -> DraftTokens:
+    def spy(self: MostLikely, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
         unrestricted.extend(logits.argmax(-1).flatten().tolist())
         probability = logits.double().softmax(-1)
-        ids, confidence, probs = choose(logits)
+        ids, confidence = choose(self, logits)
         expected = probability.gather(-1, ids[..., None])[..., 0].float()
         torch.testing.assert_close(confidence, expected, atol=1e-6, rtol=1e-4)  # forbidden ids count as doubt
-        return DraftTokens(ids, confidence, probs)
+        return ids, confidence
 
-    session._choose = spy  # type: ignore[method-assign]
+    monkeypatch.setattr(MostLikely, "__call__", spy)
     with torch.no_grad():
         for seed in range(8):
             draft = session.draft(prompt(20, seed), FixedLength(10), 100)

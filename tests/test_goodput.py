@@ -60,6 +60,12 @@ class Text:
         return confidence, is_right
 
 
+def ids(confidence: torch.Tensor, end: int = 0) -> torch.Tensor:
+    """Token ids (B, n) with token 1 in place `end`, if any."""
+    places = torch.arange(1, confidence.shape[1] + 1)
+    return (places == end).long().expand_as(confidence)
+
+
 def simulate(policy: LengthPolicy, text: Text, costs: RoundCosts, num_tokens: int) -> tuple[float, float]:
     """(speedup over plain rounds, share of plain rounds) in simulated time."""
     policy.start(1, 64)
@@ -76,7 +82,8 @@ def simulate(policy: LengthPolicy, text: Text, costs: RoundCosts, num_tokens: in
             read = length + len(right)
             right += is_right
             can_extend = len(right) < policy.max_draft_length
-            (extend,) = policy.decide(torch.tensor([confidence]), None, can_extend).extend
+            values = torch.tensor([confidence])
+            (extend,) = policy.decide(ids(values), values, None, can_extend).extend
         if is_drafting:
             right = right[: policy.cut([len(right)])[0]]
         time += seconds_at(costs.verify, len(right))
@@ -168,7 +175,7 @@ def test_a_token_is_kept_or_cut_without_a_look_at_what_follows() -> None:
         lengths = []
         for values in (confidence, other):
             policy = trained()
-            policy.decide(values, None, can_extend=False)
+            policy.decide(ids(values), values, None, can_extend=False)
             lengths.append(min(policy.cut([8])[0], place))
         assert lengths[0] == lengths[1]
         seen.add(lengths[0])
@@ -180,9 +187,9 @@ def test_an_end_of_sequence_cuts_nothing_before_it() -> None:
     for end in range(1, 9):
         confidence = torch.linspace(0.9, 0.3, 8)[None]
         with_end, without = trained(), trained()
-        kept = with_end.decide(confidence, torch.tensor([end]), can_extend=True).kept
+        kept = with_end.decide(ids(confidence, end), confidence, torch.tensor([1]), can_extend=True).kept
         assert kept == [end]
-        without.decide(confidence, torch.tensor([0]), can_extend=False)
+        without.decide(ids(confidence), confidence, torch.tensor([1]), can_extend=False)
         assert with_end.cut(kept) == [min(without.cut([8])[0], end)]
 
 
@@ -193,7 +200,7 @@ def test_rows_share_one_decision() -> None:
         policy = goodput(COSTS["bfloat16"])
         policy.start(4, 64)
         assert policy.start_draft(4, 64, 100)
-        decision = policy.decide(confidence, None, can_extend=True)
+        decision = policy.decide(ids(confidence), confidence, None, can_extend=True)
         assert len(set(decision.extend)) == 1
         lengths.append(policy.cut([8] * 4)[0])
         policy.observe([0] * 4)

@@ -20,7 +20,7 @@ from hf_failfast import graph_runner, kernels, slot_attention
 from hf_failfast.drafters import DiffusionDrafter
 from hf_failfast.graph_runner import CudaGraphRunner, KeptGraphs, Shape
 from hf_failfast.runner_choice import Runners
-from hf_failfast.runners import EagerRunner
+from hf_failfast.runners import EagerRunner, raw_logits
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -187,13 +187,15 @@ def test_the_attention_kernel_fails(monkeypatch: pytest.MonkeyPatch, warnings: l
 
 def test_shapes_are_few() -> None:
     """Every round would capture a graph of its own, or the window not fit."""
-    shape = Shape.around(11, 4, 300, 4096, True, ())
-    assert shape == (16, 512, 16, True, ())
-    assert Shape.around(1, 1, 20, 4096, False, ()) == (1, 256, 1, False, ())
-    assert Shape.around(17, 17, 1020, 1024, False, ()) == (32, 1024, 32, False, ())
-    shapes = {Shape.around(width, 10, 900, 4096, True, ()) for width in range(2, 129)}
+    shape = Shape.around(11, 4, 300, 4096, True, (), raw_logits)
+    assert shape == (16, 512, 16, True, (), raw_logits)
+    assert Shape.around(1, 1, 20, 4096, False, (), raw_logits) == (1, 256, 1, False, (), raw_logits)
+    assert Shape.around(17, 17, 1020, 1024, False, (), raw_logits) == (32, 1024, 32, False, (), raw_logits)
+    shapes = {Shape.around(width, 10, 900, 4096, True, (), raw_logits) for width in range(2, 129)}
     assert len(shapes) == 4
-    assert all(Shape.around(w, 1, n, 4096, True, ()).num_slots >= w + n for w in range(1, 129) for n in range(900))
+    assert all(
+        Shape.around(w, 1, n, 4096, True, (), raw_logits).num_slots >= w + n for w in range(1, 129) for n in range(900)
+    )
 
 
 def test_a_text_that_grows_past_a_bucket() -> None:
@@ -237,6 +239,22 @@ def test_a_second_call_captures_nothing() -> None:
         check(model, used)
     assert recorder.captures == captures
     assert [len(each.idle) for each in kept(used, model).values()] == [1, 1]
+
+
+def test_a_forward_returns_what_the_call_asks_for() -> None:
+    """A call that records logits would get the tokens of one that does not, or capture again what there is."""
+    model, recorder = target("qwen2"), Recorder()
+    used = graphed(graphs=recorder)
+    check(model, used)
+    captures = recorder.captures
+    options = {"output_logits": True, "return_dict_in_generate": True, "max_new_tokens": 40}
+    expected = plain(model, prompt(20), **options)
+    actual = failfast(
+        model, prompt(20), used, confidence_threshold=0.3, chunk_length=4, max_draft_length=12, **options
+    )
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert captures < recorder.captures < 2 * captures  # the drafter's serve both
+    check(model, used)
 
 
 def test_slots_are_clean_for_the_next_call() -> None:

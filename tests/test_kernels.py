@@ -18,9 +18,9 @@ from hf_failfast import kernels
 from hf_failfast.kernels import reference
 
 pytest.importorskip("triton")
-from hf_failfast.kernels import triton_acceptance as acceptance
 from hf_failfast.kernels import triton_attention as attention
 from hf_failfast.kernels import triton_confidence as confidence
+from hf_failfast.kernels import triton_decisions as decisions
 
 FEW = settings(max_examples=25, deadline=None)
 
@@ -31,12 +31,10 @@ FEW = settings(max_examples=25, deadline=None)
 def check_chunk(logits: torch.Tensor, vocab_size: int, mask_id: int | None, eos: list[int], tau: float = 0.2) -> None:
     ends = torch.tensor(eos) if eos else None
     expected_ids, expected = reference.most_likely(logits.clone(), vocab_size, mask_id)
-    ids, sure, decision = confidence.draft_chunk(logits, vocab_size, mask_id, tau, ends)
+    ids, sure = confidence.most_likely(logits, vocab_size, mask_id)
     assert torch.equal(ids, expected_ids)
     torch.testing.assert_close(sure, expected, rtol=1e-5, atol=1e-7, equal_nan=True)
-    assert torch.equal(decision, reference.chunk_decision(ids, sure, tau, ends))
-    again = confidence.most_likely(logits, vocab_size, mask_id)
-    assert torch.equal(again[0], ids) and torch.equal(again[1].nan_to_num(), sure.nan_to_num())
+    assert decisions.chunk_decision(ids, sure, tau, ends) == reference.chunk_decision(ids, sure, tau, ends)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -119,6 +117,10 @@ def test_with_a_gpu_the_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
         ours, expected = kernels.most_likely(logits, 50, 4), reference.most_likely(logits, 50, 4)
         torch.testing.assert_close(ours, expected)
         torch.testing.assert_close(kernels.attention(*states, limit), reference.attention(*states, limit))
+        chunk = torch.ones(1, 3, dtype=torch.long), torch.rand(1, 3), 0.5, None
+        assert kernels.chunk_decision(*chunk) == reference.chunk_decision(*chunk)
+        draft = torch.ones(1, 2, dtype=torch.long), torch.rand(1, 2), chunk[0], [2], [7], [False], 9, None
+        assert kernels.accept(*draft) == reference.accept(*draft)
 
 
 def test_the_reference_leaves_its_input() -> None:
@@ -126,6 +128,16 @@ def test_the_reference_leaves_its_input() -> None:
     logits = torch.ones(1, 2, 5)
     reference.most_likely(logits, 5, 4)
     assert torch.equal(logits, torch.ones(1, 2, 5))
+
+
+def test_chunk_decision_by_example() -> None:
+    """Definition and kernel would be wrong alike: at an end, in doubt, without a number, with just tau."""
+    ids = torch.tensor([[1, 2, 3], [1, 7, 7], [1, 2, 3], [1, 2, 3], [1, 2, 3]])
+    sure = torch.tensor([[0.9, 0.5, 0.7], [0.9, 0.9, 0.9], [0.9, 0.4, 0.9], [0.9, torch.nan, 0.9], [0.45, 0.45, 0.45]])
+    for decide in (reference.chunk_decision, decisions.chunk_decision):
+        decided = decide(ids, sure, 0.45, torch.tensor([7, 8]))
+        assert decided == [(3, True), (2, False), (3, False), (3, False), (3, True)]
+        assert decide(ids[:, 1:], sure[:, 1:], 0.45, None)[1] == (2, True)
 
 
 # Acceptance
@@ -144,33 +156,44 @@ def test_accept(data: st.DataObject) -> None:
     tokens = below(4, batch, drafted + 1)
     draft = torch.where(below(6, batch, drafted) > 0, tokens[:, :-1], below(4, batch, drafted))
     eos = data.draw(st.sampled_from([None, [3], [1, 9]]))
+    confidence = torch.rand(batch, drafted, generator=generator)
     arguments = (
         draft,
-        below(drafted + 1, batch),
+        torch.where(confidence < 0.1, torch.nan, confidence),
         tokens,
-        5 + below(8, batch),
-        below(3, batch) // 2,
+        below(drafted + 1, batch).tolist(),
+        (5 + below(8, batch)).tolist(),
+        (below(3, batch) == 0).tolist(),
         data.draw(st.integers(13, 24)),
         None if eos is None else torch.tensor(eos),
     )
-    expected = reference.accept(*arguments)
-    for ours, theirs in zip(acceptance.accept(*arguments), expected, strict=True):
-        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+    assert decisions.accept(*arguments) == reference.accept(*arguments)
 
 
 def test_accept_by_example() -> None:
     """Definition and kernel would be wrong alike."""
     draft = torch.tensor([[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3]])
     tokens = torch.tensor([[1, 2, 9, 4], [1, 2, 3, 4], [1, 7, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [7, 2, 3, 4]])
-    drafted = torch.tensor([3, 3, 3, 1, 3, 3])
-    lengths = torch.tensor([10, 10, 10, 10, 18, 10])
-    finished = torch.tensor([0, 0, 0, 0, 0, 1])
-    for accept in (reference.accept, acceptance.accept):
-        result = accept(draft, drafted, tokens, lengths, finished, 20, torch.tensor([7]))
-        assert result.accepted.tolist() == [2, 3, 1, 1, 2, 0]
-        assert result.emitted.tolist() == [3, 4, 2, 2, 2, 0]
-        assert result.lengths.tolist() == [13, 14, 12, 12, 20, 10]
-        assert result.finished.tolist() == [0, 0, 1, 0, 1, 1]
+    confidence = torch.full(draft.shape, 0.5)
+    confidence[1, 2] = torch.nan
+    drafted = [3, 3, 3, 1, 3, 3]
+    lengths = [10, 10, 10, 10, 18, 10]
+    finished = [False] * 5 + [True]
+    for accept in (reference.accept, decisions.accept):
+        result = accept(draft, confidence, tokens, drafted, lengths, finished, 20, torch.tensor([7]))
+        assert [row.num_accepted for row in result] == [2, 3, 1, 1, 2, 0]
+        assert [row.num_emitted for row in result] == [3, 4, 2, 2, 2, 0]
+        assert [row.is_finished for row in result] == [False, False, True, False, True, True]
+        assert [row.is_broken for row in result] == [False, True, False, False, False, False]
+
+
+def test_a_strided_draft() -> None:
+    """Slices of wider tensors, which the loop hands over, would be read from the wrong places."""
+    draft, tokens, confidence = torch.randint(3, (2, 9)), torch.randint(3, (2, 9)), torch.rand(2, 9)
+    rows = draft[:, 1:4], confidence[:, 1:4], tokens[:, 2:6], [3, 3], [5, 6], [False, False], 30, None
+    assert decisions.accept(*rows) == reference.accept(*rows)
+    chunk = draft[:, 1:4], confidence[:, 1:4], 0.3, torch.tensor([1])
+    assert decisions.chunk_decision(*chunk) == reference.chunk_decision(*chunk)
 
 
 # Attention
@@ -220,13 +243,12 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from hf_failfast.kernels import triton_acceptance as acceptance, triton_attention as attention
-from hf_failfast.kernels import triton_confidence as confidence
+from hf_failfast.kernels import triton_attention as attention
+from hf_failfast.kernels import triton_confidence as confidence, triton_decisions as decisions
 
 floats = {"maximum", "total", "best", "confidence", "partial", "top_of", "mass_of"}
 halves = {"logits", "query", "key", "value", "out"}
-longs = {"token_ids", "decision", "eos_token_ids", "draft_ids", "draft_lengths", "lengths", "finished"}
-longs |= {"limit", "first"}
+longs = {"token_ids", "eos_token_ids", "draft_ids", "state", "limit", "first"}
 
 def compile(function, out, **constants):
     types = {"index": "*i32", "threshold": "fp32", "scale": "fp32", "out": out}
@@ -238,8 +260,9 @@ def compile(function, out, **constants):
     print(function.__name__, len(compiled.asm["cubin"]), compiled.metadata.shared)
 
 compile(confidence._scan, None, SPLITS=16, TILES=10, BLOCK=1024)
-compile(confidence._combine, None, NUM_EOS=2, SPLITS=16, ROWS=32, DECIDE=True)
-compile(acceptance._accept, "*i64", NUM_DRAFTED=10, NUM_EOS=2, PLACES=16)
+compile(confidence._combine, None, SPLITS=16, ROWS=32)
+compile(decisions._decide, "*i64", NUM_EOS=2, PLACES=16)
+compile(decisions._accept, "*i64", NUM_EOS=2, PLACES=16)
 compile(attention._attend, None, GROUP=6, HEAD_DIM=128, WIDTH=128, ROWS=64, SLOTS=64, TILES=4, PRECISION="tf32")
 compile(attention._join, "*bf16", HEAD_DIM=128, WIDTH=128, SPLITS=16)
 """
@@ -253,5 +276,5 @@ def test_kernels_compile_for_a_gpu() -> None:
     )
     assert result.returncode == 0, result.stderr
     sizes = [line.split() for line in result.stdout.splitlines()]
-    assert [name for name, *_ in sizes] == ["_scan", "_combine", "_accept", "_attend", "_join"]
+    assert [name for name, *_ in sizes] == ["_scan", "_combine", "_decide", "_accept", "_attend", "_join"]
     assert all(int(cubin) > 0 and int(shared) <= 99 * 1024 for _, cubin, shared in sizes)

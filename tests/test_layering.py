@@ -67,7 +67,7 @@ def test_the_reader_of_imports() -> None:
         ("advice", {"stats"}),
         ("verification", set()),
         ("rows", set()),
-        ("length_policy", {"config"}),
+        ("length_policy", {"config", "kernels"}),
         ("kernels.reference", set()),
     ],
 )

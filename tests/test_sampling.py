@@ -21,11 +21,12 @@ from torch.nn.functional import one_hot, pad
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
-from hf_failfast import acceptance, scoring, verification
+from hf_failfast import scoring, verification
 from hf_failfast.drafters import DiffusionDrafter, masked
 from hf_failfast.drafters.denoising import Denoising
 from hf_failfast.drafters.masked import DraftingOptions, MaskedDrafter
-from hf_failfast.verification import Scores, Verification, choose_sampled, verify
+from hf_failfast.scoring import TokenChoice
+from hf_failfast.verification import Scores, choose_sampled
 
 TEMPERATURE = {"temperature": 1.3, "top_k": 0}
 STACKS: dict[str, dict[str, Any]] = {
@@ -171,24 +172,27 @@ def test_the_proof_rejects_tokens_drawn_given_later_ones(pair: Pair, monkeypatch
     assert fit(pair, coupled(pair), TEMPERATURE, 2000, verifier="rejection", draft_temperature=1.0) < 1e-6
 
 
-def accepts_the_draft_too_often(draft_ids: torch.Tensor, token_ids: torch.Tensor) -> Verification:
+def accepts_the_draft_too_often(draft_ids: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """Half of the rejected first draft tokens are kept all the same."""
     if draft_ids.shape[1]:
         kept = torch.where(torch.rand(len(draft_ids), 1) < 0.5, draft_ids[:, :1], token_ids[:, :1])
         token_ids = torch.cat([kept, token_ids[:, 1:]], dim=1)
-    return verify(draft_ids, token_ids)
+    return token_ids
 
 
-def never_repeats_the_rejected_token(draft_ids: torch.Tensor, token_ids: torch.Tensor) -> Verification:
+def never_repeats_the_rejected_token(draft_ids: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """Emits the token of the next row after a rejection, as if the draft had been accepted."""
-    verified = verify(draft_ids, token_ids)
-    is_rejected = (verified.num_accepted < draft_ids.shape[1])[:, None]
-    return Verification(torch.where(is_rejected, token_ids.roll(-1, dims=1), token_ids), verified.num_accepted)
+    is_confirmed = (token_ids[:, :-1] == draft_ids).cumprod(dim=1).bool()
+    behind = torch.cat([token_ids[:, 1:], token_ids[:, -1:]], dim=1)
+    return torch.where(pad(is_confirmed, (0, 1)), token_ids, behind)
 
 
 @pytest.mark.parametrize("mutant", [accepts_the_draft_too_often, never_repeats_the_rejected_token])
 def test_the_proof_rejects_mutants_of_matching(pair: Pair, monkeypatch: pytest.MonkeyPatch, mutant: Any) -> None:
-    monkeypatch.setattr(acceptance, "verify", mutant)
+    choose = TokenChoice.choose
+    monkeypatch.setattr(
+        TokenChoice, "choose", lambda self, scores, ids, *rest: mutant(ids, choose(self, scores, ids, *rest))
+    )
     assert fit(pair, pair.drafter(), TEMPERATURE) < 1e-6
 
 

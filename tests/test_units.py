@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StoppingCriteriaList
 
-from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength
+from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength, kernels
 from hf_failfast.stopping import StopRules
-from hf_failfast.verification import Scores, choose_by_rejection, choose_greedy, verify
+from hf_failfast.verification import Scores, best_tokens, choose_by_rejection, choose_greedy
 
 # Config
 
@@ -126,20 +126,21 @@ def whole(values: torch.Tensor) -> Scores:
         ([5, 5], [5, 5, 5], 2),
     ],
 )
-def test_verify(draft: list[int], own: list[int], accepted: int) -> None:
+def test_acceptance(draft: list[int], own: list[int], accepted: int) -> None:
     """Tokens behind the first wrong one would be accepted."""
-    verified = verify(torch.tensor([draft], dtype=torch.long), choose_greedy(scores(*own)))
-    assert verified.token_ids.tolist() == [own]
-    assert verified.num_accepted.tolist() == [accepted]
+    token_ids = choose_greedy(scores(*own))
+    assert token_ids.tolist() == [own]
+    draft_ids = torch.tensor([draft], dtype=torch.long)
+    (row,) = kernels.accept(draft_ids, draft_ids.float(), token_ids, [len(draft)], [10], [False], 99, None)
+    assert (row.num_accepted, row.num_emitted) == (accepted, accepted + 1)
 
 
 def test_ties_break_as_argmax_does() -> None:
     """Of equal scores another token than plain generation's would be taken."""
     tied = torch.zeros(1, 2, 6)
     tied[0, 0, [2, 4]] = 1.0
-    verified = verify(torch.tensor([[4]]), choose_greedy(whole(tied)))
-    assert verified.token_ids[0, 0] == tied[:, 0].argmax(dim=-1)
-    assert verified.num_accepted.tolist() == [0]
+    for token_ids in (choose_greedy(whole(tied)), *best_tokens(tied), *best_tokens(tied.bfloat16())):
+        assert token_ids.tolist() == tied.argmax(dim=-1).tolist() == [[2, 0]]
 
 
 def test_rejection_of_literal_drafts() -> None:
@@ -179,15 +180,11 @@ def rules(*criteria: Any, max_length: int = 100) -> StopRules:
     return StopRules(StoppingCriteriaList(criteria), max_length)
 
 
-def test_cut() -> None:
-    """The token that ends a text would be cut off, or one behind it be kept."""
+def test_ends() -> None:
+    """A text would go on behind its end, or end early."""
     stops = rules(MaxLengthCriteria(20), EosTokenCriteria(torch.tensor([7, 9])))
-    assert stops.cut([1, 2, 3], 10) == ([1, 2, 3], False)
-    assert stops.cut([1, 9, 3, 7], 10) == ([1, 9], True)
-    assert stops.cut([7], 10) == ([7], True)
-    assert stops.cut([1, 2, 3], 17) == ([1, 2, 3], True)
-    assert stops.cut([1, 2, 3], 18) == ([1, 2], True)
-    assert stops.cut([], 10) == ([], False)
+    assert [stops.ends(token_id, 10) for token_id in (1, 7, 8, 9)] == [False, True, False, True]
+    assert [stops.ends(1, length) for length in (19, 20, 21)] == [False, True, True]
     assert stops.eos_token_ids is not None
     assert stops.eos_token_ids.tolist() == [7, 9]
     assert stops.max_length == 20

@@ -37,20 +37,23 @@ def measure_kernels(machine: Machine) -> dict[str, Any]:
             lambda values=values: (kernels.attention(*values),),
             lambda values=values: (reference.attention(*values),),
         )
-    if machine.is_gpu:
-        found["accept"] = _accept_pair(machine)
-    return found
-
-
-def _accept_pair(machine: Machine) -> dict[str, Any]:
-    from hf_failfast.kernels.triton_acceptance import accept
-
-    generator = torch.Generator(machine.device).manual_seed(1)
+    eos = torch.tensor([2], device=machine.device)
     tokens = torch.randint(3, (8, 31), generator=generator, device=machine.device)
-    draft = torch.where(torch.rand(8, 30, generator=generator, device=machine.device) < 0.9, tokens[:, :-1], 5)
-    ones = torch.ones(8, dtype=torch.long, device=machine.device)
-    arguments = (draft, 30 * ones, tokens, 100 * ones, 0 * ones, 500, torch.tensor([2], device=machine.device))
-    return _pair(machine, lambda: accept(*arguments), lambda: reference.accept(*arguments))
+    confidence = torch.rand(8, 30, generator=generator, device=machine.device)
+    draft = torch.where(confidence < 0.9, tokens[:, :-1], 5)
+    chunk = (draft, confidence, 0.1, eos)
+    found["chunk_decision"] = _pair(
+        machine,
+        lambda: (torch.tensor(kernels.chunk_decision(*chunk)),),
+        lambda: (torch.tensor(reference.chunk_decision(*chunk)),),
+    )
+    batch = (draft, confidence, tokens, [30] * 8, [100] * 8, [False] * 8, 500, eos)
+    found["accept"] = _pair(
+        machine,
+        lambda: (torch.tensor(kernels.accept(*batch)),),
+        lambda: (torch.tensor(reference.accept(*batch)),),
+    )
+    return found
 
 
 def _pair(machine: Machine, ours: Callable[[], Any], theirs: Callable[[], Any]) -> dict[str, Any]:

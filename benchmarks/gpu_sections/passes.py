@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_failfast import graph_runner, slot_attention
 from hf_failfast.graph_runner import CudaGraphRunner, KeptGraphs
-from hf_failfast.runners import EagerRunner
+from hf_failfast.runners import EagerRunner, Head, raw_logits
 
 from .machine import Machine
 
@@ -41,7 +41,9 @@ def _runner(machine: Machine, model: PreTrainedModel, kind: str) -> EagerRunner:
     return EagerRunner(model) if kind == "eager" else CudaGraphRunner(model, (), KeptGraphs(machine.graphs()))
 
 
-def forward_pass(machine: Machine, model: PreTrainedModel, kind: str, rows: int) -> Callable[[], torch.Tensor]:
+def forward_pass(
+    machine: Machine, model: PreTrainedModel, kind: str, rows: int, head: Head = raw_logits
+) -> Callable[[], tuple[torch.Tensor, ...]]:
     """A forward of `rows` tokens behind a filled context, which forgets them again."""
     runner = _runner(machine, model, kind)
     cache = runner.new_cache(machine.context + graph_runner.MAX_WIDTH)
@@ -50,9 +52,9 @@ def forward_pass(machine: Machine, model: PreTrainedModel, kind: str, rows: int)
     ids = torch.zeros(1, rows, dtype=torch.long, device=machine.device)
 
     @torch.no_grad()
-    def run() -> torch.Tensor:
+    def run() -> tuple[torch.Tensor, ...]:
         cache.rollback(machine.context)
-        return runner(ids, cache, rows)
+        return runner.run(ids, cache, rows, None, head)
 
     if kind == "captured_sdpa":
         with sdpa_only():

@@ -6,7 +6,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_failfast import kernels
-from hf_failfast.kernels import reference
+from hf_failfast.drafters.denoising import MostLikely
+from hf_failfast.verification import best_tokens
 
 from .machine import Machine
 from .passes import forward_pass, measure_passes
@@ -19,21 +20,20 @@ def measure_rounds(machine: Machine, drafter: PreTrainedModel, target: PreTraine
     """Milliseconds of a round, host included: the drafter's passes of 32 rows with confidence and decision, the verify
     pass of 16 rows with acceptance, one host read after each; and what that is over plain decoding at the paper's
     tokens per round."""
-    draft, verify, plain = (
-        forward_pass(machine, model, kind, rows) for model, rows in ((drafter, 32), (target, 16), (target, 1))
-    )
+    draft = forward_pass(machine, drafter, kind, 32, MostLikely(drafter.config.vocab_size, 7))
+    verify, plain = (forward_pass(machine, target, kind, rows, best_tokens) for rows in (16, 1))
     eos = torch.tensor([3], device=machine.device)
     drafted = torch.zeros(1, 15, dtype=torch.long, device=machine.device)
+    sure = torch.ones(1, 15, device=machine.device)
 
     def round_of(passes: int) -> None:
         for _ in range(passes):
-            ids, confidence = kernels.most_likely(draft()[:, :10], drafter.config.vocab_size, 7)
-            reference.chunk_decision(ids, confidence, 0.45, eos).tolist()
-        tokens = verify().argmax(dim=-1)
-        matches = (tokens[:, :-1] == drafted).long().cumprod(dim=1).sum(dim=1)
-        torch.cat([matches[:, None], tokens], dim=1).tolist()
+            ids, confidence = draft()
+            kernels.chunk_decision(ids[:, :10], confidence[:, :10], 0.45, eos)
+        (tokens,) = verify()
+        kernels.accept(drafted, sure, tokens, [15], [machine.context], [False], 2 * machine.context, eos)
 
-    token = machine.seconds(lambda: plain().argmax(dim=-1).tolist())
+    token = machine.seconds(lambda: plain()[0].tolist())
     found = {"plain_token_ms": 1e3 * token}
     for passes in (1, 2, 3):
         seconds = machine.seconds(lambda passes=passes: round_of(passes))

@@ -60,7 +60,7 @@ class Draft:
         if self.token_ids.device == device:
             return self
         probs = None if self.probs is None else self.probs.to(device)
-        return replace(self, token_ids=self.token_ids.to(device), probs=probs)
+        return replace(self, token_ids=self.token_ids.to(device), confidence=self.confidence.to(device), probs=probs)
 
 
 class RowSession(ABC):
@@ -202,7 +202,7 @@ def draft_by_chunks(
         chunks.append(chunk)
         drafted = torch.cat([drafted, chunk.token_ids.to(device)], dim=1)
         can_extend = [row for row in growing if drafted.shape[1] < caps[row]]
-        kept, extend, reads = policy.decide(chunk.confidence, _ends(chunk.token_ids, eos_token_ids), bool(can_extend))
+        kept, extend, reads = policy.decide(chunk.token_ids, chunk.confidence, eos_token_ids, bool(can_extend))
         host_reads += reads
         for row in growing:
             lengths[row] = min(start + kept[row], caps[row])
@@ -218,14 +218,6 @@ def draft_by_chunks(
             is_drafted = torch.arange(longest, device=probs.device) < indices(lengths, 1, probs.device)
             probs = probs * is_drafted[..., None]
     return Draft(drafted[:, :longest], confidence[:, :longest], passes, host_reads, probs, lengths)
-
-
-def _ends(token_ids: torch.Tensor, eos_token_ids: torch.Tensor | None) -> torch.Tensor | None:
-    """How many of the tokens (B, n) there are up to the first end of sequence, (B,); 0 without one."""
-    if eos_token_ids is None:
-        return None
-    is_eos = torch.isin(token_ids, eos_token_ids)
-    return (is_eos.long().argmax(dim=1) + 1) * is_eos.any(dim=1)
 
 
 class ChunkedSession(RowSession):

@@ -75,6 +75,18 @@ class DraftTokens(NamedTuple):
 Warp = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
+@dataclass(frozen=True)
+class MostLikely:
+    """The head of a pass whose tokens are not drawn: see `kernels.most_likely`."""
+
+    vocab_size: int
+    mask_token_id: int | None
+
+    def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Ids and confidences (B, r)."""
+        return most_likely(logits, self.vocab_size, self.mask_token_id)
+
+
 def choose_tokens(
     logits: torch.Tensor, vocab_size: int, mask_token_id: int | None, warp: Warp | None = None
 ) -> DraftTokens:

@@ -11,7 +11,7 @@ import torch
 from ..config import FailFastConfig
 from ..length_policy import LengthPolicy
 from ..rows import Rows, is_even
-from ..runners import CausalLM, EagerRunner, feed
+from ..runners import CausalLM, EagerRunner, Head, feed, raw_logits
 from .attention import Bound, attention_pattern
 from .base import (
     BatchSession,
@@ -23,7 +23,7 @@ from .base import (
     concatenate_probs,
     draft_by_chunks,
 )
-from .denoising import Denoising, DraftTokens, choose_tokens
+from .denoising import Denoising, DraftTokens, MostLikely, choose_tokens
 from .dit import DiT
 from .reference import ReferenceSession
 from .shared import SharedBody
@@ -238,17 +238,41 @@ class MaskedSession(ChunkedSession, BatchSession):
             return self.pattern.limit(positions, clean_end, clean_end + noise)
 
         needs_limit = not self.pattern.is_causal(canvas.shape[1])
-        logits = feed(
-            self.runner, self.cache, known, canvas, num_read, self.spec.shift, limit if needs_limit else None
+        outputs = feed(
+            self.runner,
+            self.cache,
+            known,
+            canvas,
+            num_read,
+            self.spec.shift,
+            limit if needs_limit else None,
+            self.head,
         )
         self._forget(known.lengths)
-        return self._choose(logits)
+        return self.choose(*outputs)
 
-    def _choose(self, logits: torch.Tensor) -> DraftTokens:
-        """The target's ids that the drafter proposes at r positions (B, r, drafter's vocabulary)."""
+    @property
+    def admissible(self) -> tuple[int, int | None]:
+        """How many of the drafter's ids can be proposed, and the one among them that cannot."""
         if self.vocabulary is None:
-            return choose_tokens(logits, self.vocab_size, self.spec.mask_token_id, self.warp)
-        token_ids, confidence, probs = choose_tokens(logits, logits.shape[-1], None, self.warp)
+            return self.vocab_size, self.spec.mask_token_id
+        return len(self.vocabulary), None
+
+    @property
+    def head(self) -> Head:
+        return MostLikely(*self.admissible) if self.warp is None else raw_logits
+
+    def choose(self, *outputs: torch.Tensor) -> DraftTokens:
+        """The target's ids that the drafter proposes at r positions, from what the head made of its logits."""
+        if self.warp is None:
+            token_ids, confidence = outputs
+            tokens = DraftTokens(token_ids, confidence)
+        else:
+            (logits,) = outputs
+            tokens = choose_tokens(logits, *self.admissible, self.warp)
+        if self.vocabulary is None:
+            return tokens
+        token_ids, confidence, probs = tokens
         if probs is not None:
             whole = probs.new_zeros(*probs.shape[:2], self.vocab_size)
             probs = whole.index_copy(-1, self.vocabulary, probs)

@@ -5,11 +5,13 @@ The functions here choose: Triton on a CUDA device where it works, else the refe
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from . import reference
+from .reference import Accepted
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,42 @@ def attention(
     return attended
 
 
+def chunk_decision(
+    token_ids: torch.Tensor, confidence: torch.Tensor, threshold: float, eos_token_ids: torch.Tensor | None
+) -> list[tuple[int, bool]]:
+    """See `reference.chunk_decision`."""
+    decision: list[tuple[int, bool]] = _call(
+        "decisions", "chunk_decision", token_ids, confidence, threshold, eos_token_ids
+    )
+    return decision
+
+
+def accept(
+    draft_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    token_ids: torch.Tensor,
+    draft_lengths: Sequence[int],
+    lengths: Sequence[int],
+    finished: Sequence[bool],
+    max_length: int,
+    eos_token_ids: torch.Tensor | None,
+) -> list[Accepted]:
+    """See `reference.accept`."""
+    accepted: list[Accepted] = _call(
+        "decisions",
+        "accept",
+        draft_ids,
+        confidence,
+        token_ids,
+        draft_lengths,
+        lengths,
+        finished,
+        max_length,
+        eos_token_ids,
+    )
+    return accepted
+
+
 def is_fused(device: torch.device) -> bool:
     """Whether the functions here are kernels on this device."""
     return device.type == "cuda" and triton_works(device)
@@ -42,9 +80,9 @@ def _call(module: str, name: str, tensor: torch.Tensor, *arguments: Any) -> Any:
     if not is_fused(tensor.device):
         return getattr(reference, name)(tensor, *arguments)
     # By name, not by `import_module`: an exported repository holds what is named in such statements.
-    from . import triton_attention, triton_confidence
+    from . import triton_attention, triton_confidence, triton_decisions
 
-    modules = {"attention": triton_attention, "confidence": triton_confidence}
+    modules = {"attention": triton_attention, "confidence": triton_confidence, "decisions": triton_decisions}
     with torch.cuda.device_of(tensor):  # Triton launches on the current device
         return getattr(modules[module], name)(tensor, *arguments)
 

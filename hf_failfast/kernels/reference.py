@@ -1,5 +1,6 @@
 """What each kernel computes, in torch: the definition, the path without Triton, and what the tests compare with."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,57 +24,71 @@ def most_likely(logits: torch.Tensor, vocab_size: int, mask_token_id: int | None
 
 def chunk_decision(
     token_ids: torch.Tensor, confidence: torch.Tensor, threshold: float, eos_token_ids: torch.Tensor | None
-) -> torch.Tensor:
-    """FailFast's rule on a chunk of ids and confidences, both (B, r): (B, 2), how many tokens to keep (up to the first
-    end of sequence) and whether another chunk follows (all confidences >= threshold, no end of sequence).
+) -> list[tuple[int, bool]]:
+    """FailFast's rule on a chunk of ids and confidences, both (B, r): of each row how many tokens to keep (up to the
+    first end of sequence), and whether another chunk follows (all confidences >= threshold, no end of sequence).
+
+    The answer is on the host, in one transfer.
     """
-    count = token_ids.shape[1]
-    is_end = torch.zeros_like(token_ids, dtype=torch.bool)
-    if eos_token_ids is not None:
-        is_end = torch.isin(token_ids, eos_token_ids)
-    places = torch.arange(1, count + 1, device=token_ids.device)
-    kept = torch.where(is_end, places, count).amin(dim=1) if count else places.new_zeros(len(token_ids))
-    extend = (confidence >= threshold).all(dim=1) & ~is_end.any(dim=1)
-    return torch.stack([kept, extend.long()], dim=1)
+    ends = _numbers(eos_token_ids)
+    is_sure = (confidence >= threshold).all(dim=1).tolist()
+    decision = []
+    for ids, sure in zip(token_ids.tolist(), is_sure, strict=True):
+        kept = _up_to_end(ids, ends)
+        decision.append((kept, sure and not any(token in ends for token in ids[kept - 1 : kept])))
+    return decision
 
 
-class Acceptance(NamedTuple):
-    """What a round adds to each of B sequences, all int64 (B,)."""
+class Accepted(NamedTuple):
+    """What a round adds to a sequence."""
 
-    accepted: torch.Tensor  # draft tokens that stay
-    emitted: torch.Tensor  # tokens the sequence grows by: accepted draft tokens, then the bonus token
-    lengths: torch.Tensor  # of the sequences afterwards
-    finished: torch.Tensor  # 1 where the sequence is complete
+    num_accepted: int  # draft tokens that stay
+    num_emitted: int  # tokens the sequence grows by: accepted draft tokens, then the bonus token
+    is_finished: bool
+    is_broken: bool  # the draft's confidences are not all numbers
 
 
 def accept(
     draft_ids: torch.Tensor,
-    draft_lengths: torch.Tensor,
+    confidence: torch.Tensor,
     token_ids: torch.Tensor,
-    lengths: torch.Tensor,
-    finished: torch.Tensor,
+    draft_lengths: Sequence[int],
+    lengths: Sequence[int],
+    finished: Sequence[bool],
     max_length: int,
     eos_token_ids: torch.Tensor | None,
-) -> Acceptance:
+) -> list[Accepted]:
     """Longest match of each draft with the target's own tokens, cut at the first end of sequence and at `max_length`.
 
-    draft_ids: (B, k), of which sequence b has drafted the first `draft_lengths[b]`.
+    draft_ids, confidence: (B, k), of which sequence b has drafted the first `draft_lengths[b]`.
     token_ids: (B, k + 1), the target's choice after the prefix and after each draft token.
-    lengths, finished: (B,) before the round; a finished sequence does not change.
+    lengths, finished: of the B sequences before the round; a finished one does not change.
+
+    The emitted tokens are the first of `token_ids`: each is the target's own choice after a prefix of such choices. So
+    with greedy choices the text is plain greedy decoding's, and with sampled ones it is distributed as plain
+    sampling's. The answer is on the host, in one transfer.
     """
-    places = torch.arange(token_ids.shape[1], device=token_ids.device)
-    matches = (draft_ids == token_ids[:, :-1]) & (places[:-1] < draft_lengths[:, None])
-    matched = matches.long().cumprod(dim=1).sum(dim=1)
-    behind_end = torch.zeros_like(token_ids)
-    if eos_token_ids is not None:
-        behind_end[:, 1:] = torch.isin(token_ids[:, :-1], eos_token_ids).long().cumsum(dim=1)
-    allowed = (places <= matched[:, None]) & (behind_end == 0) & (lengths[:, None] + places < max_length)
-    emitted = (allowed & (finished == 0)[:, None]).sum(dim=1)
-    ended = lengths + emitted >= max_length
-    if eos_token_ids is not None:
-        last = token_ids.gather(1, (emitted - 1).clamp(min=0)[:, None])[:, 0]
-        ended |= (emitted > 0) & torch.isin(last, eos_token_ids)
-    return Acceptance(torch.minimum(matched, emitted), emitted, lengths + emitted, (ended | (finished != 0)).long())
+    ends = _numbers(eos_token_ids)
+    is_broken = confidence.isnan().any(dim=1).tolist()
+    rows = zip(draft_ids.tolist(), token_ids.tolist(), draft_lengths, lengths, finished, is_broken, strict=True)
+    outcome = []
+    for drafted, own, num_drafted, length, was_finished, broken in rows:
+        matched = 0
+        while matched < num_drafted and drafted[matched] == own[matched]:
+            matched += 1
+        emitted = 0 if was_finished else min(_up_to_end(own[: matched + 1], ends), max_length - length)
+        is_finished = was_finished or length + emitted >= max_length or own[emitted - 1] in ends
+        outcome.append(Accepted(min(matched, emitted), emitted, is_finished, broken))
+    return outcome
+
+
+def _numbers(token_ids: torch.Tensor | None) -> set[int]:
+    return set() if token_ids is None else set(token_ids.tolist())
+
+
+def _up_to_end(token_ids: list[int], ends: set[int]) -> int:
+    """How many tokens there are up to the first end of sequence; all without one."""
+    return next((count for count, token in enumerate(token_ids, start=1) if token in ends), len(token_ids))
 
 
 def attention(

@@ -1,8 +1,8 @@
-"""Confidence, token and length decision of a drafter pass: one read of the logits, split over the vocabulary.
+"""Confidence and token of a drafter pass: one read of the logits, split over the vocabulary.
 
 A softmax over 150,000 entries by one thread block per row would leave most of a GPU idle, since a pass has few rows.
 So `_scan` gives each part of a row to its own block, and `_combine` joins the parts. Logits of any dtype are read once
-and never converted in memory. Reference: `reference.most_likely`, `reference.chunk_decision`.
+and never converted in memory. Reference: `reference.most_likely`.
 """
 
 import torch
@@ -72,16 +72,11 @@ def _combine(  # type: ignore[no-untyped-def]
     index,
     token_ids,  # (B, r) int64
     confidence,  # (B, r) fp32
-    decision,  # (B, 2) int64: tokens to keep, whether to extend
-    eos_token_ids,
-    threshold,
     num_rows,
-    NUM_EOS: tl.constexpr,
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
-    DECIDE: tl.constexpr,
 ):
-    """Joins the parts of every row of one sequence, and decides on the chunk that the rows are."""
+    """Joins the parts of every row of one sequence."""
     none = 2147483647
     sequence = tl.program_id(0)
     rows = tl.arange(0, ROWS)
@@ -105,49 +100,15 @@ def _combine(  # type: ignore[no-untyped-def]
     tl.store(token_ids + sequence * num_rows + rows, token.to(tl.int64), mask=is_row)
     tl.store(confidence + sequence * num_rows + rows, sure, mask=is_row)
 
-    if DECIDE:
-        is_eos = rows < 0
-        for e in range(NUM_EOS):
-            is_eos = is_eos | (token == tl.load(eos_token_ids + e))
-        kept = tl.min(tl.where(is_eos & is_row, rows + 1, num_rows), axis=0)
-        ended = tl.max((is_eos & is_row).to(tl.int32), axis=0)
-        unsure = tl.max((is_row & ~(sure >= threshold)).to(tl.int32), axis=0)  # NaN is unsure
-        tl.store(decision + sequence * 2, kept.to(tl.int64))
-        tl.store(decision + sequence * 2 + 1, ((ended == 0) & (unsure == 0)).to(tl.int64))
-
 
 def most_likely(logits: torch.Tensor, vocab_size: int, mask_token_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """See `reference.most_likely`."""
-    token_ids, confidence, _ = _launch(logits, vocab_size, mask_token_id, None, None)
-    return token_ids, confidence
-
-
-def draft_chunk(
-    logits: torch.Tensor,
-    vocab_size: int,
-    mask_token_id: int | None,
-    threshold: float,
-    eos_token_ids: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`reference.most_likely` and `reference.chunk_decision` of its result, in the same two launches."""
-    return _launch(logits, vocab_size, mask_token_id, threshold, eos_token_ids)
-
-
-def _launch(
-    logits: torch.Tensor,
-    vocab_size: int,
-    mask_token_id: int | None,
-    threshold: float | None,
-    eos_token_ids: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, num_rows, width = logits.shape
     device = logits.device
     token_ids = torch.empty(batch, num_rows, dtype=torch.int64, device=device)
     confidence = torch.empty(batch, num_rows, dtype=torch.float32, device=device)
-    decision = torch.zeros(batch, 2, dtype=torch.int64, device=device)
     if not num_rows:
-        decision[:, 1] = 1
-        return token_ids, confidence, decision
+        return token_ids, confidence
     flat = logits.reshape(batch * num_rows, width)
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
     splits = min(
@@ -155,7 +116,6 @@ def _launch(
     )
     parts = torch.empty(3, len(flat), splits, dtype=torch.float32, device=device)
     index = torch.empty(len(flat), splits, dtype=torch.int32, device=device)
-    num_eos = 0 if eos_token_ids is None else eos_token_ids.numel()
     _scan[(len(flat), splits)](
         flat,
         flat.stride(0),
@@ -173,13 +133,8 @@ def _launch(
         index,
         token_ids,
         confidence,
-        decision,
-        eos_token_ids if num_eos else index,
-        0.0 if threshold is None else threshold,
         num_rows,
-        NUM_EOS=num_eos,
         SPLITS=splits,
         ROWS=triton.next_power_of_2(num_rows),
-        DECIDE=threshold is not None,
     )
-    return token_ids, confidence, decision
+    return token_ids, confidence
