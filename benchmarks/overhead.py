@@ -44,9 +44,7 @@ def timed_forwards() -> Iterator[list[float]]:
         EagerRunner._forward = forward  # type: ignore[method-assign]
 
 
-def main(
-    output: Annotated[Path, typer.Option(help="JSON file.")], max_new_tokens: int = 64, repeats: int = 3
-) -> None:
+def main(output: Annotated[Path, typer.Option(help="JSON file.")], max_new_tokens: int = 64, repeats: int = 3) -> None:
     logging.disable_progress_bar()
     target, tokenizer = load_smollm2(torch.bfloat16)
     drafter = hf_failfast.load_drafter(hf_failfast.BUNDLED_DRAFTER, dtype=torch.bfloat16)
