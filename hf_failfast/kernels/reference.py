@@ -30,13 +30,9 @@ def chunk_decision(
 
     The answer is on the host, in one transfer.
     """
-    ends = _numbers(eos_token_ids)
-    is_sure = (confidence >= threshold).all(dim=1).tolist()
-    decision = []
-    for ids, sure in zip(token_ids.tolist(), is_sure, strict=True):
-        kept = _up_to_end(ids, ends)
-        decision.append((kept, sure and not any(token in ends for token in ids[kept - 1 : kept])))
-    return decision
+    is_sure = (confidence >= threshold).all(dim=1, keepdim=True)
+    rows = torch.cat([is_sure, _is_end(token_ids, eos_token_ids)], dim=1).tolist()  # the transfer
+    return [(_up_to_end(is_end), sure and not any(is_end)) for sure, *is_end in rows]
 
 
 class Accepted(NamedTuple):
@@ -68,27 +64,32 @@ def accept(
     with greedy choices the text is plain greedy decoding's, and with sampled ones it is distributed as plain
     sampling's. The answer is on the host, in one transfer.
     """
-    ends = _numbers(eos_token_ids)
-    is_broken = confidence.isnan().any(dim=1).tolist()
-    rows = zip(draft_ids.tolist(), token_ids.tolist(), draft_lengths, lengths, finished, is_broken, strict=True)
+    is_broken = confidence.isnan().any(dim=1, keepdim=True)
+    columns = [draft_ids, token_ids, _is_end(token_ids, eos_token_ids), is_broken]
+    rows = torch.cat([column.to(token_ids) for column in columns], dim=1).tolist()  # the transfer
+    longest = draft_ids.shape[1]
     outcome = []
-    for drafted, own, num_drafted, length, was_finished, broken in rows:
+    for row, num_drafted, length, was_finished in zip(rows, draft_lengths, lengths, finished, strict=True):
+        drafted, own, is_end = row[:longest], row[longest : 2 * longest + 1], row[2 * longest + 1 : -1]
         matched = 0
         while matched < num_drafted and drafted[matched] == own[matched]:
             matched += 1
-        emitted = 0 if was_finished else min(_up_to_end(own[: matched + 1], ends), max_length - length)
-        is_finished = was_finished or length + emitted >= max_length or own[emitted - 1] in ends
-        outcome.append(Accepted(min(matched, emitted), emitted, is_finished, broken))
+        emitted = 0 if was_finished else min(_up_to_end(is_end[: matched + 1]), max_length - length)
+        is_finished = was_finished or length + emitted >= max_length or any(is_end[:emitted])
+        outcome.append(Accepted(min(matched, emitted), emitted, is_finished, bool(row[-1])))
     return outcome
 
 
-def _numbers(token_ids: torch.Tensor | None) -> set[int]:
-    return set() if token_ids is None else set(token_ids.tolist())
+def _is_end(token_ids: torch.Tensor, eos_token_ids: torch.Tensor | None) -> torch.Tensor:
+    """Which of the tokens end a sequence, bools of the same shape."""
+    if eos_token_ids is None:
+        return torch.zeros_like(token_ids, dtype=torch.bool)
+    return (token_ids[..., None] == eos_token_ids).any(dim=-1)
 
 
-def _up_to_end(token_ids: list[int], ends: set[int]) -> int:
+def _up_to_end(is_end: Sequence[int]) -> int:
     """How many tokens there are up to the first end of sequence; all without one."""
-    return next((count for count, token in enumerate(token_ids, start=1) if token in ends), len(token_ids))
+    return next((count for count, end in enumerate(is_end, start=1) if end), len(is_end))
 
 
 def attention(
