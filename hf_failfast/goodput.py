@@ -20,8 +20,10 @@ LONGEST_DRAFT = 64
 CONFIDENCE_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 # What drafting may lose against plain rounds: 2 tokens at once and 1 % of the plain rounds, so less than 3 % of 128
-# tokens. Of what it has won it may lose 6 before it stops.
-FIRST_CREDIT, CREDIT_PER_PLAIN_ROUND, MOST_CREDIT = 2.0, 0.01, 6.0
+# tokens; behind them 2.5 % of the plain rounds. Of what it has won it may lose 6 before it stops. The rest is saved,
+# and pays for trying again: 5 % of the plain rounds, as long as it lasts.
+FIRST_CREDIT, CREDIT, MOST_CREDIT = 2.0, 0.01, 6.0
+LONG_REQUEST, LATER_CREDIT, CREDIT_FROM_SAVINGS = 128, 0.025, 0.05
 
 # A draft begins if the account holds the drafter's pass and the verification of so many tokens.
 PROBE_LENGTH = 3
@@ -33,8 +35,9 @@ TRUST_MEMORY = 0.8
 
 @dataclass(frozen=True)
 class RoundCosts:
-    """Measured seconds: of a drafter pass by the rows it is fed beside the last token, and of a target forward by the
-    draft tokens it verifies. Points (count, seconds), ascending, at least two; linear between them and beyond."""
+    """Measured seconds: of a drafter pass by the rows it is fed beside the last token, the prompt's in its first one,
+    and of a round's rest by the draft tokens it verifies. Points (count, seconds), ascending, at least two; linear
+    between them and beyond."""
 
     draft: tuple[tuple[int, float], ...]
     verify: tuple[tuple[int, float], ...]
@@ -146,14 +149,15 @@ class Goodput(LengthPolicy):
         first, last = self._pass_cost(1), self._pass_cost(LONGEST_CHUNK)
         self._row_cost = max(last - first, 0.0) / (LONGEST_CHUNK - 1)
         self.calibration = Calibration()
-        self.account = FIRST_CREDIT
+        self.account, self.savings = FIRST_CREDIT, 0.0
+        self._num_emitted = 0.0
         self._rate = Mean(1.0, memory=0.95)
         # Of the first chunk's places what they gain in a round, of a later chunk's their survival.
         self._gains = [Mean(0.7 ** (place + 1), memory=0.97) for place in range(LONGEST_CHUNK)]
         self._later = [Mean(0.7 ** (place + 1), memory=0.97) for place in range(LONGEST_CHUNK)]
         self._next = Mean(0.7, memory=0.99)  # of the tokens that are confirmed, how often the next one is
         self._length = 0  # tokens of this draft that are worth verifying
-        self._num_read: int | None = None  # tokens that the drafter had been fed when the last draft began
+        self._num_read = 0  # tokens that the drafter had been fed when the last draft began
         self._rows: list[RowDraft] = []  # that are being drafted
         self._drafted: list[RowDraft] = []  # of the round
 
@@ -162,15 +166,18 @@ class Goodput(LengthPolicy):
         """Tokens per unit of time, of late; plain rounds make 1."""
         return max(1.0, self._rate.value)
 
+    def resume(self, num_read: int) -> None:
+        self._num_read = num_read
+
     def start_draft(self, num_rows: int, num_tokens: int, room: int) -> bool:
         self._rows = [RowDraft() for _ in range(num_rows)]
         self._drafted += self._rows
         self._length = 0
-        unread = 1 if self._num_read is None else max(num_tokens - self._num_read, 1)
-        length = self._best_chunk_length()
-        cost = self._pass_cost(unread - 1 + length)
-        if room < 1 or self.account < cost + self._verify[min(length, PROBE_LENGTH)] - 1:
+        unread = max(num_tokens - self._num_read, 1)
+        length = self._best_chunk_length() if self._can_afford(unread, 1) else 0
+        if room < 1 or not length or not self._can_afford(unread, length):
             return False
+        cost = self._pass_cost(unread - 1 + length)
         self.chunk_length = length
         self._num_read = num_tokens
         self._book(cost)
@@ -202,13 +209,27 @@ class Goodput(LengthPolicy):
             for index, (place, confidence) in enumerate(row.tokens[: accepted + 1]):
                 self.calibration.observe(place, confidence, index < accepted)
         tokens = 1 + sum(num_accepted) / len(num_accepted)
+        self._num_emitted += tokens
         drafting = sum(row.cost for row in self._drafted) / len(self._drafted)
         time = drafting + self._verify[max(len(row.tokens) for row in self._drafted)]
         self._rate.add(tokens, time)
         if drafting and not any(row.tokens for row in self._drafted):
             self.calibration.fade()
-        self.account = min(self.account + (tokens - time if drafting else CREDIT_PER_PLAIN_ROUND), MOST_CREDIT)
+        self.account += tokens - time if drafting else self._credit()
+        self.savings += max(self.account - MOST_CREDIT, 0.0)
+        self.account = min(self.account, MOST_CREDIT)
         self._drafted = []
+
+    def _credit(self) -> float:
+        """Of a plain round."""
+        saved = min(self.savings, CREDIT_FROM_SAVINGS)
+        self.savings -= saved
+        return saved + (CREDIT if self._num_emitted < LONG_REQUEST else LATER_CREDIT)
+
+    def _can_afford(self, unread: int, length: int) -> bool:
+        """Whether the account holds a draft of one chunk, to whose pass the drafter is fed so many new tokens."""
+        pass_cost = self._pass_cost(unread - 1 + length)
+        return self.account >= pass_cost + self._verify[min(length, PROBE_LENGTH)] - 1
 
     def _book(self, cost: float) -> None:
         for row in self._rows:

@@ -43,6 +43,9 @@ class LengthPolicy(ABC):
     def start(self, num_rows: int, num_tokens: int) -> None:  # noqa: B027
         """A generation begins, of so many rows, the longest of which has so many tokens."""
 
+    def resume(self, num_read: int) -> None:  # noqa: B027
+        """The drafter remembers so many tokens of the text from an earlier call; told before the first draft."""
+
     def start_draft(self, num_rows: int, num_tokens: int, room: int) -> bool:
         """Whether to draft in this round, for so many rows, the longest of which has so many tokens.
 

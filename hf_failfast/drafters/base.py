@@ -97,9 +97,11 @@ class RowSession(ABC):
         """
         assert not self.target_layers, f"{type(self).__name__} asks for hidden states and does not take them"
 
-    def inherit(self, previous: Self, num_tokens: int) -> None:  # noqa: B027
+    def inherit(self, previous: Self, num_tokens: int) -> int:
         """Takes over what another session of this drafter remembers of this text's first `num_tokens` tokens, all
-        before the last one. Called before the first draft if at all. Nothing by default: then all is read."""
+        before the last one, and returns of how many. Called before the first draft if at all. None by default: then
+        all is read."""
+        return 0
 
 
 class BatchSession(ABC):

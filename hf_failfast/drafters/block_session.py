@@ -37,9 +37,10 @@ class BlockSession(ChunkedSession):
     def accept(self, num_accepted: int) -> None:
         """Nothing to forget: the slots hold context only."""
 
-    def inherit(self, previous: Self, num_tokens: int) -> None:
+    def inherit(self, previous: Self, num_tokens: int) -> int:
         self.cache.adopt(previous.cache, num_tokens)
         self.features = previous.features[:, : num_tokens - self.cache.get_seq_length()]
+        return num_tokens
 
     def max_draft_length(self, num_tokens: int) -> int:
         known = self.cache.get_seq_length() + self.features.shape[1]

@@ -59,8 +59,9 @@ class DiffusionGemmaSession(ChunkedSession):
     def accept(self, num_accepted: int) -> None:
         self.cache.rollback(min(self.cache.get_seq_length(), self.num_tokens + num_accepted))
 
-    def inherit(self, previous: Self, num_tokens: int) -> None:
+    def inherit(self, previous: Self, num_tokens: int) -> int:
         self.cache.adopt(previous.cache, num_tokens)
+        return self.cache.lengths[0]
 
     def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
         known = torch.cat([token_ids, drafted], dim=1).to(self.device).clamp(max=self.own_vocab_size - 1)

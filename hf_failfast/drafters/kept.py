@@ -90,7 +90,7 @@ class KeptSession(RowSession):
         self.num_observed = 0  # tokens whose hidden states the session was handed
 
     def draft(self, token_ids: torch.Tensor, policy: LengthPolicy, max_tokens: int) -> Draft:
-        num_reads = self._inherit(token_ids)
+        num_reads = self._inherit(token_ids, policy)
         self.is_settled = False
         self.num_tokens = token_ids.shape[1]
         self.session.warp = self.warp
@@ -111,7 +111,7 @@ class KeptSession(RowSession):
             self.session.observe(hidden_states[:, known:])
             self.num_observed = self.length
 
-    def _inherit(self, token_ids: torch.Tensor) -> int:
+    def _inherit(self, token_ids: torch.Tensor, policy: LengthPolicy) -> int:
         """Before the first draft: takes over what the last call's session remembers of this text (1, n), except for
         its last token, which no draft can do without. Returns the number of host reads, 0 or 1."""
         previous, self.previous = self.previous, None
@@ -121,5 +121,5 @@ class KeptSession(RowSession):
         width = min(old.shape[1], token_ids.shape[1] - 1)
         common = int((old[0, :width] == token_ids[0, :width]).long().cumprod(dim=0).sum())  # host sync: common prefix
         self.num_observed = min(previous.num_observed, common)
-        self.session.inherit(previous.session, self.num_observed if self.target_layers else common)
+        policy.resume(self.session.inherit(previous.session, self.num_observed if self.target_layers else common))
         return 1

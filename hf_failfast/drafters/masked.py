@@ -154,8 +154,9 @@ class MaskedSession(ChunkedSession, BatchSession):
     def accept(self, num_accepted: int) -> None:
         self._forget([self.num_tokens + num_accepted])
 
-    def inherit(self, previous: Self, num_tokens: int) -> None:
+    def inherit(self, previous: Self, num_tokens: int) -> int:
         self.cache.adopt(previous.cache, self.pattern.final_length(num_tokens))
+        return self.cache.lengths[0]
 
     def max_draft_length(self, num_tokens: int) -> int:
         return self.last_position - num_tokens
