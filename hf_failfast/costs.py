@@ -18,6 +18,7 @@ from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter
 from .goodput import LONGEST_CHUNK, RoundCosts
 from .length_policy import Decision, FixedLength
+from .prepacking import is_prepacked
 from .support import num_positions
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def measured_costs(target: PreTrainedModel, drafter: DiffusionDrafter, num_rows:
     """
     context = min(max(1 << (num_tokens - 1).bit_length(), SHORTEST_CONTEXT), LONGEST_CONTEXT)
     context = min(context, num_positions(target) // 2)
-    key = (target.dtype, target.device, torch.get_num_threads(), num_rows, context)
+    packing = is_prepacked(target), is_prepacked(drafter)
+    key = (target.dtype, target.device, packing, torch.get_num_threads(), num_rows, context)
     with _one_at_a_time:
         known = _measured.setdefault(target, WeakKeyDictionary()).setdefault(drafter, {})
         if key not in known:

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from . import slot_attention
 from .cache import SlotCache
 from .cuda_graphs import Arena, CudaGraphs, Outputs
+from .grouped_attention import attention_name
 from .rows import is_even
 from .runners import CausalLM, EagerRunner, Head
 
@@ -392,7 +393,7 @@ def _static_slots(capacity: int) -> int:
 
 def fingerprint(model: CausalLM) -> tuple[object, ...]:
     """What a graph has baked in of a model: where its weights are, and the switches that its forward reads."""
-    state: list[object] = [slot_attention.attention_name(model)]
+    state: list[object] = [attention_name(model)]
     for module in model.modules():
         tensors = (*module._parameters.values(), *module._buffers.values())
         state += [tensor.data_ptr() for tensor in tensors if tensor is not None]
@@ -404,7 +405,7 @@ def fingerprint(model: CausalLM) -> tuple[object, ...]:
 
 def obstacle(model: CausalLM) -> str | None:
     """Why this model's forwards cannot be captured, where that can be told beforehand."""
-    attention = slot_attention.attention_name(model)
+    attention = attention_name(model)
     modules = list(model.modules())
     devices = {tensor.device for module in modules for tensor in module.parameters(recurse=False)}
     if attention not in ("sdpa", "eager"):

@@ -8,6 +8,7 @@ import torch
 from transformers import Cache, PreTrainedConfig
 
 from .cache import SlotCache, layer_windows
+from .grouped_attention import attention_name, grouped_attention, is_usable
 from .rows import Rows, indices, is_even
 
 LayerOutput = Literal["hidden_states", "attentions"]
@@ -61,8 +62,9 @@ class EagerRunner:
         self.model = model
         self.windows = layer_windows(config)
         self.layer_types = getattr(config, "layer_types", None)
-        self.is_eager_attention = config._attn_implementation == "eager"
-        self.takes_bool_masks = self.layer_types is not None and config._attn_implementation == "sdpa"
+        self.is_eager_attention = attention_name(model) == "eager"
+        self.is_grouped = is_usable(model)
+        self.takes_bool_masks = self.is_grouped or (self.layer_types is not None and attention_name(model) == "sdpa")
         self.num_positions = getattr(config, "max_position_embeddings", None)
         self.hidden_layers = hidden_layers
         self.hidden_states: torch.Tensor | None = None
@@ -113,7 +115,9 @@ class EagerRunner:
         ):
             mask = dict.fromkeys(self.layer_types)  # one row that sees all: the model need not find that out
         # A tenth less time than no_grad where a forward is mostly overhead; K/V that graphs write must be ordinary.
-        with torch.inference_mode() if input_ids.device.type == "cpu" else nullcontext():
+        mode = torch.inference_mode() if input_ids.device.type == "cpu" else nullcontext()
+        attention = grouped_attention(self.model) if self.is_grouped and limit is not None else nullcontext()
+        with mode, attention:
             logits, self.hidden_states = self._forward(input_ids, position_ids, mask, cache, rows)
             outputs = head(logits)
         cache.advance(width)

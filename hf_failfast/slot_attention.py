@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from . import kernels
+from .grouped_attention import PREFIX, attention_name
 from .runners import CausalLM
 
-NAME = "hf_failfast_slots"
+NAME = f"{PREFIX}slots"
 
 # A model's layers look up their attention by a name in a config that all threads share.
 _NAMED = threading.RLock()
@@ -33,12 +34,6 @@ def sight(positions: torch.Tensor, limit: torch.Tensor, window: int | None) -> t
     """
     first = torch.zeros_like(positions) if window is None else (positions - window + 1).clamp(min=0)
     return torch.stack([first, limit.expand_as(positions)], dim=1)[:, None]
-
-
-def attention_name(model: CausalLM) -> str | None:
-    """The model's attention implementation; another thread may just have put ours in its place."""
-    name: str | None = model.config.get_text_config(decoder=True)._attn_implementation
-    return "sdpa" if name == NAME else name
 
 
 def is_usable(model: CausalLM) -> bool:

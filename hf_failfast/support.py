@@ -11,6 +11,8 @@ from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
+from .grouped_attention import attention_name
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -146,7 +148,7 @@ def _is_nothing(value: Any) -> bool:
 def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: Cache | None) -> dict[str, bool]:
     """Plain `generate` returns tuples without weights where the attention keeps none, and those of a static cache's
     empty slots too."""
-    attention = model.config.get_text_config(decoder=True)._attn_implementation
+    attention = attention_name(model)
     is_asked = bool(config.return_dict_in_generate and config.output_attentions)
     return {
         f"`output_attentions` with `attn_implementation`={attention!r} (only 'eager' returns weights)": (
@@ -159,7 +161,7 @@ def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: 
 def _batch_refusals(model: PreTrainedModel, num_rows: int) -> dict[str, bool]:
     """The rows of a batch see the slots through a 4-D mask, at positions of their own."""
     config = model.config.get_text_config(decoder=True)
-    attention = config._attn_implementation
+    attention = attention_name(model)
     has_alibi = config.model_type == "bloom" or getattr(config, "alibi", False) is True
     return {
         f"a batch of {num_rows} prompts for `{config.model_type}` with ALiBi, which it computes from a mask of two "

@@ -43,9 +43,9 @@ MATRIX: dict[str, list[Row]] = {
         Row("the user's processors, stateful ones too", "exact", "test_parity::test_stateful_processor"),
     ],
     "Ends and outputs": [
-        Row("several end-of-sequence ids", "exact", "test_parity::test_end_of_sequence_inside_an_accepted_block"),
-        Row("stop strings", "exact", "test_parity::test_stop_string_inside_an_accepted_block"),
-        Row("the user's criteria", "exact", "test_parity::test_user_criterion_inside_an_accepted_block"),
+        Row("several end-of-sequence ids", "exact", "test_ends::test_end_of_sequence_inside_an_accepted_block"),
+        Row("stop strings", "exact", "test_ends::test_stop_string_inside_an_accepted_block"),
+        Row("the user's criteria", "exact", "test_ends::test_user_criterion_inside_an_accepted_block"),
         Row("streamers", "exact", "test_doors::test_a_streamer_gets_nothing_behind_a_stop"),
         Row("`output_scores`, `output_logits`", "exact", "test_parity::test_scores_and_logits"),
         Row(

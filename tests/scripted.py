@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from conftest import VOCAB_SIZE
+from conftest import VOCAB_SIZE, plain
 from transformers import PreTrainedModel
 
 import hf_failfast
@@ -69,3 +70,8 @@ class ScriptedSession(ChunkedSession):
 
     def max_draft_length(self, num_tokens: int) -> int:
         return 10**9
+
+
+def scripted(model: PreTrainedModel, input_ids: torch.Tensor, **options: Any) -> ScriptedDrafter:
+    """Knows 60 tokens of the target's continuation."""
+    return ScriptedDrafter(plain(model, input_ids, max_new_tokens=60), **options)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import drafter, failfast, plain, prompt, target
 from test_batch import LENGTHS, batch, reference_of, scripts
-from test_parity import BanByCall, StopAt
+from test_ends import StopAt
+from test_parity import BanByCall
 from transformers import PreTrainedTokenizerFast, StoppingCriteria, TextStreamer, WatermarkingConfig
 from transformers.generation import BaseStreamer
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hf_failfast
 from hf_failfast.drafters.masked import MaskedDrafter
 from hf_failfast.drafters.spec import DrafterSpec
+from hf_failfast.runners import EagerRunner
 
 OPTIONS = {"return_dict_in_generate": True}
 
@@ -78,3 +79,17 @@ def test_no_round_copies_the_cache() -> None:
         medians.append(median(counts[1:]))
     per_token = (medians[1] - medians[0]) / 1000
     assert per_token < 100  # token ids and masks of a few rows
+
+
+def test_no_forward_copies_keys_and_values() -> None:
+    """With a mask, SDPA would copy them for each query head of a group: 1024 bytes per token here."""
+    runner = EagerRunner(target("llama"))
+    counts = []
+    for length in (50, 1050):
+        cache = runner.new_cache(2000)
+        runner(prompt(length), cache, rows=1)
+        with AllocatedBytes() as allocated:
+            runner(prompt(3), cache, rows=3)
+        counts.append(allocated.bytes)
+    per_token = (counts[1] - counts[0]) / 1000
+    assert 3 <= per_token < 100  # masks: of the window, and of two layers with two heads per group

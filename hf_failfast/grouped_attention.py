@@ -1,0 +1,106 @@
+"""Attention that reads each K/V head once for all query heads of its group, in the place of SDPA on a CPU.
+
+transformers copies K and V for each query head as soon as there is a mask, which costs the more the longer the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from .runners import CausalLM
+
+PREFIX = "hf_failfast_"  # of the names of attention implementations that are ours
+NAME = f"{PREFIX}grouped"
+
+# The widest window of which a group is packed. SDPA works on blocks of 32 rows; a wider one fills them by itself.
+PACKED_WIDTH = 32
+
+# What SDPA may be asked for beside a mask.
+_OTHERS = ("cache", "position_bias", "s_aux", "softcap")
+
+
+def attention_name(model: CausalLM) -> str | None:
+    """The model's attention implementation; another thread may just have put one of ours in the place of SDPA."""
+    name: str | None = model.config.get_text_config(decoder=True)._attn_implementation
+    return "sdpa" if name is not None and name.startswith(PREFIX) else name
+
+
+def is_usable(model: CausalLM) -> bool:
+    """Whether the model is on a CPU, groups its heads, and takes its attention from transformers' interface."""
+    config = model.config.get_text_config(decoder=True)
+    classes = {type(module) for module in model.modules()}
+    interfaces = [each.is_backend_compatible() for each in classes if hasattr(each, "is_backend_compatible")]
+    return (
+        model.device.type == "cpu"
+        and attention_name(model) == "sdpa"
+        and getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
+        and bool(interfaces)
+        and all(interfaces)
+    )
+
+
+@contextmanager
+def grouped_attention(model: CausalLM) -> Iterator[None]:
+    """In this context the model's SDPA is ours, for every thread: the results are the same. The masks must be given,
+    since some models make theirs by the attention's name."""
+    _register()
+    config = model.config.get_text_config(decoder=True)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
+
+
+@cache
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface  # both import the whole of modelling
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)  # for the forwards of other threads
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (B, H, q, D)
+    key: torch.Tensor,  # (B, H / group, S, D)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # (B, 1, q, S)
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    num_rows, num_heads, width, _ = query.shape
+    num_groups = key.shape[1]
+    if (
+        attention_mask is None
+        or attention_mask.shape[1:3] != (1, width)
+        or num_groups == num_heads
+        or dropout
+        or any(options.get(name) is not None for name in _OTHERS)
+        or torch.compiler.is_compiling()
+    ):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        attended, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return attended, None
+    if width <= PACKED_WIDTH and num_rows * num_groups >= torch.get_num_threads():  # each works on heads of its own
+        packed = query.reshape(num_rows, num_groups, -1, query.shape[-1])
+        mask = attention_mask.repeat(1, 1, num_heads // num_groups, 1)
+        attended = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
+        attended = attended.reshape(num_rows, num_heads, width, -1)
+    else:
+        attended = scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
+        )
+    return attended.transpose(1, 2).contiguous(), None

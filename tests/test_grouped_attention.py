@@ -1,0 +1,162 @@
+"""Attention over grouped heads on a CPU: SDPA's results without SDPA's copies, and nobody else notices."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import drafter, failfast, plain, prompt, target, tiny_model
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from hf_failfast import grouped_attention as module
+from hf_failfast.grouped_attention import NAME, grouped_attention, is_usable
+from hf_failfast.runners import EagerRunner
+
+HEADS, GROUPS, SLOTS = 6, 2, 50
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The heads of queries and of keys in each call of SDPA."""
+    counts = []
+    attention = module.scaled_dot_product_attention
+
+    def counted(query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        counts.append((query.shape[1], key.shape[1]))
+        return attention(query, key, *rest, **options)
+
+    monkeypatch.setattr(module, "scaled_dot_product_attention", counted)
+    return counts
+
+
+def states(width: int, num_rows: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys, values and a mask in which every row of the window sees other slots."""
+    torch.manual_seed(width)
+    query = torch.randn(num_rows, width, HEADS, 8).transpose(1, 2)
+    keys, values = torch.randn(2, num_rows, GROUPS, 2 * SLOTS, 8)
+    mask = torch.rand(num_rows, 1, width, SLOTS) < 0.5
+    mask[..., 0] = True
+    return query, keys[:, :, :SLOTS], values[:, :, :SLOTS], mask
+
+
+LAYER: Any = SimpleNamespace(num_key_value_groups=HEADS // GROUPS, is_causal=True)
+
+
+@pytest.mark.parametrize("threads", [1, 99])
+@pytest.mark.parametrize("width", [1, 3, 40])
+@pytest.mark.parametrize("is_float", [False, True])
+def test_results(
+    threads: int, width: int, is_float: bool, calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A query would meet another group's keys, or another row's mask; keys would be copied after all, or a group be
+    packed where that leaves threads idle or makes a wide window wider."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    query, keys, values, mask = states(width)
+    if is_float:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    found, _ = module._attend(LAYER, query, keys, values, mask, scaling=0.3)
+    expected, _ = sdpa_attention_forward(LAYER, query, keys, values, mask, scaling=0.3)
+    torch.testing.assert_close(found, expected)
+    is_packed = threads == 1 and width < 40
+    assert calls == [(GROUPS if is_packed else HEADS, GROUPS)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention_mask": None},
+        {"attention_mask": states(3)[3].expand(-1, HEADS, -1, -1)},
+        {"attention_mask": states(3)[3][:, :, :1]},
+        {"position_bias": torch.randn(1, HEADS, 3, SLOTS)},
+    ],
+)
+def test_what_is_left_to_sdpa(options: dict[str, Any], calls: list[tuple[int, int]]) -> None:
+    """A mask per head, or what comes beside a mask, would be dropped."""
+    query, keys, values, mask = states(3)
+    arguments = {"attention_mask": mask, "scaling": 0.3} | options
+    found, _ = module._attend(LAYER, query, keys, values, **arguments)
+    expected, _ = sdpa_attention_forward(LAYER, query, keys, values, **arguments)
+    torch.testing.assert_close(found, expected)
+    assert not calls
+
+
+def test_dropout_is_left_to_sdpa(calls: list[tuple[int, int]]) -> None:
+    query, keys, values, mask = states(3)
+    torch.manual_seed(0)
+    found, _ = module._attend(LAYER, query, keys, values, mask, dropout=0.5)
+    torch.manual_seed(0)
+    assert torch.equal(found, sdpa_attention_forward(LAYER, query, keys, values, mask, dropout=0.5)[0])
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "expected"),
+    [
+        ("llama", {}, True),
+        ("mistral", {}, True),
+        ("llama", {"num_key_value_heads": 4}, False),
+        ("llama", {"attn_implementation": "eager"}, False),
+        ("gpt2", {}, False),
+        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_key_value_heads": 2}, False),
+    ],
+)
+def test_which_models(model_type: str, options: dict[str, Any], expected: bool) -> None:
+    """A model would look for an attention by a name it does not know: Falcon calls SDPA itself, by its name."""
+    assert is_usable(tiny_model(model_type, **options)) is expected
+
+
+def test_target_and_drafter_use_it(calls: list[tuple[int, int]]) -> None:
+    """The loop would run on SDPA's copies as before; or plain generate not on its own attention."""
+    model, proposer = target("llama"), drafter("canvas_shift", "llama")
+    stats = failfast(
+        model, prompt(20), proposer, max_new_tokens=30, max_draft_length=3, return_dict_in_generate=True
+    ).speculation
+    rounds = sum(record.drafted > 0 for record in stats.records)
+    assert len(calls) >= 2 * (rounds - 1 + stats.drafter_passes)  # the first of them reads the prompt as SDPA
+    calls.clear()
+    plain(model, prompt(20), max_new_tokens=5)
+    assert not calls
+    assert {each.config._attn_implementation for each in (model, proposer.model)} == {"sdpa"}
+
+
+def test_a_forward_that_fails() -> None:
+    """The model would keep our attention for good."""
+    model = tiny_model("llama")
+    with pytest.raises(KeyError), grouped_attention(model):
+        assert model.config._attn_implementation == NAME
+        raise KeyError
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_other_threads() -> None:
+    """Their forwards would differ while ours is in place, or ours when theirs takes it away in the middle."""
+    model, proposer = tiny_model("llama"), drafter("canvas_shift", "llama")
+    ids = torch.cat([prompt(20), prompt(20, seed=1)])
+    padded = {"attention_mask": torch.ones_like(ids).index_fill(1, torch.arange(4), 0), "max_new_tokens": 20}
+    expected = plain(model, ids, **padded)
+    with grouped_attention(model):
+        assert torch.equal(plain(model, ids, **padded), expected)
+        assert is_usable(model)
+    with grouped_attention(model):
+        assert torch.equal(failfast(model, ids, proposer, **padded), expected)
+
+    def leave(*_: Any) -> None:
+        model.config._attn_implementation = "sdpa"
+
+    model.model.layers[0].register_forward_hook(leave)
+    assert torch.equal(failfast(model, ids, proposer, **padded), expected)
+
+
+def test_masks_are_given() -> None:
+    """Some models decide by the attention's name what a missing mask means: ours would mean something else to them."""
+    model = tiny_model("llama")
+    runner = EagerRunner(model)
+    cache = runner.new_cache(64)
+    seen = []
+    model.model.layers[0].self_attn.register_forward_pre_hook(
+        lambda layer, _, options: seen.append((options["attention_mask"] is None, model.config._attn_implementation)),
+        with_kwargs=True,
+    )
+    for width in (9, 1, 3):
+        runner(prompt(width), cache, rows=1)
+    assert seen == [(True, "sdpa"), (True, "sdpa"), (False, NAME)]
