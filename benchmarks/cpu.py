@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from hf_failfast import prepack
+from hf_failfast import grouped_attention, prepack
 from hf_failfast.bench.models import PROMPTS, encode_prompts
 from hf_failfast.comparison import Method, compare, summary
 from hf_failfast.pair import Pair, load_pair
@@ -24,35 +24,31 @@ from hf_failfast.runners import EagerRunner
 from hf_failfast.timing import seconds_by_arm, side_by_side
 
 
-def forward(runner: EagerRunner, ids: torch.Tensor, width: int) -> Callable[[int], None]:
-    """A forward of so many rows behind the first ids (1, n), as many as it is called with."""
-    caches = {}
+def forward(runner: EagerRunner, ids: torch.Tensor) -> Callable[[int], None]:
+    """A forward of so many rows behind the ids (1, n)."""
+    cache = runner.new_cache(2 * ids.shape[1])
+    runner(ids, cache, rows=1)
 
-    def run(context: int) -> None:
-        if context not in caches:
-            caches[context] = runner.new_cache(context + width)
-            runner(ids[:, :context], caches[context], rows=1)
-        runner(ids[:, :width], caches[context], rows=width)
-        caches[context].rollback(context)
+    def run(width: int) -> None:
+        runner(ids[:, :width], cache, rows=width)
+        cache.rollback(ids.shape[1])
 
     return run
 
 
 def time_forwards(pairs: dict[str, Pair], widths: list[int], contexts: list[int], repeats: int) -> dict[str, Any]:
-    """Median milliseconds by arm, number of rows, and tokens in front of them."""
-    ids = torch.randint(1000, (1, max(contexts)), generator=torch.Generator().manual_seed(0))
-    milliseconds: dict[str, dict[int, dict[int, float]]] = {}
-    for width in widths:
-        arms = {}
-        for name, pair in pairs.items():
-            arms[name], arms[f"{name}, SDPA's attention"] = EagerRunner(pair.target), EagerRunner(pair.target)
-            arms[f"{name}, SDPA's attention"].is_grouped = False
-        forwards = {name: forward(runner, ids, width) for name, runner in arms.items()}
-        for context in contexts:
-            [runs] = side_by_side(forwards, [context], repeats, warm_up=context)
+    """Median milliseconds by arm, tokens in front of the rows, and number of rows."""
+    runners = {}
+    for name, pair in pairs.items():
+        runners[name], runners[f"{name}, SDPA's attention"] = EagerRunner(pair.target), EagerRunner(pair.target)
+        runners[f"{name}, SDPA's attention"].is_grouped = False
+    milliseconds: dict[str, dict[int, dict[int, float]]] = {name: {} for name in runners}
+    for context in contexts:
+        ids = torch.randint(1000, (1, context), generator=torch.Generator().manual_seed(0))
+        forwards = {name: forward(runner, ids) for name, runner in runners.items()}
+        for width, runs in zip(widths, side_by_side(forwards, widths, repeats, warm_up=max(widths)), strict=True):
             for name, seconds in seconds_by_arm(runs).items():
-                found = milliseconds.setdefault(name, {}).setdefault(width, {})
-                found[context] = round(1000 * median(seconds), 2)
+                milliseconds[name].setdefault(context, {})[width] = round(1000 * median(seconds), 2)
     return milliseconds
 
 
@@ -62,7 +58,15 @@ def methods(name: str, pair: Pair) -> dict[str, Method]:
     def drafted(**inputs: Any) -> Any:
         return pair.target.generate(**inputs, assistant_model=pair.drafter, custom_generate="hf_failfast")
 
-    return {f"plain generate, {name}": pair.target.generate, f"hf_failfast, {name}": drafted}
+    def grouped(**inputs: Any) -> Any:
+        with grouped_attention(pair.target):
+            return pair.target.generate(**inputs)
+
+    return {
+        f"plain generate, {name}": pair.target.generate,
+        f"plain generate, {name}, grouped attention": grouped,
+        f"hf_failfast, {name}": drafted,
+    }
 
 
 def main(

@@ -8,6 +8,7 @@ from pathlib import Path
 from . import compatibility as compatibility  # checks the version of transformers first  # isort: split
 from .candidate_generator import FailFastCandidateGenerator
 from .config import FailFastConfig
+from .cpu_attention import grouped_attention
 from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter, DrafterSpec, DraftSession, load_drafter
 from .generate import assisted_generate, generate, register
@@ -36,6 +37,7 @@ __all__ = [
     "assisted_generate",
     "failfast_decoding",
     "generate",
+    "grouped_attention",
     "load_drafter",
     "prepack",
 ]

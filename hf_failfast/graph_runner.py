@@ -19,8 +19,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from . import slot_attention
 from .cache import SlotCache
+from .cpu_attention import attention_name
 from .cuda_graphs import Arena, CudaGraphs, Outputs
-from .grouped_attention import attention_name
 from .rows import is_even
 from .runners import CausalLM, EagerRunner, Head
 

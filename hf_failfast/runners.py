@@ -8,7 +8,7 @@ import torch
 from transformers import Cache, PreTrainedConfig
 
 from .cache import SlotCache, layer_windows
-from .grouped_attention import attention_name, grouped_attention, is_usable
+from .cpu_attention import attention_name, in_place_of_sdpa, is_usable
 from .rows import Rows, indices, is_even
 
 LayerOutput = Literal["hidden_states", "attentions"]
@@ -116,7 +116,9 @@ class EagerRunner:
             mask = dict.fromkeys(self.layer_types)  # one row that sees all: the model need not find that out
         # A tenth less time than no_grad where a forward is mostly overhead; K/V that graphs write must be ordinary.
         mode = torch.inference_mode() if input_ids.device.type == "cpu" else nullcontext()
-        attention = grouped_attention(self.model) if self.is_grouped and limit is not None else nullcontext()
+        attention = (
+            in_place_of_sdpa(self.model) if self.is_grouped and (limit is not None or width == 1) else nullcontext()
+        )
         with mode, attention:
             logits, self.hidden_states = self._forward(input_ids, position_ids, mask, cache, rows)
             outputs = head(logits)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import kernels
-from .grouped_attention import PREFIX, attention_name
+from .cpu_attention import PREFIX, attention_name
 from .runners import CausalLM
 
 NAME = f"{PREFIX}slots"

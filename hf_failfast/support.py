@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
-from .grouped_attention import attention_name
+from .cpu_attention import attention_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,8 +8,8 @@ import torch
 from conftest import drafter, failfast, plain, prompt, target, tiny_model
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hf_failfast import grouped_attention as module
-from hf_failfast.grouped_attention import NAME, grouped_attention, is_usable
+from hf_failfast import cpu_attention as module
+from hf_failfast.cpu_attention import NAME, grouped_attention, is_usable
 from hf_failfast.runners import EagerRunner
 
 HEADS, GROUPS, SLOTS = 6, 2, 50
@@ -57,8 +57,17 @@ def test_results(
     found, _ = module._attend(LAYER, query, keys, values, mask, scaling=0.3)
     expected, _ = sdpa_attention_forward(LAYER, query, keys, values, mask, scaling=0.3)
     torch.testing.assert_close(found, expected)
-    is_packed = threads == 1 and width < 40
+    is_packed = width == 1 or (threads == 1 and width < 40)
     assert calls == [(GROUPS if is_packed else HEADS, GROUPS)]
+
+
+def test_one_row_that_sees_all(calls: list[tuple[int, int]]) -> None:
+    """It would be computed alone, which is slow in bf16, or see a part only."""
+    query, keys, values, _ = states(1)
+    found, _ = module._attend(LAYER, query, keys, values, None, scaling=0.3)
+    expected, _ = sdpa_attention_forward(LAYER, query, keys, values, None, scaling=0.3)
+    torch.testing.assert_close(found, expected)
+    assert calls == [(GROUPS, GROUPS)]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +128,25 @@ def test_target_and_drafter_use_it(calls: list[tuple[int, int]]) -> None:
     assert {each.config._attn_implementation for each in (model, proposer.model)} == {"sdpa"}
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+def test_plain_generate_can_have_it(model_type: str, calls: list[tuple[int, int]]) -> None:
+    """The baseline would be held back by SDPA's copies; or the text change."""
+    model = tiny_model(model_type)
+    ids = torch.cat([prompt(20), prompt(20, seed=1)])
+    options = {"attention_mask": torch.ones_like(ids).index_fill(1, torch.arange(4), 0), "max_new_tokens": 20}
+    expected = plain(model, ids, **options)
+    assert not calls
+    with grouped_attention(model), grouped_attention(model):
+        assert torch.equal(plain(model, ids, **options), expected)
+        assert len(calls) >= 2 * 19
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_without_groups_is_refused() -> None:
+    with pytest.raises(ValueError, match="`grouped_attention` needs a model on a CPU"):
+        grouped_attention(tiny_model("gpt2"))
+
+
 def test_a_forward_that_fails() -> None:
     """The model would keep our attention for good."""
     model = tiny_model("llama")
@@ -159,4 +187,4 @@ def test_masks_are_given() -> None:
     )
     for width in (9, 1, 3):
         runner(prompt(width), cache, rows=1)
-    assert seen == [(True, "sdpa"), (True, "sdpa"), (False, NAME)]
+    assert seen == [(True, "sdpa"), (True, NAME), (False, NAME)]

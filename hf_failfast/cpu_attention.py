@@ -6,7 +6,7 @@ transformers copies K and V for each query head as soon as there is a mask, whic
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,17 +46,34 @@ def is_usable(model: CausalLM) -> bool:
     )
 
 
+def grouped_attention(model: CausalLM) -> AbstractContextManager[None]:
+    """In this context plain `generate` reads the K/V of a group once, as drafted decoding does by itself.
+
+    Raises ValueError on a model that is not on a CPU, has no groups, or computes its attention in another way.
+    """
+    if not is_usable(model):
+        raise ValueError(
+            "`grouped_attention` needs a model on a CPU with `attn_implementation='sdpa'` whose query heads share key "
+            "heads."
+        )
+    return in_place_of_sdpa(model)
+
+
 @contextmanager
-def grouped_attention(model: CausalLM) -> Iterator[None]:
-    """In this context the model's SDPA is ours, for every thread: the results are the same. The masks must be given,
-    since some models make theirs by the attention's name."""
+def in_place_of_sdpa(model: CausalLM) -> Iterator[None]:
+    """In this context the model's SDPA is ours, for every thread: the results are the same.
+
+    Several rows need a mask of the caller's, since some models make theirs by the attention's name.
+    """
     _register()
     config = model.config.get_text_config(decoder=True)
+    is_outermost = config._attn_implementation != NAME
     config._attn_implementation = NAME
     try:
         yield
     finally:
-        config._attn_implementation = "sdpa"
+        if is_outermost:
+            config._attn_implementation = "sdpa"
 
 
 @cache
@@ -73,7 +90,7 @@ def _attend(
     query: torch.Tensor,  # (B, H, q, D)
     key: torch.Tensor,  # (B, H / group, S, D)
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # (B, 1, q, S)
+    attention_mask: torch.Tensor | None,  # (B, 1, q, S); None where the one row sees all
     dropout: float = 0.0,
     scaling: float | None = None,
     **options: Any,
@@ -81,8 +98,7 @@ def _attend(
     num_rows, num_heads, width, _ = query.shape
     num_groups = key.shape[1]
     if (
-        attention_mask is None
-        or attention_mask.shape[1:3] != (1, width)
+        (width > 1 if attention_mask is None else attention_mask.shape[1:3] != (1, width))
         or num_groups == num_heads
         or dropout
         or any(options.get(name) is not None for name in _OTHERS)
@@ -94,9 +110,10 @@ def _attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return attended, None
-    if width <= PACKED_WIDTH and num_rows * num_groups >= torch.get_num_threads():  # each works on heads of its own
+    # Threads work on heads of their own. One row by itself is slow in any case: in bf16 slower than several.
+    if width == 1 or (width <= PACKED_WIDTH and num_rows * num_groups >= torch.get_num_threads()):
         packed = query.reshape(num_rows, num_groups, -1, query.shape[-1])
-        mask = attention_mask.repeat(1, 1, num_heads // num_groups, 1)
+        mask = None if attention_mask is None else attention_mask.repeat(1, 1, num_heads // num_groups, 1)
         attended = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
         attended = attended.reshape(num_rows, num_heads, width, -1)
     else:
