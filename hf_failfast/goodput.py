@@ -19,10 +19,10 @@ LONGEST_CHUNK = 16
 LONGEST_DRAFT = 64
 CONFIDENCE_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
-# What drafting may lose against plain rounds: 2 tokens at once and 1 % of the plain rounds, so less than 3 % of 128
-# tokens; behind them 2.5 % of the plain rounds. Of what it has won it may lose 6 before it stops. The rest is saved,
-# and pays for trying again: 5 % of the plain rounds, as long as it lasts.
-FIRST_CREDIT, CREDIT, MOST_CREDIT = 2.0, 0.01, 6.0
+# What drafting may lose against plain rounds: 2.7 tokens at once, which may be the price of reading the prompt, and
+# 0.5 % of the plain rounds, so less than 3 % of 128 tokens; behind them 2.5 %. Of what it has won it may lose 6 before
+# it stops. The rest is saved, and pays for trying again: 5 % of the plain rounds, as long as it lasts.
+FIRST_CREDIT, CREDIT, MOST_CREDIT = 2.7, 0.005, 6.0
 LONG_REQUEST, LATER_CREDIT, CREDIT_FROM_SAVINGS = 128, 0.025, 0.05
 
 # A draft begins if the account holds the drafter's pass and the verification of so many tokens.
