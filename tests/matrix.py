@@ -132,6 +132,12 @@ MATRIX: dict[str, list[Row]] = {
             "test_prepacking::test_text",
             "on a CPU, with torch 2.11 to 2.15",
         ),
+        Row(
+            "plain `generate` with `hf_failfast.grouped_attention`",
+            "exact",
+            "test_cpu_attention::test_plain_generate_can_have_it",
+            "on a CPU",
+        ),
         Row("LoRA adapters switched between calls", "exact", "test_targets::test_adapters_switched_between_calls"),
         Row("`PeftModel`", "exact", "test_targets::test_a_peft_model"),
         Row('`tp_plan="auto"` under torchrun', "exact", "test_targets::test_tensor_parallel", "two processes, gloo"),
