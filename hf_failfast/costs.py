@@ -32,6 +32,9 @@ FEWEST_SWEEPS = 3
 SHORTEST_CONTEXT, LONGEST_CONTEXT = 64, 512
 SHORTEST_ROOM = 8  # tokens behind the context, for a round of each kind
 
+# Of a drafter that fails: the request shall draft, and do about the failure what it was asked to.
+UNKNOWN = RoundCosts(((1, 0.0), (2, 0.0)), ((0, 1.0), (1, 1.0)))
+
 _Measured = dict[tuple[object, ...], RoundCosts]
 _measured: WeakKeyDictionary[PreTrainedModel, WeakKeyDictionary[DiffusionDrafter, _Measured]] = WeakKeyDictionary()
 _one_at_a_time = threading.Lock()
@@ -49,7 +52,10 @@ def measured_costs(target: PreTrainedModel, drafter: DiffusionDrafter, num_rows:
     with _one_at_a_time:
         known = _measured.setdefault(target, WeakKeyDictionary()).setdefault(drafter, {})
         if key not in known:
-            known[key] = measure(target, drafter, num_rows, context)
+            try:
+                known[key] = measure(target, drafter, num_rows, context)
+            except DrafterFailed:
+                return UNKNOWN
         return known[key]
 
 
@@ -60,7 +66,10 @@ def measure(
     context: int,
     draft_lengths: Sequence[int] = DRAFT_LENGTHS,
 ) -> RoundCosts:
-    """Times greedy rounds behind a prompt of so many tokens, as they are: what is accepted is not known before."""
+    """Times greedy rounds behind a prompt of so many tokens, as they are: what is accepted is not known before.
+
+    Raises DrafterFailed if the drafter does.
+    """
     positions = num_positions(target)
     room = positions - context
     if room < SHORTEST_ROOM:
@@ -83,14 +92,19 @@ def measure(
                 drafter=drafter,
                 policy=timer,
                 config=FailFastConfig(),
-                drafter_errors="raise",
                 past_key_values=DynamicCache(config=target.config.get_text_config(decoder=True)),
             )
+    if len(timer.drafting) < 2:
+        raise DrafterFailed("The drafter failed while the costs of drafting were measured.")
     return RoundCosts(_ascending(timer.drafting), _ascending(timer.verifying))
 
 
-class MeasurementOver(Exception):
-    """Ends a generation whose further rounds nobody needs."""
+class DrafterFailed(RuntimeError):
+    """No costs are known."""
+
+
+class MeasurementOver(BaseException):
+    """Ends a generation whose further rounds nobody needs; no error of the drafter's, which the loop would catch."""
 
 
 class RoundTimer(FixedLength):

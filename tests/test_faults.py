@@ -138,3 +138,14 @@ def test_one_drafter_in_several_threads() -> None:
     for (seed, name), output in results.items():
         assert torch.equal(output, plain(models[name], prompt(9, seed), max_new_tokens=NEW))
     assert len(results) == 8
+
+
+@pytest.mark.parametrize("name", ["an error", "NaN"])
+def test_goodput_of_a_drafter_that_fails(name: str) -> None:
+    """The request would die while costs are measured, whatever it asked to be done about errors."""
+    arguments = {"length_policy": "goodput", "max_new_tokens": NEW, "return_dict_in_generate": True}
+    output = failfast(target("llama"), prompt(9), failing(FAULTS[name]), **arguments)
+    assert torch.equal(output.sequences, plain(target("llama"), prompt(9), max_new_tokens=NEW))
+    assert output.speculation.drafter_errors == 1
+    with pytest.raises((KeyError, ValueError)):
+        failfast(target("llama"), prompt(9), failing(FAULTS[name]), drafter_errors="raise", **arguments)
