@@ -23,7 +23,7 @@ from .drafters.cross_tokenizer import CrossTokenizerDrafter
 from .goodput import Goodput
 from .length_policy import ConfidenceThreshold, LengthPolicy
 from .scoring import draft_warp
-from .support import check_arguments, check_state, warn_of_int8_outliers
+from .support import check_arguments, check_state, fits_slots, warn_of_int8_outliers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -161,6 +161,11 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
         raise ValueError(
             "`length_policy='goodput'` needs a drafter of the target's tokenizer that drafts by chunks: neither "
             "`assistant_tokenizer` nor `mode='reference'` can be combined with it."
+        )
+    if not fits_slots(model):
+        raise ValueError(
+            "`length_policy='goodput'` times rounds of hf_failfast's own loop, which cannot take a "
+            f"`{model.config.model_type}` target: use the default policy with `hf_failfast.assisted_generate`."
         )
     measured = drafter.drafter if isinstance(drafter, DraftSession) else drafter
     return Goodput(functools.partial(measured_costs, model, measured))

@@ -11,6 +11,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
+from .cache import layer_windows
 from .cpu_attention import attention_name
 
 if TYPE_CHECKING:
@@ -95,6 +96,17 @@ def check_state(model: PreTrainedModel) -> None:
             f"`{model.config.model_type}` keeps a recurrent state, which cannot be rolled back to before a rejected "
             "token: neither hf_failfast nor transformers' assisted generation supports it. Use plain `generate`."
         )
+
+
+def fits_slots(model: PreTrainedModel) -> bool:
+    """Whether the loop can keep the target's cache in slots; `check_request` and the cache say why it cannot."""
+    if model.config.is_encoder_decoder:
+        return False
+    try:
+        layer_windows(model.config.get_text_config(decoder=True))
+    except ValueError:
+        return False
+    return True
 
 
 def check_request(

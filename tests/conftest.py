@@ -4,7 +4,9 @@ import copy
 import functools
 import json
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,14 @@ def shared_drafter(draft_vocabulary: int | None = None) -> DiffusionDrafter:
     spec = {"attention": "causal_canvas", "shift": 1, "mask_token_id": VOCAB_SIZE, "shared_embeddings": True}
     (folder / "config.json").write_text(json.dumps(target("llama").config.to_dict() | {"failfast": spec}))
     return hf_failfast.load_drafter(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def accelerate_begins_anew() -> Iterator[None]:
+    """accelerate keeps its first precision for the whole process; lm-eval and training ask for different ones."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 # Text

@@ -61,6 +61,13 @@ def test_in_transformers_own_loop(name: str, ngram: int) -> None:
     assert torch.equal(assisted(model, prompt(9), drafter("canvas_shift", "qwen2"), **options), reference)
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_goodput_needs_our_own_loop(name: str) -> None:
+    """The refusal by the loop whose costs are measured would send the caller to the door that was used."""
+    with pytest.raises(ValueError, match=f"`length_policy='goodput'` times rounds.* `{name}` target"):
+        assisted(TARGETS[name](), prompt(9), drafter("canvas_shift", "qwen2"), length_policy="goodput")
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_recurrent_state_is_refused(name: str, loop: str) -> None:
