@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from . import kernels
@@ -29,11 +27,10 @@ class Acceptance:
         self.choice = choice
         self.stops = stops
         self.stats = stats
-        walks = bool(stops.walked) or not choice.is_rowwise
-        self._accept: Callable[[GeneratedText, Draft, torch.Tensor], tuple[list[int], list[int]]]
-        self._accept = self._walk_all if walks else self._accept_at_once
+        self.walks = bool(stops.walked) or not choice.is_rowwise
         # Where nothing but the most likely tokens is asked for, the target's forward returns no more than these.
-        self.head: Head = best_tokens if choice.is_argmax and not walks and not text.keeps_vectors else raw_logits
+        is_enough = choice.is_argmax and not self.walks and not text.keeps_vectors
+        self.head: Head = best_tokens if is_enough else raw_logits
         # Without an end of sequence plain `generate` pads no row: all go on until each was told to stop.
         is_alone = choice.is_row_independent and stops.is_row_independent and (stops.pads or not stops.walked)
         self.is_joint = text.num_rows > 1 and not is_alone
@@ -45,7 +42,8 @@ class Acceptance:
 
         verified: what `head` made of the target's logits behind the prefixes and behind each draft token.
         """
-        return self._accept(text, draft, verified)
+        accept = self._walk_all if self.walks else self._accept_at_once
+        return accept(text, draft, verified)
 
     def _accept_at_once(
         self, text: GeneratedText, draft: Draft, verified: torch.Tensor
