@@ -28,7 +28,7 @@ def main(
             **inputs,
             assistant_model=session,
             custom_generate="hf_failfast",
-            past_key_values=cache,
+            cache=cache,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             streamer=streamer,

@@ -92,7 +92,7 @@ def measure(
                 drafter=drafter,
                 policy=timer,
                 config=FailFastConfig(),
-                past_key_values=DynamicCache(config=target.config.get_text_config(decoder=True)),
+                cache=DynamicCache(config=target.config.get_text_config(decoder=True)),
             )
     if len(timer.drafting) < 2:
         raise DrafterFailed("The drafter failed while the costs of drafting were measured.")

@@ -15,6 +15,7 @@ from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
 from .acceptance import Acceptance
 from .cache import RowStates, SlotCache, store
+from .compatibility import CACHE, with_cache_name
 from .config import FailFastConfig
 from .drafters import BatchSession, DiffusionDrafter, DrafterErrors, GuardedSession, start
 from .layer_outputs import LayerOutputs
@@ -61,6 +62,7 @@ def failfast_decoding(
     Returns the ids (B, n + m), or with `return_dict_in_generate` transformers' output class with one more field,
     `speculation` (`SpecDecodingStats`). Raises ValueError naming whatever is not supported.
     """
+    model_kwargs = with_cache_name(model_kwargs)
     check_request(model, input_ids, generation_config, model_kwargs, synced_gpus)
     started = perf_counter()
     stats = SpecDecodingStats()
@@ -72,7 +74,7 @@ def failfast_decoding(
     session = start(drafter, model, stops.max_length, stops.eos_token_ids, text.num_rows)
     session = GuardedSession(session, drafter_errors, drafter_timeout)
     session.warp = draft_warp(config, generation_config, logits_processor)
-    past = model_kwargs["past_key_values"]
+    past = model_kwargs[CACHE]
     layer_outputs = LayerOutputs(text, generation_config, past)
     runner = drafter.runners.target(model, session.target_layers, layer_outputs.names)
     cache = runner.new_cache(stops.max_length, text.num_rows)
@@ -136,7 +138,7 @@ def failfast_decoding(
         logits=text.logits(),
         attentions=layer_outputs.steps("attentions"),
         hidden_states=layer_outputs.steps("hidden_states"),
-        past_key_values=past,
+        **{CACHE: past},
     )
     output["speculation"] = stats
     return output

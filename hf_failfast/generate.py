@@ -15,6 +15,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDe
 from transformers.utils import ModelOutput
 
 from .candidate_generator import FailFastCandidateGenerator
+from .compatibility import with_cache_name
 from .config import CHUNK_RULE, FailFastConfig
 from .costs import measured_costs
 from .decoding import failfast_decoding
@@ -59,6 +60,7 @@ def _generate(
 
     Raises ValueError naming any argument or model that is not supported.
     """
+    kwargs = with_cache_name(kwargs)
     drafter, config = _drafter_and_config(model, assistant_model, failfast_config, kwargs)
     policy = _length_policy(config, model, drafter)
     check_arguments(model, kwargs)
@@ -92,6 +94,7 @@ def assisted_generate(
     For targets whose cache the slots cannot hold (encoder-decoders, convolution layers), and as the reference for our
     own loop. Its limits are transformers'. Raises ValueError on a target with a recurrent state.
     """
+    kwargs = with_cache_name(kwargs)
     drafter, config = _drafter_and_config(model, assistant_model, failfast_config, kwargs)
     policy = _length_policy(config, model, drafter)
     generators: list[FailFastCandidateGenerator] = []

@@ -8,6 +8,7 @@ import torch
 from transformers import Cache, PreTrainedConfig
 
 from .cache import SlotCache, layer_windows
+from .compatibility import CACHE
 from .cpu_attention import attention_name, in_place_of_sdpa, is_usable
 from .rows import Rows, indices, is_even
 
@@ -139,7 +140,7 @@ class EagerRunner:
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=mask,
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
             logits_to_keep=rows,
             return_dict=True,

@@ -12,6 +12,7 @@ from transformers.cache_utils import StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 from .cache import layer_windows
+from .compatibility import CACHE
 from .cpu_attention import attention_name
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ DERIVED_MODEL_KWARGS = frozenset(
         "logits_to_keep",
         "output_attentions",
         "output_hidden_states",
-        "past_key_values",
+        CACHE,
         "position_ids",
         "use_cache",
     }
@@ -131,7 +132,7 @@ def check_request(
     refusals = {
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
         "`use_cache=False`": config.use_cache is False,
-        "a target without `past_key_values`": config.use_cache is not False and "past_key_values" not in model_kwargs,
+        f"a target without `{CACHE}`": config.use_cache is not False and CACHE not in model_kwargs,
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,
         "an `attention_mask` that hides a whole prompt": mask is not None and not bool(mask.any(dim=-1).all()),
@@ -139,9 +140,9 @@ def check_request(
             input_ids.shape[-1] > positions
         ),
     }
-    refusals |= _attention_refusals(model, config, model_kwargs.get("past_key_values"))
+    refusals |= _attention_refusals(model, config, model_kwargs.get(CACHE))
     refusals |= _batch_refusals(model, input_ids.shape[0])
-    refusals |= _cache_refusals(model_kwargs.get("past_key_values"), input_ids, config.max_length)
+    refusals |= _cache_refusals(model_kwargs.get(CACHE), input_ids, config.max_length)
     # For a prompt without images, image models put an empty dict there.
     given = {name for name, value in model_kwargs.items() if not _is_nothing(value)}
     refusals |= {f"`{name}`": True for name in given - DERIVED_MODEL_KWARGS}
@@ -188,7 +189,7 @@ def _cache_refusals(past: Cache | None, input_ids: torch.Tensor, max_length: int
     its text and go on, and the answer must fit."""
     if past is None:
         return {}
-    name = f"a {type(past).__name__} as `past_key_values`"
+    name = f"a {type(past).__name__} as `{CACHE}`"
     if not _is_known(past):
         return {name: True}
     (num_rows, length), cached = input_ids.shape, int(past.get_seq_length())
@@ -200,8 +201,8 @@ def _cache_refusals(past: Cache | None, input_ids: torch.Tensor, max_length: int
         if isinstance(past, StaticCache) and not isinstance(layer, StaticSlidingWindowLayer)
     ]
     return {
-        f"a batch of {num_rows} prompts for `past_key_values` of {held}": num_rows != held,
-        f"a prompt of {length} tokens for `past_key_values` that hold {cached} of them": cached >= length,
+        f"a batch of {num_rows} prompts for `{CACHE}` of {held}": num_rows != held,
+        f"a prompt of {length} tokens for `{CACHE}` that hold {cached} of them": cached >= length,
         f"{name} of {min(slots, default=0)} slots for a text of up to `max_length`={max_length} tokens": (
             min(slots, default=max_length) < max_length - 1  # the last token's K/V are never made
         ),

@@ -57,7 +57,9 @@ MATRIX: dict[str, list[Row]] = {
         Row("`logits_to_keep`", "exact", "test_layer_outputs::test_logits_to_keep"),
         Row("scores of samples", "exact", "test_processors::test_sampled_scores_are_the_processors_own"),
         Row(
-            "`past_key_values` of an earlier call", "exact", "test_multi_turn::test_a_second_turn_continues_either_way"
+            "`cache` (before transformers 5.24 `past_key_values`) of an earlier call",
+            "exact",
+            "test_multi_turn::test_a_second_turn_continues_either_way",
         ),
         Row(
             "the drafter's K/V of earlier turns (`DraftSession`)",
@@ -66,7 +68,7 @@ MATRIX: dict[str, list[Row]] = {
             "one text; the hidden states that a drafter reads are kept likewise",
         ),
         Row(
-            "`StaticCache`, `DynamicCache` and its subclasses as `past_key_values`",
+            "`StaticCache`, `DynamicCache` and its subclasses as `cache`",
             "exact",
             "test_multi_turn::test_other_caches_continue_either_way",
             "a subclass with an `update` of its own is refused",
@@ -101,7 +103,7 @@ MATRIX: dict[str, list[Row]] = {
         Row("`num_return_sequences`", "same distribution", "test_batch_options::test_num_return_sequences"),
         Row("streamers that take a batch", "exact", "test_batch_options::test_a_streamer_of_a_batch_gets_columns"),
         Row("hidden states and attentions", "exact", "test_layer_outputs::test_a_ragged_batch"),
-        Row("the returned `past_key_values`", "exact", "test_batch::test_the_returned_cache_continues"),
+        Row("the returned `cache`", "exact", "test_batch::test_the_returned_cache_continues"),
         Row("BLOOM, Falcon with ALiBi", "refused", "test_bad_input::test_alibi_in_a_batch", "exact one by one"),
         Row(
             "flash or flex attention",

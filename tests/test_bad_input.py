@@ -9,13 +9,15 @@ from conftest import VOCAB_SIZE, drafter, failfast, plain, prompt, target, tiny_
 from scripted import ScriptedDrafter
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache
 
+from hf_failfast.compatibility import CACHE
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "num_beams": ({"num_beams": 4}, "`num_beams`=4"),
     "use_cache": ({"use_cache": False}, "`use_cache=False`"),
     "quantized cache": ({"cache_implementation": "quantized"}, "`cache_implementation`='quantized'"),
     "offloaded cache": ({"cache_implementation": "offloaded"}, "`cache_implementation`='offloaded'"),
     "offloaded static cache": ({"cache_implementation": "offloaded_static"}, "`cache_implementation`='offloaded_st"),
-    "two caches": ({"cache_implementation": "static", "past_key_values": DynamicCache()}, "Passing both `cache_imp"),
+    "two caches": ({"cache_implementation": "static", CACHE: DynamicCache()}, "Passing both `cache_imp"),
     "constrained beams": ({"force_words_ids": [[3]], "num_beams": 2}, "`force_words_ids`"),
     "temperature": ({"do_sample": True, "temperature": -0.5}, "`temperature`"),
     "top_p": ({"do_sample": True, "top_p": 1.5}, "`top_p` must be between 0 and 1.0, but is 1.5"),
@@ -129,6 +131,6 @@ def test_a_cache_of_another_batch() -> None:
     """The first row's K/V would be taken for all rows'."""
     model = target("llama")
     options = {"max_new_tokens": 3, "return_dict_in_generate": True}
-    cache = failfast(model, prompt(9), drafter("canvas"), **options).past_key_values
-    with pytest.raises(ValueError, match="batch of 2 prompts for `past_key_values` of 1"):
-        failfast(model, prompt(20).repeat(2, 1), drafter("canvas"), past_key_values=cache, max_new_tokens=3)
+    cache = failfast(model, prompt(9), drafter("canvas"), **options)[CACHE]
+    with pytest.raises(ValueError, match=f"batch of 2 prompts for `{CACHE}` of 1"):
+        failfast(model, prompt(20).repeat(2, 1), drafter("canvas"), **{CACHE: cache}, max_new_tokens=3)

@@ -8,6 +8,8 @@ from conftest import TARGETS, drafter, failfast, plain, prompt, target
 from scripted import ScriptedDrafter
 from transformers import PreTrainedModel
 
+from hf_failfast.compatibility import CACHE
+
 LENGTHS = (23, 9, 16)
 PAD = 0
 
@@ -133,10 +135,10 @@ def test_the_returned_cache_continues(family: str, positions: tuple[int, ...]) -
     options = {"max_new_tokens": 40, "eos_token_id": ends(model, positions), "pad_token_id": 7}
     proposer = scripts(reference_of(model), [10, 0, 3], [0], [5, 10, 1, 2])
     first = failfast(model, ids, proposer, attention_mask=mask, return_dict_in_generate=True, **options)
-    reference = model.generate(
-        ids, attention_mask=mask, do_sample=False, return_dict_in_generate=True, **options
-    ).past_key_values
-    assert first.past_key_values.get_seq_length() == reference.get_seq_length() == first.sequences.shape[1] - 1
+    reference = model.generate(ids, attention_mask=mask, do_sample=False, return_dict_in_generate=True, **options)[
+        CACHE
+    ]
+    assert first[CACHE].get_seq_length() == reference.get_seq_length() == first.sequences.shape[1] - 1
     turn = torch.cat([first.sequences, prompt(5).expand(3, -1)], dim=1)
     shown = torch.ones_like(turn)
     shown[:, :23] = mask
@@ -145,8 +147,8 @@ def test_the_returned_cache_continues(family: str, positions: tuple[int, ...]) -
     texts = [text[None, seen.bool()] for text, seen in zip(turn, shown, strict=True)]
     expected = torch.cat([plain(model, text, max_new_tokens=12)[:, -12:] for text in texts])
     for continued in (
-        model.generate(turn, attention_mask=shown, do_sample=False, past_key_values=reference, max_new_tokens=12),
-        plain(model, turn, attention_mask=shown, past_key_values=first.past_key_values, max_new_tokens=12),
+        model.generate(turn, attention_mask=shown, do_sample=False, **{CACHE: reference}, max_new_tokens=12),
+        plain(model, turn, attention_mask=shown, **{CACHE: first[CACHE]}, max_new_tokens=12),
     ):
         if family == "llama":  # a window counts hidden columns in plain generation
             assert torch.equal(continued[:, turn.shape[1] :], expected)

@@ -16,6 +16,7 @@ from hf_failfast.bench.floor import bandwidth, bytes_per_forward
 from hf_failfast.bench.models import RANDOM_PROMPTS
 from hf_failfast.bench.replay import ReplayDrafter, load, record, save
 from hf_failfast.cli import app
+from hf_failfast.compatibility import COMPILES_ASSISTED
 
 SHORT = ["--max-new-tokens", 12, "--repeats", 1, "--dtype", "float32", "--json"]
 
@@ -146,8 +147,9 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], N
     return lambda own: monkeypatch.setattr("hf_failfast.bench.arms.CompileConfig", lambda: CompileConfig(backend=own))
 
 
-def test_plain_generate_compiled(backend: Any, folder: Path) -> None:
+def test_plain_generate_compiled(backend: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing would be compiled on a CPU, each prompt be compiled anew, or the text be another one."""
+    monkeypatch.setattr("hf_failfast.bench.arms.COMPILES_ASSISTED", False)
     graphs = []
 
     def counted(graph: Any, inputs: Any, **_: Any) -> Any:
@@ -164,6 +166,26 @@ def test_plain_generate_compiled(backend: Any, folder: Path) -> None:
     assert records["plain generate, compiled"]["identical"] == 2
     assert document["compiled"]["first_call_seconds"] > 0
     assert len(graphs) == 1
+
+
+@pytest.mark.skipif(not COMPILES_ASSISTED, reason="transformers before 5.24 compiles plain `generate` only")
+def test_prompt_lookup_compiled(backend: Any, folder: Path) -> None:
+    """The compiled arm writes the plain text, and is timed as a method of its own."""
+    graphs = []
+
+    def counted(graph: Any, inputs: Any, **_: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    backend(counted)
+    pair = ["--target", folder, "--drafter", folder, "--prompt", "a b", "--prompt", "x y z a b c d"]
+    result = run(*pair, "--compiled", *SHORT[:-1])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout.strip().splitlines()[-1])
+    records = {each["method"]: each for each in document["results"]}
+    assert records["HF prompt lookup, compiled"]["identical"] == 2
+    assert document["compiled_hf"]["HF prompt lookup, compiled"]["first_call_seconds"] > 0
+    assert len(graphs) > 1, "only plain `generate` was compiled"
 
 
 def test_a_failed_compilation_is_a_note(backend: Any, folder: Path) -> None:

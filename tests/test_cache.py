@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, DynamicCache
 
 from hf_failfast.cache import SlotCache, SlotLayer, layer_windows, store
+from hf_failfast.compatibility import CACHE
 from hf_failfast.runners import EagerRunner
 
 
@@ -141,7 +142,7 @@ def test_store(family: str, length: int) -> None:
         runner(prompt(5), slots, 1)
         slots.rollback(length)
         plain = DynamicCache(config=model.config)
-        model(prompt(length), past_key_values=plain)
+        model(prompt(length), **{CACHE: plain})
     converted = DynamicCache(config=model.config)
     store(converted, [slots.row(0)], [torch.arange(length)], length)
     assert converted.get_seq_length() == plain.get_seq_length() == length

@@ -14,6 +14,7 @@ from test_family_dflash import load as load_dflash
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from hf_failfast import DraftSession
+from hf_failfast.compatibility import CACHE
 
 NEW = 18
 EXACT = {"max_new_tokens": NEW, "chunk_length": 4, "max_draft_length": 8, "return_dict_in_generate": True}
@@ -42,7 +43,7 @@ def test_a_turn_drafts_as_if_it_had_read_all(kind: str, has_cache: bool) -> None
     session, cache = DraftSession(proposer), DynamicCache(config=model.config)
     texts = conversation(model)
     for text, following in zip(texts, texts[1:], strict=False):
-        options = EXACT | ({"past_key_values": cache} if has_cache else {})
+        options = EXACT | ({CACHE: cache} if has_cache else {})
         kept = failfast(model, text, session, **options)
         assert torch.equal(kept.sequences, answer_of(text, following))
         assert kept.speculation.records == failfast(model, text, proposer, **EXACT).speculation.records
@@ -87,7 +88,7 @@ def test_a_drafter_that_reads_hidden_states() -> None:
     session, cache = DraftSession(proposer), DynamicCache(config=model.config)
     texts = conversation(model)
     for text, following in zip(texts, texts[1:], strict=False):
-        kept = failfast(model, text, session, past_key_values=cache, **EXACT)
+        kept = failfast(model, text, session, **{CACHE: cache}, **EXACT)
         assert torch.equal(kept.sequences, answer_of(text, following))
         assert kept.speculation.drafted > 0
         assert kept.speculation.records == failfast(model, text, proposer, **EXACT).speculation.records
@@ -95,14 +96,14 @@ def test_a_drafter_that_reads_hidden_states() -> None:
     kept = failfast(model, texts[-1], session, **EXACT)
     assert torch.equal(kept.sequences, plain(model, texts[-1], max_new_tokens=NEW))
     assert kept.speculation.drafted > 0
-    gap = failfast(model, texts[1], DraftSession(proposer), past_key_values=cache_of(model, texts[0]), **EXACT)
+    gap = failfast(model, texts[1], DraftSession(proposer), **{CACHE: cache_of(model, texts[0])}, **EXACT)
     assert torch.equal(gap.sequences, plain(model, texts[1], max_new_tokens=NEW))
     assert gap.speculation.drafted == 0
 
 
 def cache_of(model: Any, text: torch.Tensor) -> DynamicCache:
     cache = DynamicCache(config=model.config)
-    model(text, past_key_values=cache)
+    model(text, **{CACHE: cache})
     return cache
 
 

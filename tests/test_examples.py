@@ -50,7 +50,7 @@ def test_chat_keeps_the_text_and_reads_no_turn_twice(
     def record(self, *arguments, **kwargs):
         if kwargs["custom_generate"] == "hf_failfast":  # else the call that the package itself makes
             texts.append(PreTrainedTokenizerFast.from_pretrained(pair[0]).decode(kwargs["input_ids"][0]))
-            cached.append(kwargs["past_key_values"].get_seq_length())
+            cached.append(kwargs["cache"].get_seq_length())
         return generate(self, *arguments, **kwargs)
 
     monkeypatch.setattr(GenerationMixin, "generate", record)

@@ -22,7 +22,7 @@ from hf_failfast.hub.flatten import flattened
 HEADINGS = (
     "Description", "Base model", "Model compatibility", "Additional Arguments", "Output Type changes", "Example usage",
 )  # fmt: skip
-TRANSFORMERS = ("5.17.0", "5.23.0")
+TRANSFORMERS = ("5.17.0", "5.24.0")
 
 
 def package(folder, **modules):
@@ -141,7 +141,7 @@ def in_hub_cache(exported, home, repo_id):
 
 
 def run(python, home, *arguments):
-    environment = {key: value for key, value in os.environ.items() if key not in ("HF_MODULES_CACHE", "PYTHONPATH")}
+    environment = {key: value for key, value in os.environ.items() if key != "HF_MODULES_CACHE"}
     environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     command = [python, REPOSITORY / "tests" / "hub_run.py", *arguments]
     result = subprocess.run(

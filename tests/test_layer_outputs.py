@@ -9,6 +9,8 @@ from scripted import ScriptedDrafter
 from test_batch import LENGTHS, batch
 from transformers import DynamicCache, PreTrainedModel
 
+from hf_failfast.compatibility import CACHE
+
 NAMES = ("hidden_states", "attentions")
 ASKED: dict[str, Any] = {"return_dict_in_generate": True, "max_new_tokens": 20} | {f"output_{n}": True for n in NAMES}
 
@@ -68,8 +70,8 @@ def test_a_second_turn(model: PreTrainedModel) -> None:
     turns = []
     for generate in (plain, lambda *args, **options: failfast(*args, drafter("canvas_shift"), **options)):
         past = DynamicCache(config=model.config)
-        first = generate(model, prompt(23), past_key_values=past, max_new_tokens=20)
-        turns.append(generate(model, torch.cat([first, prompt(9)], dim=1), past_key_values=past, **ASKED))
+        first = generate(model, prompt(23), **{CACHE: past}, max_new_tokens=20)
+        turns.append(generate(model, torch.cat([first, prompt(9)], dim=1), **{CACHE: past}, **ASKED))
     assert_same(turns[1], turns[0])
     assert turns[1].hidden_states[0][0].shape[1] == 10
 

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 import hf_failfast
+from hf_failfast.compatibility import CACHE
 
 MASK_ID = 63
 
@@ -42,14 +43,14 @@ def drafted(pair, ids, **kwargs):
 def test_a_second_turn_continues_either_way(pair, first, second):
     """Both turns by either method, over one cache, equal two plain turns over another."""
     reference_cache, cache = DynamicCache(config=pair[0].config), DynamicCache(config=pair[0].config)
-    reference = plain(pair, tokens(24, 0), past_key_values=reference_cache)
-    ids = first(pair, tokens(24, 0), past_key_values=cache)
+    reference = plain(pair, tokens(24, 0), **{CACHE: reference_cache})
+    ids = first(pair, tokens(24, 0), **{CACHE: cache})
     assert ids.tolist() == reference.tolist()
     assert cache.get_seq_length() == reference_cache.get_seq_length() == ids.shape[1] - 1
 
     turn = torch.cat([ids, tokens(9, 1)], dim=1)
-    reference = plain(pair, turn, past_key_values=reference_cache)
-    assert second(pair, turn, past_key_values=cache).tolist() == reference.tolist()
+    reference = plain(pair, turn, **{CACHE: reference_cache})
+    assert second(pair, turn, **{CACHE: cache}).tolist() == reference.tolist()
     assert cache.get_seq_length() == reference_cache.get_seq_length()
     for layer, other in zip(cache.layers, reference_cache.layers, strict=True):
         torch.testing.assert_close(layer.keys, other.keys, atol=1e-4, rtol=1e-4)
@@ -57,12 +58,12 @@ def test_a_second_turn_continues_either_way(pair, first, second):
 
 def test_the_second_turn_does_not_read_the_first_again(pair):
     cache = DynamicCache(config=pair[0].config)
-    ids = drafted(pair, tokens(24, 0), past_key_values=cache)
+    ids = drafted(pair, tokens(24, 0), **{CACHE: cache})
     fed = []
     hook = pair[0].register_forward_pre_hook(
         lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    drafted(pair, torch.cat([ids, tokens(9, 1)], dim=1), past_key_values=cache, chunk_length=4, max_draft_length=4)
+    drafted(pair, torch.cat([ids, tokens(9, 1)], dim=1), **{CACHE: cache}, chunk_length=4, max_draft_length=4)
     hook.remove()
     assert fed[0] == 1 + 9 + 4, "the last token of the first turn, the new ones, the draft"
 
@@ -72,15 +73,15 @@ def test_left_padding_stays_hidden(pair):
     padded = torch.cat([torch.zeros(1, padding, dtype=torch.long), ids], dim=1)
     mask = (torch.arange(padded.shape[1]) >= padding).long()[None]
     cache = DynamicCache(config=pair[0].config)
-    first = drafted(pair, padded, attention_mask=mask, past_key_values=cache)
+    first = drafted(pair, padded, attention_mask=mask, **{CACHE: cache})
     turn = torch.cat([first, tokens(4, 1)], dim=1)
     mask = (torch.arange(turn.shape[1]) >= padding).long()[None]
     expected = plain(pair, turn[:, padding:])[:, turn.shape[1] - padding :]
     for method in (drafted, plain):
-        answer = method(pair, turn, attention_mask=mask, past_key_values=cache)[:, turn.shape[1] :]
+        answer = method(pair, turn, attention_mask=mask, **{CACHE: cache})[:, turn.shape[1] :]
         assert answer.tolist() == expected.tolist()
         cache = drafted(pair, padded, attention_mask=mask[:, : padded.shape[1]], return_dict_in_generate=True)
-        cache = cache.past_key_values
+        cache = cache[CACHE]
 
 
 class CountingCache(DynamicCache):
@@ -102,11 +103,11 @@ def test_other_caches_continue_either_way(pair, first, second, kind):
     """A static cache's empty slots would be read as text, its window from the wrong end, or a subclass be refused."""
     cache = caches(pair, kind)
     reference = plain(pair, tokens(24, 0))
-    ids = first(pair, tokens(24, 0), past_key_values=cache)
+    ids = first(pair, tokens(24, 0), **{CACHE: cache})
     assert ids.tolist() == reference.tolist()
     assert cache.get_seq_length() == ids.shape[1] - 1
     turn = torch.cat([ids, tokens(9, 1)], dim=1)
-    assert second(pair, turn, past_key_values=cache).tolist() == plain(pair, turn).tolist()
+    assert second(pair, turn, **{CACHE: cache}).tolist() == plain(pair, turn).tolist()
     assert cache.get_seq_length() == turn.shape[1] + 19
 
 
@@ -116,10 +117,10 @@ def test_cache_implementation_static(pair, second):
     output = drafted(pair, tokens(24, 0), cache_implementation="static", return_dict_in_generate=True)
     reference = plain(pair, tokens(24, 0), cache_implementation="static", return_dict_in_generate=True)
     assert output.sequences.tolist() == reference.sequences.tolist()
-    cache = output.past_key_values
+    cache = output[CACHE]
     assert type(cache) is StaticCache
     assert cache.get_seq_length() == 43
-    for layer, other in zip(cache.layers, reference.past_key_values.layers, strict=True):
+    for layer, other in zip(cache.layers, reference[CACHE].layers, strict=True):
         assert type(layer) is type(other)
         torch.testing.assert_close(layer.keys, other.keys, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(layer.values, other.values, atol=1e-4, rtol=1e-4)
@@ -132,12 +133,12 @@ def test_a_batch_in_a_static_cache(pair):
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     cache = StaticCache(config=pair[0].config, max_cache_len=90)
-    first = drafted(pair, ids, attention_mask=mask, past_key_values=cache)
+    first = drafted(pair, ids, attention_mask=mask, **{CACHE: cache})
     assert first.tolist() == plain(pair, ids, attention_mask=mask).tolist()
     turn = torch.cat([first, torch.cat([tokens(4, 2), tokens(4, 3)])], dim=1)
     mask = torch.nn.functional.pad(mask, (0, turn.shape[1] - mask.shape[1]), value=1)
     expected = plain(pair, turn, attention_mask=mask)
-    assert drafted(pair, turn, attention_mask=mask, past_key_values=cache).tolist() == expected.tolist()
+    assert drafted(pair, turn, attention_mask=mask, **{CACHE: cache}).tolist() == expected.tolist()
 
 
 class Evicting(DynamicCache):
@@ -147,20 +148,20 @@ class Evicting(DynamicCache):
 
 def test_caches_that_cannot_be_continued_are_named(pair):
     cache = DynamicCache(config=pair[0].config)
-    ids = drafted(pair, tokens(24, 0), past_key_values=cache)
-    with pytest.raises(ValueError, match="`past_key_values` that hold 43"):
-        drafted(pair, ids[:, -5:], past_key_values=cache)
-    with pytest.raises(ValueError, match="Evicting as `past_key_values`"):
-        drafted(pair, ids, past_key_values=Evicting(config=pair[0].config))
+    ids = drafted(pair, tokens(24, 0), **{CACHE: cache})
+    with pytest.raises(ValueError, match=f"`{CACHE}` that hold 43"):
+        drafted(pair, ids[:, -5:], **{CACHE: cache})
+    with pytest.raises(ValueError, match=f"Evicting as `{CACHE}`"):
+        drafted(pair, ids, **{CACHE: Evicting(config=pair[0].config)})
 
 
 def test_a_static_cache_that_is_too_small_or_of_another_batch(pair):
     """The text would end in an index error in the middle, or the rows be broadcast."""
     if any(layer.is_sliding for layer in StaticCache(config=pair[0].config, max_cache_len=9).layers):
         pytest.skip("a window holds any text")
-    with pytest.raises(ValueError, match="StaticCache as `past_key_values` of 42 slots .* `max_length`=44"):
-        drafted(pair, tokens(24, 0), past_key_values=StaticCache(config=pair[0].config, max_cache_len=42))
+    with pytest.raises(ValueError, match=f"StaticCache as `{CACHE}` of 42 slots .* `max_length`=44"):
+        drafted(pair, tokens(24, 0), **{CACHE: StaticCache(config=pair[0].config, max_cache_len=42)})
     fits = StaticCache(config=pair[0].config, max_cache_len=43)
-    drafted(pair, tokens(24, 0), past_key_values=fits)
-    with pytest.raises(ValueError, match="batch of 2 prompts for `past_key_values` of 1"):
-        drafted(pair, tokens(24, 0).repeat(2, 1), past_key_values=fits)
+    drafted(pair, tokens(24, 0), **{CACHE: fits})
+    with pytest.raises(ValueError, match=f"batch of 2 prompts for `{CACHE}` of 1"):
+        drafted(pair, tokens(24, 0).repeat(2, 1), **{CACHE: fits})

@@ -9,6 +9,8 @@ from scripted import ScriptedDrafter, scripted
 from transformers import LogitsProcessor
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from hf_failfast.compatibility import CACHE
+
 ALL_LENGTHS = list(range(11))  # accept lengths 0 to 10
 
 
@@ -178,8 +180,8 @@ def test_the_returned_cache_continues_plain_generation(family: str) -> None:
     script = scripted(model, input_ids, accept_lengths=[4, 10, 0])
     for new_tokens in (1, 13):
         output = failfast(model, input_ids, script, max_new_tokens=new_tokens, return_dict_in_generate=True)
-        assert output.past_key_values.get_seq_length() == 20 + new_tokens - 1
-        continued = plain(model, output.sequences, past_key_values=output.past_key_values, max_new_tokens=30)
+        assert output[CACHE].get_seq_length() == 20 + new_tokens - 1
+        continued = plain(model, output.sequences, **{CACHE: output[CACHE]}, max_new_tokens=30)
         assert torch.equal(continued, script.reference[:, : 20 + new_tokens + 30])
 
 

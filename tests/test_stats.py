@@ -11,6 +11,7 @@ from counters import count_from_the_start, record_feeds
 from scripted import ScriptedDrafter
 
 from hf_failfast import SpecDecodingStats
+from hf_failfast.compatibility import CACHE
 from hf_failfast.stats import RoundRecord
 
 OPTIONS = {"max_new_tokens": 50, "return_dict_in_generate": True}
@@ -96,7 +97,7 @@ def test_a_last_draft_token_that_ends_the_text(sees_eos: bool, walked: dict[str,
     (record,) = output.speculation.records
     assert (record.accepted, record.emitted) == (index + 1, index + 1)
     assert output.sequences.shape[1] == 9 + index + 1
-    assert output.past_key_values.get_seq_length() == 9 + index
+    assert output[CACHE].get_seq_length() == 9 + index
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])

@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..comparison import OURS, Method
+from ..comparison import BASELINE, OURS, Method
 from ..pair import Pair
 from ..progress import progress_bar
 from ..provenance import provenance
 from ..showcase import setting
-from .arms import COMPILED
+from .arms import compiled_name
 from .plots import save_plots
 from .run import measure
 
@@ -32,7 +32,8 @@ def show(
     """Measures, prints the table, saves the figures; the last line printed is one JSON document.
 
     facts: what the methods were made of, for the document. `replay`: the name of the record that the drafts were taken
-    from, or None. `compiled`: what came of compiling plain `generate`, or None where that was not asked for.
+    from, or None. `compiled`: what came of compiling plain `generate`, or None where that was not asked for;
+    `compiled_hf`: the same of transformers' other methods, by name.
     """
     console = Console(quiet=as_json)
     with progress_bar() as progress:
@@ -88,10 +89,13 @@ def _verdict(document: dict[str, Any]) -> str:
 
 
 def _compilation(document: dict[str, Any]) -> list[str]:
-    found = document["compiled"] or {}
-    if "error" in found:
-        return [f"{COMPILED} was not timed: {found['error']}"]
-    return [f"{COMPILED}: {found['first_call_seconds']:.0f} s to compile."] if found else []
+    plain = {compiled_name(BASELINE): document["compiled"]} if document["compiled"] else {}
+    return [
+        f"{name} was not timed: {found['error']}"
+        if "error" in found
+        else f"{name}: {found['first_call_seconds']:.0f} s to compile."
+        for name, found in (plain | document["compiled_hf"]).items()
+    ]
 
 
 def _machine(document: dict[str, Any]) -> str:

@@ -38,7 +38,8 @@ def bench(
         bool | None,
         typer.Option(
             "--compiled/--no-compiled",
-            help="Plain generate under torch.compile, too; compiling takes a minute or so.",
+            help="transformers' own methods under torch.compile, too (from 5.24 on also the assisted ones); compiling "
+            "takes a minute or so.",
             show_default="on CUDA",
         ),
     ] = None,
@@ -64,12 +65,13 @@ def bench(
     options: dict[str, Any],
 ) -> None:
     """Time every method on the same prompts, and show where the time goes. The last line is one JSON document."""
-    from ..bench.arms import arms, compiled_arm
+    from ..bench.arms import arms, compiled_arms, compiled_name
     from ..bench.models import PROMPTS, encode_prompts, is_without_weights, load
     from ..bench.replay import load as load_record
     from ..bench.replay import record as make_record
     from ..bench.replay import replayed, save
     from ..bench.report import show
+    from ..comparison import BASELINE
     from ..eval.assistants import load_assistant
     from ..prepacking import prepack as pack
     from ..progress import waiting
@@ -95,15 +97,17 @@ def bench(
     loaded = None if assistant is None else load_assistant(assistant, pair.target)
     if prepack:
         pack(pair.target, pair.drafter, *([] if loaded is None else [loaded]))
-    plain_compiled, compilation = None, None
+    compiled_methods: dict[str, Any] = {}
+    compilation: dict[str, dict[str, Any]] = {}
     if compiled or (compiled is None and pair.target.device.type == "cuda"):
         with waiting("Compiling"):
-            plain_compiled, compilation = compiled_arm(pair.target, asked, max_new_tokens)
+            compiled_methods, compilation = compiled_arms(pair.target, asked, max_new_tokens, loaded)
     facts = {
         "assistant": assistant,
         "replay": None if replay is None else replay.name,
         "options": options,
-        "compiled": compilation,
+        "compiled": compilation.pop(compiled_name(BASELINE), None),
+        "compiled_hf": compilation,
     }
-    methods = arms(pair.target, pair.drafter, options, loaded, plain_compiled)
+    methods = arms(pair.target, pair.drafter, options, loaded, compiled_methods)
     show(pair, asked, methods, facts, max_new_tokens, repeats, plots, as_json)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from ..cache import SlotCache
+from ..compatibility import CACHE
 from ..config import FailFastConfig
 from .base import DiffusionDrafter
 from .block_session import BlockSession
@@ -135,7 +136,7 @@ class NativeDFlashBody(nn.Module):
         near = (slots - slots[start:, None]).abs() <= self.config.sliding_window
         masks = {"full_attention": None, "sliding_attention": near[None, None]}
         hidden: torch.Tensor = self.model(
-            noise_embeds=block, context_hidden_states=features, attention_mask=masks, past_key_values=cache
+            noise_embeds=block, context_hidden_states=features, attention_mask=masks, **{CACHE: cache}
         ).last_hidden_state
         cache.advance(features.shape[1] + block.shape[1])
         return hidden

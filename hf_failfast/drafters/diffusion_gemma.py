@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from ..cache import SlotCache, layer_windows
+from ..compatibility import CACHE
 from ..config import FailFastConfig
 from .base import Chunk, ChunkedSession, DiffusionDrafter
 from .checkpoint import Checkpoint
@@ -68,7 +69,7 @@ class DiffusionGemmaSession(ChunkedSession):
         positions = torch.arange(known.shape[1] + length, device=self.device)[None]
         start, end = self.cache.get_seq_length(), known.shape[1]
         self.model.model.encoder.language_model(
-            input_ids=known[:, start:], position_ids=positions[:, start:end], past_key_values=self.cache
+            input_ids=known[:, start:], position_ids=positions[:, start:end], **{CACHE: self.cache}
         )
         self.cache.advance(end - start)
         logits = self.model(
@@ -78,7 +79,7 @@ class DiffusionGemmaSession(ChunkedSession):
             decoder_position_ids=positions[:, end:],
             # Everything in the view is visible: no mask for either kind of layer.
             decoder_attention_mask={"full_attention": None, "sliding_attention": None},
-            past_key_values=self._view(end),
+            **{CACHE: self._view(end)},
         ).logits
         token_ids, confidence, probs = choose_tokens(logits, self.vocab_size, None, self.warp)
         return Chunk(token_ids, confidence, 2, probs)

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 
 from ..cache import SlotCache
+from ..compatibility import CACHE
 from .checkpoint import Checkpoint
 from .weights import load_into
 
@@ -79,13 +80,12 @@ class DiT(nn.Module):
         input_ids: torch.Tensor,  # (1, q)
         position_ids: torch.Tensor,  # (1, q)
         attention_mask: torch.Tensor,  # (1, 1, q, slots), bools
-        past_key_values: SlotCache,
         logits_to_keep: int | torch.Tensor,
-        **_: Any,
+        **inputs: Any,  # the `SlotCache`, under transformers' name for a cache
     ) -> CausalLMOutput:
         """Logits (1, r, vocabulary) of the rows asked for, the mask token's at minus infinity."""
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.backbone(input_ids, position_ids, attention_mask, past_key_values, kept)
+        logits = self.backbone(input_ids, position_ids, attention_mask, inputs[CACHE], kept)
         logits[..., self.config.vocab_size - 1] = -torch.inf
         return CausalLMOutput(logits=logits)
 
