@@ -17,8 +17,8 @@ from transformers.utils import logging
 import hf_failfast
 from hf_failfast.drafters.masked import MaskedDrafter
 from hf_failfast.drafters.shared import SharedBody
+from hf_failfast.engine.runner import EagerRunner
 from hf_failfast.provenance import provenance
-from hf_failfast.runners import EagerRunner
 from hf_failfast.smollm2 import load_smollm2
 from hf_failfast.timing import seconds_by_arm, side_by_side
 

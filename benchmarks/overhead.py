@@ -19,8 +19,8 @@ import typer
 from transformers.utils import logging
 
 import hf_failfast
+from hf_failfast.engine.runner import EagerRunner
 from hf_failfast.provenance import provenance
-from hf_failfast.runners import EagerRunner
 from hf_failfast.showcase import DEMO_PROMPTS, encode_prompt
 from hf_failfast.smollm2 import load_smollm2
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from . import compatibility as compatibility  # checks the version of transformers first  # isort: split
 from .candidate_generator import FailFastCandidateGenerator
 from .config import FailFastConfig
-from .cpu_attention import grouped_attention
 from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter, DrafterSpec, DraftSession, load_drafter
+from .engine.cpu.grouped_attention import grouped_attention
+from .engine.cpu.packed_weights import prepack
 from .generate import assisted_generate, generate, register
 from .length_policy import ConfidenceThreshold, FixedLength, LengthPolicy
-from .prepacking import prepack
 from .stats import SpecDecodingStats
 from .version import __version__
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from . import kernels
 from .drafters import Draft
-from .runners import Head, raw_logits
+from .engine import kernels
+from .engine.runner import Head, raw_logits
 from .scoring import TokenChoice
 from .stats import SpecDecodingStats
 from .stopping import StopRules

@@ -16,9 +16,9 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 from .config import FailFastConfig
 from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter
+from .engine.cpu.packed_weights import is_prepacked
 from .goodput import LONGEST_CHUNK, RoundCosts
 from .length_policy import Decision, FixedLength
-from .prepacking import is_prepacked
 from .support import num_positions
 
 if TYPE_CHECKING:

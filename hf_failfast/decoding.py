@@ -14,13 +14,13 @@ from transformers import (
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
 from .acceptance import Acceptance
-from .cache import RowStates, SlotCache, store
 from .compatibility import CACHE, with_cache_name
 from .config import FailFastConfig
 from .drafters import BatchSession, DiffusionDrafter, DrafterErrors, GuardedSession, start
+from .engine.runner import feed
+from .engine.slot_cache import RowStates, SlotCache, store
 from .layer_outputs import LayerOutputs
 from .length_policy import LengthPolicy
-from .runners import feed
 from .scoring import TokenChoice, draft_warp
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules

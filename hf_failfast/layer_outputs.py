@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from transformers import Cache, GenerationConfig
 
-from .runners import LayerOutput
+from .engine.runner import LayerOutput
 from .text import GeneratedText
 
 # Per emitted token, per layer.

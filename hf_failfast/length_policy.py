@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from . import kernels
 from .config import FailFastConfig
+from .engine import kernels
 
 
 class Decision(NamedTuple):

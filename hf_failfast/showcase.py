@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .comparison import BASELINE, OURS, MethodResult, compare, default_methods, summary
 from .drafters import DiffusionDrafter
-from .prepacking import is_prepacked
+from .engine.cpu.packed_weights import is_prepacked
 from .progress import progress_bar
 from .stats import SpecDecodingStats
 from .streaming import ACCEPTED_STYLE, ColourStreamer

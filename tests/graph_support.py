@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from hf_failfast.cuda_graphs import CudaGraphs, Outputs, Rehearsal
+from hf_failfast.engine.cuda.capture import CudaGraphs, Outputs, Rehearsal
 
 
 class _Tape(TorchDispatchMode):

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, DynamicCache
 
-from hf_failfast.cache import SlotCache, SlotLayer, layer_windows, store
 from hf_failfast.compatibility import CACHE
-from hf_failfast.runners import EagerRunner
+from hf_failfast.engine.runner import EagerRunner
+from hf_failfast.engine.slot_cache import SlotCache, SlotLayer, layer_windows, store
 
 
 def states(values: list[float]) -> torch.Tensor:

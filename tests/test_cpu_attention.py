@@ -8,9 +8,9 @@ import torch
 from conftest import drafter, failfast, plain, prompt, target, tiny_model
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hf_failfast import cpu_attention as module
-from hf_failfast.cpu_attention import NAME, grouped_attention, is_usable
-from hf_failfast.runners import EagerRunner
+from hf_failfast.engine.cpu import grouped_attention as module
+from hf_failfast.engine.cpu.grouped_attention import NAME, grouped_attention, is_usable
+from hf_failfast.engine.runner import EagerRunner
 
 HEADS, GROUPS, SLOTS = 6, 2, 50
 

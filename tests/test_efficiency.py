@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hf_failfast
 from hf_failfast.drafters.masked import MaskedDrafter
 from hf_failfast.drafters.spec import DrafterSpec
-from hf_failfast.runners import EagerRunner
+from hf_failfast.engine.runner import EagerRunner
 
 OPTIONS = {"return_dict_in_generate": True}
 

@@ -8,9 +8,9 @@ import torch
 from family_support import DATA, check_parity, copy_checkpoint, forward_data, read_json, replay, tiny_model
 
 from hf_failfast import DrafterSpec, load_drafter
-from hf_failfast.cache import SlotCache
 from hf_failfast.drafters.dit import DiT
 from hf_failfast.drafters.masked import MaskedDrafter, MaskedSession
+from hf_failfast.engine.slot_cache import SlotCache
 
 SPECS = {"mdlm": DrafterSpec("bidirectional", 0, 199), "bd3lm": DrafterSpec("block_causal", 0, 199, 4)}
 RUNS = [(family, run) for family in SPECS for run in read_json(f"{family}/case_1/denoise.json")]

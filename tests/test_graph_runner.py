@@ -16,11 +16,12 @@ from conftest import DRAFTERS, TARGETS, drafter, failfast, plain, prompt, shared
 from graph_support import Recorder
 
 import hf_failfast
-from hf_failfast import graph_runner, kernels, slot_attention
 from hf_failfast.drafters import DiffusionDrafter
-from hf_failfast.graph_runner import CudaGraphRunner, KeptGraphs, Shape
-from hf_failfast.runner_choice import Runners
-from hf_failfast.runners import EagerRunner, raw_logits
+from hf_failfast.engine import kernels
+from hf_failfast.engine.cuda import graph_runner, slot_attention
+from hf_failfast.engine.cuda.graph_runner import CudaGraphRunner, KeptGraphs, Shape
+from hf_failfast.engine.runner import EagerRunner, raw_logits
+from hf_failfast.engine.runner_pool import Runners
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 

@@ -14,13 +14,13 @@ from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_failfast import kernels
-from hf_failfast.kernels import reference
+from hf_failfast.engine import kernels
+from hf_failfast.engine.kernels import reference
 
 pytest.importorskip("triton")
-from hf_failfast.kernels import triton_attention as attention
-from hf_failfast.kernels import triton_confidence as confidence
-from hf_failfast.kernels import triton_decisions as decisions
+from hf_failfast.engine.kernels import triton_attention as attention
+from hf_failfast.engine.kernels import triton_confidence as confidence
+from hf_failfast.engine.kernels import triton_decisions as decisions
 
 FEW = settings(max_examples=25, deadline=None)
 
@@ -243,8 +243,8 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from hf_failfast.kernels import triton_attention as attention
-from hf_failfast.kernels import triton_confidence as confidence, triton_decisions as decisions
+from hf_failfast.engine.kernels import triton_attention as attention
+from hf_failfast.engine.kernels import triton_confidence as confidence, triton_decisions as decisions
 
 floats = {"maximum", "total", "best", "confidence", "partial", "top_of", "mass_of"}
 halves = {"logits", "query", "key", "value", "out"}

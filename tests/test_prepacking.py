@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_failfast import costs as costs_module
-from hf_failfast import prepack, prepacking
-from hf_failfast.prepacking import PackedLinear, is_prepacked
+from hf_failfast import prepack
+from hf_failfast.engine.cpu import packed_weights as prepacking
+from hf_failfast.engine.cpu.packed_weights import PackedLinear, is_prepacked
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"), reason="torch was built without oneDNN"

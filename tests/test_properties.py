@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_failfast import kernels
 from hf_failfast.advice import SIGNS
 from hf_failfast.drafters import DrafterSpec
 from hf_failfast.drafters.attention import AttentionPattern, attention_pattern
+from hf_failfast.engine import kernels
 from hf_failfast.stats import RoundRecord, SpecDecodingStats
 
 tokens = st.integers(0, 3)  # few, so that drafts agree with the target often

@@ -6,7 +6,7 @@ from conftest import TARGETS, prompt, target
 
 from hf_failfast.drafters.attention import attention_pattern
 from hf_failfast.drafters.spec import DrafterSpec
-from hf_failfast.runners import EagerRunner
+from hf_failfast.engine.runner import EagerRunner
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StoppingCriteriaList
 
-from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength, kernels
+from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength
+from hf_failfast.engine import kernels
 from hf_failfast.stopping import StopRules
 from hf_failfast.verification import Scores, best_tokens, choose_by_rejection, choose_greedy
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from hf_failfast import kernels
-from hf_failfast.kernels import reference
+from hf_failfast.engine import kernels
+from hf_failfast.engine.kernels import reference
 
 from .machine import Machine
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hf_failfast.cuda_graphs import CudaGraphs, Outputs
+from hf_failfast.engine.cuda.capture import CudaGraphs, Outputs
 
 SHAPES: dict[str, dict[str, int | bool]] = {
     "small": {"hidden": 1536, "layers": 4, "heads": 12, "kv_heads": 2, "inter": 8960, "vocab": 2000, "tied": False},

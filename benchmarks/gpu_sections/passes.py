@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_failfast import graph_runner, slot_attention
-from hf_failfast.graph_runner import CudaGraphRunner, KeptGraphs
-from hf_failfast.runners import EagerRunner, Head, raw_logits
+from hf_failfast.engine.cuda import graph_runner, slot_attention
+from hf_failfast.engine.cuda.graph_runner import CudaGraphRunner, KeptGraphs
+from hf_failfast.engine.runner import EagerRunner, Head, raw_logits
 
 from .machine import Machine
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_failfast import kernels
 from hf_failfast.drafters.denoising import MostLikely
+from hf_failfast.engine import kernels
 from hf_failfast.verification import best_tokens
 
 from .machine import Machine

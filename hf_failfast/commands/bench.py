@@ -72,8 +72,8 @@ def bench(
     from ..bench.replay import replayed, save
     from ..bench.report import show
     from ..comparison import BASELINE
+    from ..engine.cpu.packed_weights import prepack as pack
     from ..eval.assistants import load_assistant
-    from ..prepacking import prepack as pack
     from ..progress import waiting
 
     if plots is not None:

@@ -51,8 +51,8 @@ def _show(
     prepack: bool,
     as_json: bool,
 ) -> None:
+    from ..engine.cpu.packed_weights import prepack as pack
     from ..pair import load_pair
-    from ..prepacking import prepack as pack
     from ..showcase import show
 
     quiet()

@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import pad
 
 from ..config import FailFastConfig
+from ..engine.ragged import Rows, indices, is_even
+from ..engine.runner_pool import Runners
 from ..length_policy import LengthPolicy
-from ..rows import Rows, indices, is_even
-from ..runner_choice import Runners
 from .denoising import Warp
 from .made_for import MadeFor
 

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from ..cache import SlotCache
+from ..engine.slot_cache import SlotCache
 from .base import Chunk, ChunkedSession
 from .denoising import DraftTokens
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from ..config import FailFastConfig
-from ..kernels import most_likely
-from ..runners import EagerRunner
+from ..engine.kernels import most_likely
+from ..engine.runner import EagerRunner
 from .attention import CausalCanvas
 from .base import DiffusionDrafter
 from .block_session import BlockSession

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..engine.runner_pool import Runners
 from ..length_policy import LengthPolicy
-from ..runner_choice import Runners
 from .base import DiffusionDrafter, Draft, RowSession
 from .diffusion_gemma import DiffusionGemmaDrafter
 from .masked import MaskedDrafter

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels import most_likely
+from ..engine.kernels import most_likely
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
-from ..cache import SlotCache
 from ..compatibility import CACHE
 from ..config import FailFastConfig
+from ..engine.slot_cache import SlotCache
 from .base import DiffusionDrafter
 from .block_session import BlockSession
 from .checkpoint import Checkpoint

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from ..cache import SlotCache, layer_windows
 from ..compatibility import CACHE
 from ..config import FailFastConfig
+from ..engine.slot_cache import SlotCache, layer_windows
 from .base import Chunk, ChunkedSession, DiffusionDrafter
 from .checkpoint import Checkpoint
 from .denoising import choose_tokens

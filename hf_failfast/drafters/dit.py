@@ -13,8 +13,8 @@ from torch.nn.functional import layer_norm, scaled_dot_product_attention, silu
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 
-from ..cache import SlotCache
 from ..compatibility import CACHE
+from ..engine.slot_cache import SlotCache
 from .checkpoint import Checkpoint
 from .weights import load_into
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ..engine.ragged import Rows
 from ..length_policy import LengthPolicy
-from ..rows import Rows
 from .base import BatchSession, Draft
 
 logger = logging.getLogger(__name__)

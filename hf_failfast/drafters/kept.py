@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..engine.runner_pool import Runners
 from ..length_policy import LengthPolicy
-from ..runner_choice import Runners
 from .base import BatchSession, DiffusionDrafter, Draft, RowSession
 
 if TYPE_CHECKING:

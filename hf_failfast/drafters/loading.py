@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import FailFastConfig
-from ..runner_choice import RunnerName, Runners
+from ..engine.runner_pool import RunnerName, Runners
 from .base import DiffusionDrafter
 from .checkpoint import Checkpoint, read_checkpoint
 from .conditioned import ConditionedDrafter

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal, Self, cast, get_args
 import torch
 
 from ..config import FailFastConfig
+from ..engine.ragged import Rows, is_even
+from ..engine.runner import CausalLM, EagerRunner, Head, feed, raw_logits
 from ..length_policy import LengthPolicy
-from ..rows import Rows, is_even
-from ..runners import CausalLM, EagerRunner, Head, feed, raw_logits
 from .attention import Bound, attention_pattern
 from .base import (
     BatchSession,

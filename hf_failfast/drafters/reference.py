@@ -5,9 +5,9 @@ from typing import NamedTuple, cast
 
 import torch
 
-from ..kernels import most_likely
+from ..engine.kernels import most_likely
+from ..engine.runner import CausalLM, EagerRunner
 from ..length_policy import LengthPolicy
-from ..runners import CausalLM, EagerRunner
 from .attention import BlockCausal
 from .base import Draft, RowSession
 from .denoising import Denoising

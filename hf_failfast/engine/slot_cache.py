@@ -12,7 +12,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-from .rows import indices
+from .ragged import indices
 
 # The fewest slots that are allocated, where the capacity allows so many.
 FIRST_SLOTS = 256

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from . import kernels
-from .cpu_attention import PREFIX, attention_name
-from .runners import CausalLM
+from .. import kernels
+from ..cpu.grouped_attention import PREFIX, attention_name
+from ..runner import CausalLM
 
 NAME = f"{PREFIX}slots"
 

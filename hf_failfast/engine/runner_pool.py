@@ -6,9 +6,9 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Literal, get_args
 
-from .cuda_graphs import CudaGraphs
-from .graph_runner import CudaGraphRunner, KeptGraphs, obstacle
-from .runners import CausalLM, EagerRunner, LayerOutput
+from .cuda.capture import CudaGraphs
+from .cuda.graph_runner import CudaGraphRunner, KeptGraphs, obstacle
+from .runner import CausalLM, EagerRunner, LayerOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ..cpu.grouped_attention import attention_name
+from ..ragged import is_even
+from ..runner import CausalLM, EagerRunner, Head
+from ..slot_cache import SlotCache
 from . import slot_attention
-from .cache import SlotCache
-from .cpu_attention import attention_name
-from .cuda_graphs import Arena, CudaGraphs, Outputs
-from .rows import is_even
-from .runners import CausalLM, EagerRunner, Head
+from .capture import Arena, CudaGraphs, Outputs
 
 logger = logging.getLogger(__name__)
 

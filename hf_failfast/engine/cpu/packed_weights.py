@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from .drafters import DiffusionDrafter
+from ...drafters import DiffusionDrafter
 
 logger = logging.getLogger(__name__)
 

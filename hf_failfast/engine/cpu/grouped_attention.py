@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
-    from .runners import CausalLM
+    from ..runner import CausalLM
 
 PREFIX = "hf_failfast_"  # of the names of attention implementations that are ours
 NAME = f"{PREFIX}grouped"

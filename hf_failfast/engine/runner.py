@@ -7,10 +7,10 @@ from typing import Any, Literal, Protocol
 import torch
 from transformers import Cache, PreTrainedConfig
 
-from .cache import SlotCache, layer_windows
-from .compatibility import CACHE
-from .cpu_attention import attention_name, in_place_of_sdpa, is_usable
-from .rows import Rows, indices, is_even
+from ..compatibility import CACHE
+from .cpu.grouped_attention import attention_name, in_place_of_sdpa, is_usable
+from .ragged import Rows, indices, is_even
+from .slot_cache import SlotCache, layer_windows
 
 LayerOutput = Literal["hidden_states", "attentions"]
 

@@ -1,0 +1,1 @@
+"""Faster attention and weights for a CPU."""

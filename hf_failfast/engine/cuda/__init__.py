@@ -1,0 +1,1 @@
+"""Forwards replayed as CUDA graphs."""
