@@ -13,7 +13,8 @@ from .drafters import DiffusionDrafter, DrafterSpec, DraftSession, load_drafter
 from .engine.cpu.grouped_attention import grouped_attention
 from .engine.cpu.packed_weights import prepack
 from .generate import assisted_generate, generate, register
-from .length_policy import ConfidenceThreshold, FixedLength, LengthPolicy
+from .policies.base import LengthPolicy
+from .policies.confidence import ConfidenceThreshold, FixedLength
 from .stats import SpecDecodingStats
 from .version import __version__
 

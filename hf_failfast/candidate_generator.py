@@ -8,7 +8,7 @@ import torch
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from .drafters import DiffusionDrafter, Warp
-from .length_policy import LengthPolicy
+from .policies.base import LengthPolicy
 from .stats import RoundRecord, SpecDecodingStats
 from .support import draft_bound
 

@@ -17,8 +17,9 @@ from .config import FailFastConfig
 from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter
 from .engine.cpu.packed_weights import is_prepacked
-from .goodput import LONGEST_CHUNK, RoundCosts
-from .length_policy import Decision, FixedLength
+from .policies.base import Decision
+from .policies.confidence import FixedLength
+from .policies.goodput import LONGEST_CHUNK, RoundCosts
 from .support import num_positions
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from .drafters import BatchSession, DiffusionDrafter, DrafterErrors, GuardedSess
 from .engine.runner import feed
 from .engine.slot_cache import RowStates, SlotCache, store
 from .layer_outputs import LayerOutputs
-from .length_policy import LengthPolicy
+from .policies.base import LengthPolicy
 from .scoring import TokenChoice, draft_warp
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules

@@ -21,8 +21,9 @@ from .costs import measured_costs
 from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter, DrafterErrors, DraftSession, load_drafter
 from .drafters.cross_tokenizer import CrossTokenizerDrafter
-from .goodput import Goodput
-from .length_policy import ConfidenceThreshold, LengthPolicy
+from .policies.base import LengthPolicy
+from .policies.confidence import ConfidenceThreshold
+from .policies.goodput import Goodput
 from .scoring import draft_warp
 from .support import check_arguments, check_state, fits_slots, warn_of_int8_outliers
 

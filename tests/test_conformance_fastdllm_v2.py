@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hf_failfast import load_drafter
 from hf_failfast.drafters.masked import MaskedDrafter, MaskedSession
-from hf_failfast.length_policy import FixedLength
+from hf_failfast.policies.confidence import FixedLength
 
 CASE = "fastdllm_v2/case_1"
 FOLDER = DATA / CASE

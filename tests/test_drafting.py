@@ -23,7 +23,7 @@ from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength, load_d
 from hf_failfast.drafters import Draft
 from hf_failfast.drafters.denoising import MostLikely
 from hf_failfast.drafters.masked import MaskedDrafter
-from hf_failfast.length_policy import LengthPolicy
+from hf_failfast.policies.base import LengthPolicy
 
 
 def policy(tau: float = 0.45, chunk_length: int = 10, max_draft_length: int = 60) -> ConfidenceThreshold:

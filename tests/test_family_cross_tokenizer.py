@@ -14,7 +14,7 @@ from hf_failfast.drafters import Draft
 from hf_failfast.drafters.base import Chunk, ChunkedSession, RowSession
 from hf_failfast.drafters.cross_tokenizer import CrossTokenizerDrafter, CrossTokenizerSession
 from hf_failfast.drafters.masked import DraftingOptions, MaskedDrafter
-from hf_failfast.length_policy import FixedLength
+from hf_failfast.policies.confidence import FixedLength
 
 TEXT = "the quick brown fox jumps over the lazy dog and naïve cafés serve quick lunches to the lazy foxes, " * 3
 

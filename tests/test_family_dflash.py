@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import hf_failfast
 from hf_failfast import FailFastConfig, load_drafter
 from hf_failfast.drafters.dflash import DFlashDrafter
-from hf_failfast.length_policy import FixedLength
+from hf_failfast.policies.confidence import FixedLength
 
 FOLDER = DATA / "dflash" / "case_1"
 RUNS = read_json("dflash/case_1/drafts.json")

@@ -15,7 +15,7 @@ import hf_failfast
 from hf_failfast import FailFastConfig, load_drafter
 from hf_failfast.drafters.dflash import DFlashDrafter, DFlashSession
 from hf_failfast.drafters.inspection import inspect_checkpoint
-from hf_failfast.length_policy import FixedLength
+from hf_failfast.policies.confidence import FixedLength
 
 VOCABULARY, MASK_ID, BLOCK, WINDOW = 96, 95, 6, 9
 CONFIG: dict[str, Any] = {

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, Qwen2ForCausalLM
 from hf_failfast import DrafterSpec, FailFastConfig, load_drafter
 from hf_failfast.drafters.masked import MaskedDrafter
 from hf_failfast.drafters.reference import ReferenceSession
-from hf_failfast.length_policy import ConfidenceThreshold
+from hf_failfast.policies.confidence import ConfidenceThreshold
 
 FOLDER = "fastdllm_v2/case_1"
 CHECKPOINT = DATA / FOLDER / "checkpoint"

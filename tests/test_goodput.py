@@ -7,7 +7,7 @@ import torch
 from goodput_support import COSTS, PROMPT, Text, goodput, ids, simulate
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig
-from hf_failfast.goodput import Calibration, Goodput, seconds_at
+from hf_failfast.policies.goodput import Calibration, Goodput, seconds_at
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "gpu"])

@@ -15,7 +15,7 @@ import hf_failfast
 from hf_failfast import costs as costs_module
 from hf_failfast import decoding
 from hf_failfast.costs import measured_costs
-from hf_failfast.goodput import Goodput, RoundCosts
+from hf_failfast.policies.goodput import Goodput, RoundCosts
 
 generate_module = importlib.import_module("hf_failfast.generate")  # the attribute of that name is the function
 

@@ -12,7 +12,7 @@ from training_support import PROVENANCE, VOCABULARY, random_examples, tiny_targe
 from hf_failfast import load_drafter
 from hf_failfast.drafters.conditioned import ConditionedDrafter
 from hf_failfast.drafters.inspection import inspect_checkpoint
-from hf_failfast.length_policy import FixedLength
+from hf_failfast.policies.confidence import FixedLength
 from hf_failfast.training.canvases import Canvases
 from hf_failfast.training.config import TrainingConfig
 from hf_failfast.training.loop import Trainer

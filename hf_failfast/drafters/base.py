@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from ..config import FailFastConfig
 from ..engine.ragged import Rows, indices, is_even
 from ..engine.runner_pool import Runners
-from ..length_policy import LengthPolicy
+from ..policies.base import LengthPolicy
 from .denoising import Warp
 from .made_for import MadeFor
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..engine.runner_pool import Runners
-from ..length_policy import LengthPolicy
+from ..policies.base import LengthPolicy
 from .base import DiffusionDrafter, Draft, RowSession
 from .diffusion_gemma import DiffusionGemmaDrafter
 from .masked import MaskedDrafter

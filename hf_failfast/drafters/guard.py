@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..engine.ragged import Rows
-from ..length_policy import LengthPolicy
+from ..policies.base import LengthPolicy
 from .base import BatchSession, Draft
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..engine.runner_pool import Runners
-from ..length_policy import LengthPolicy
+from ..policies.base import LengthPolicy
 from .base import BatchSession, DiffusionDrafter, Draft, RowSession
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from ..config import FailFastConfig
 from ..engine.ragged import Rows, is_even
 from ..engine.runner import CausalLM, EagerRunner, Head, feed, raw_logits
-from ..length_policy import LengthPolicy
+from ..policies.base import LengthPolicy
 from .attention import Bound, attention_pattern
 from .base import (
     BatchSession,

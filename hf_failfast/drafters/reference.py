@@ -7,7 +7,7 @@ import torch
 
 from ..engine.kernels import most_likely
 from ..engine.runner import CausalLM, EagerRunner
-from ..length_policy import LengthPolicy
+from ..policies.base import LengthPolicy
 from .attention import BlockCausal
 from .base import Draft, RowSession
 from .denoising import Denoising

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import torch
 
-from .length_policy import Decision, LengthPolicy, first_ends
+from .base import Decision, LengthPolicy, first_ends
 
 LONGEST_CHUNK = 16
 LONGEST_DRAFT = 64

@@ -6,9 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-from .config import FailFastConfig
-from .engine import kernels
-
 
 class Decision(NamedTuple):
     """What becomes of the newest chunk, per row, and the transfers to the host that it took to know."""
@@ -89,33 +86,3 @@ def first_ends(token_ids: torch.Tensor, eos_token_ids: torch.Tensor | None) -> t
         return token_ids.new_zeros(len(token_ids))
     is_eos = torch.isin(token_ids, eos_token_ids)
     return (is_eos.long().argmax(dim=1) + 1) * is_eos.any(dim=1)
-
-
-class ConfidenceThreshold(LengthPolicy):
-    """FailFast (arXiv 2512.20573), Algorithm 1: extend while every token of the newest chunk has confidence >= tau.
-
-    The authors' code tests all confidences recorded so far, look-ahead positions included; the paper's rule, used
-    here, tests the newest chunk of the draft itself. NaN is not >= tau, so a broken drafter fails fast.
-    """
-
-    def __init__(self, config: FailFastConfig) -> None:
-        super().__init__(config.chunk_length, config.max_draft_length)
-        self.confidence_threshold = config.confidence_threshold
-
-    def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
-        return (confidence >= self.confidence_threshold).all(dim=-1)
-
-    def _decided(
-        self, token_ids: torch.Tensor, confidence: torch.Tensor, eos_token_ids: torch.Tensor | None
-    ) -> Sequence[tuple[int, bool]]:
-        return kernels.chunk_decision(token_ids, confidence, self.confidence_threshold, eos_token_ids)
-
-
-class FixedLength(LengthPolicy):
-    """Drafts of one chunk, never extended: the static baseline of the paper."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__(length, length)
-
-    def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(confidence), dtype=torch.bool, device=confidence.device)

@@ -1,0 +1,1 @@
+"""How long a draft gets: policies see confidences, never tokens."""

@@ -1,0 +1,39 @@
+"""Draft lengths by confidence: FailFast's rule, and the fixed length it is compared with."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..config import FailFastConfig
+from ..engine import kernels
+from .base import LengthPolicy
+
+
+class ConfidenceThreshold(LengthPolicy):
+    """FailFast (arXiv 2512.20573), Algorithm 1: extend while every token of the newest chunk has confidence >= tau.
+
+    The authors' code tests all confidences recorded so far, look-ahead positions included; the paper's rule, used
+    here, tests the newest chunk of the draft itself. NaN is not >= tau, so a broken drafter fails fast.
+    """
+
+    def __init__(self, config: FailFastConfig) -> None:
+        super().__init__(config.chunk_length, config.max_draft_length)
+        self.confidence_threshold = config.confidence_threshold
+
+    def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
+        return (confidence >= self.confidence_threshold).all(dim=-1)
+
+    def _decided(
+        self, token_ids: torch.Tensor, confidence: torch.Tensor, eos_token_ids: torch.Tensor | None
+    ) -> Sequence[tuple[int, bool]]:
+        return kernels.chunk_decision(token_ids, confidence, self.confidence_threshold, eos_token_ids)
+
+
+class FixedLength(LengthPolicy):
+    """Drafts of one chunk, never extended: the static baseline of the paper."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length, length)
+
+    def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(confidence), dtype=torch.bool, device=confidence.device)
