@@ -15,8 +15,8 @@ import typer
 from transformers.utils import logging
 
 import hf_failfast
-from hf_failfast.drafters.masked import MaskedDrafter
-from hf_failfast.drafters.shared import SharedBody
+from hf_failfast.drafters.bodies.borrowed import SharedBody
+from hf_failfast.drafters.masked.session import MaskedDrafter
 from hf_failfast.engine.runner import EagerRunner
 from hf_failfast.provenance import provenance
 from hf_failfast.smollm2 import load_smollm2

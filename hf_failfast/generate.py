@@ -20,7 +20,7 @@ from .config import CHUNK_RULE, FailFastConfig
 from .costs import measured_costs
 from .decoding import failfast_decoding
 from .drafters import DiffusionDrafter, DrafterErrors, DraftSession, load_drafter
-from .drafters.cross_tokenizer import CrossTokenizerDrafter
+from .drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
 from .policies.base import LengthPolicy
 from .policies.confidence import ConfidenceThreshold
 from .policies.goodput import Goodput

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_failfast.drafters import DiffusionDrafter
-from hf_failfast.drafters.shared import SharedBody
+from hf_failfast.drafters.bodies.borrowed import SharedBody
 
 
 @dataclass

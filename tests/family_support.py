@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hf_failfast
 from hf_failfast import DiffusionDrafter, SpecDecodingStats
-from hf_failfast.drafters.masked import MaskedSession
+from hf_failfast.drafters.masked.session import MaskedSession
 
 transformers.logging.set_verbosity_error()
 

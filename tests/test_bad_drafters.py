@@ -13,7 +13,7 @@ from conftest import DRAFTERS, LOOPS, VOCAB_SIZE, drafter, failfast, plain, prom
 from safetensors.torch import load_file, save_file
 
 from hf_failfast import load_drafter
-from hf_failfast.drafters.masked import MaskedDrafter
+from hf_failfast.drafters.masked.session import MaskedDrafter
 
 CANVAS = {"attention": "causal_canvas", "mask_token_id": 7}
 

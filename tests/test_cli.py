@@ -125,7 +125,7 @@ def test_an_unexpected_error_says_its_kind_and_how_to_see_more(folder, monkeypat
     def broken(*_, **__):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("hf_failfast.drafters.inspection.inspect_checkpoint", broken)
+    monkeypatch.setattr("hf_failfast.drafters.checkpoints.inspection.inspect_checkpoint", broken)
     result = run("inspect", folder)
     assert result.exit_code == 1
     assert result.stderr == "hf-failfast: RuntimeError: out of luck (the traceback: hf-failfast --debug ...)\n"
@@ -135,7 +135,7 @@ def test_ctrl_c_has_the_exit_code_of_an_interrupt(folder, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_failfast.drafters.inspection.inspect_checkpoint", interrupted)
+    monkeypatch.setattr("hf_failfast.drafters.checkpoints.inspection.inspect_checkpoint", interrupted)
     assert run("inspect", folder).exit_code == 130
 
 

@@ -13,7 +13,7 @@ from family_support import DATA, read_json
 from safetensors.torch import load_file
 
 from hf_failfast import load_drafter
-from hf_failfast.drafters.masked import MaskedDrafter, MaskedSession
+from hf_failfast.drafters.masked.session import MaskedDrafter, MaskedSession
 from hf_failfast.policies.confidence import FixedLength
 
 CASE = "fastdllm_v2/case_1"

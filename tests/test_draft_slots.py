@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength
-from hf_failfast.drafters.masked import MaskedDrafter
+from hf_failfast.drafters.masked.session import MaskedDrafter
 
 BLOCK = 8
 

@@ -22,7 +22,7 @@ from scripted import ScriptedDrafter
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength, load_drafter
 from hf_failfast.drafters import Draft
 from hf_failfast.drafters.denoising import MostLikely
-from hf_failfast.drafters.masked import MaskedDrafter
+from hf_failfast.drafters.masked.session import MaskedDrafter
 from hf_failfast.policies.base import LengthPolicy
 
 

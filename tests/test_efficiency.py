@@ -10,7 +10,7 @@ from conftest import drafter, failfast, prompt, target, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_failfast
-from hf_failfast.drafters.masked import MaskedDrafter
+from hf_failfast.drafters.masked.session import MaskedDrafter
 from hf_failfast.drafters.spec import DrafterSpec
 from hf_failfast.engine.runner import EagerRunner
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_failfast import DrafterSpec, load_drafter
-from hf_failfast.drafters.masked import MaskedDrafter, MaskedSession
+from hf_failfast.drafters.masked.session import MaskedDrafter, MaskedSession
 
 FOLDERS = {"dream": DrafterSpec("bidirectional", 1, 228), "llada": DrafterSpec("bidirectional", 0, 213)}
 

@@ -8,8 +8,8 @@ import torch
 from family_support import DATA, check_parity, copy_checkpoint, forward_data, read_json, replay, save_as, tiny_model
 
 from hf_failfast import DrafterSpec, load_drafter
-from hf_failfast.drafters.attention import FreeBlocks
-from hf_failfast.drafters.masked import MaskedDrafter
+from hf_failfast.drafters.masked.attention_patterns import FreeBlocks
+from hf_failfast.drafters.masked.session import MaskedDrafter
 
 CASES = {"sdar/case_1": (235, 4), "sdar/case_2": (203, 32)}
 # Without the runs that sample, and those that show the original overwriting filled positions.

@@ -12,8 +12,8 @@ import hf_failfast
 from hf_failfast import DiffusionDrafter, FailFastConfig, load_drafter
 from hf_failfast.drafters import Draft
 from hf_failfast.drafters.base import Chunk, ChunkedSession, RowSession
-from hf_failfast.drafters.cross_tokenizer import CrossTokenizerDrafter, CrossTokenizerSession
-from hf_failfast.drafters.masked import DraftingOptions, MaskedDrafter
+from hf_failfast.drafters.masked.session import DraftingOptions, MaskedDrafter
+from hf_failfast.drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter, CrossTokenizerSession
 from hf_failfast.policies.confidence import FixedLength
 
 TEXT = "the quick brown fox jumps over the lazy dog and naïve cafés serve quick lunches to the lazy foxes, " * 3

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import hf_failfast
 from hf_failfast import FailFastConfig, load_drafter
-from hf_failfast.drafters.dflash import DFlashDrafter
+from hf_failfast.drafters.conditioned.dflash import DFlashDrafter
 from hf_failfast.policies.confidence import FixedLength
 
 FOLDER = DATA / "dflash" / "case_1"

@@ -13,8 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_failfast
 from hf_failfast import FailFastConfig, load_drafter
-from hf_failfast.drafters.dflash import DFlashDrafter, DFlashSession
-from hf_failfast.drafters.inspection import inspect_checkpoint
+from hf_failfast.drafters.checkpoints.inspection import inspect_checkpoint
+from hf_failfast.drafters.conditioned.dflash import DFlashDrafter, DFlashSession
 from hf_failfast.policies.confidence import FixedLength
 
 VOCABULARY, MASK_ID, BLOCK, WINDOW = 96, 95, 6, 9

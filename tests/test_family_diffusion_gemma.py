@@ -8,8 +8,8 @@ import torch
 from family_support import check_parity, tiny_model
 
 from hf_failfast import load_drafter
+from hf_failfast.drafters.checkpoints.inspection import inspect_checkpoint
 from hf_failfast.drafters.diffusion_gemma import DiffusionGemmaDrafter
-from hf_failfast.drafters.inspection import inspect_checkpoint
 
 transformers = pytest.importorskip("transformers", minversion="5.17")
 if not hasattr(transformers, "DiffusionGemmaForBlockDiffusion"):

@@ -8,8 +8,8 @@ import torch
 from family_support import DATA, check_parity, copy_checkpoint, forward_data, read_json, replay, tiny_model
 
 from hf_failfast import DrafterSpec, load_drafter
-from hf_failfast.drafters.dit import DiT
-from hf_failfast.drafters.masked import MaskedDrafter, MaskedSession
+from hf_failfast.drafters.bodies.dit import DiT
+from hf_failfast.drafters.masked.session import MaskedDrafter, MaskedSession
 from hf_failfast.engine.slot_cache import SlotCache
 
 SPECS = {"mdlm": DrafterSpec("bidirectional", 0, 199), "bd3lm": DrafterSpec("block_causal", 0, 199, 4)}

@@ -8,8 +8,8 @@ from family_support import DATA, check_parity, read_json
 from transformers import PreTrainedModel, Qwen2ForCausalLM
 
 from hf_failfast import DrafterSpec, FailFastConfig, load_drafter
-from hf_failfast.drafters.masked import MaskedDrafter
-from hf_failfast.drafters.reference import ReferenceSession
+from hf_failfast.drafters.masked.fast_dllm_reference import ReferenceSession
+from hf_failfast.drafters.masked.session import MaskedDrafter
 from hf_failfast.policies.confidence import ConfidenceThreshold
 
 FOLDER = "fastdllm_v2/case_1"

@@ -9,8 +9,8 @@ from family_support import DATA, check_parity, copy_checkpoint, save_as, tiny_mo
 from safetensors.torch import load_file, save_file
 
 from hf_failfast import DrafterSpec, load_drafter
-from hf_failfast.drafters.families import FAMILIES, bodies
-from hf_failfast.drafters.inspection import inspect_checkpoint
+from hf_failfast.drafters.checkpoints.families import FAMILIES, bodies
+from hf_failfast.drafters.checkpoints.inspection import inspect_checkpoint
 
 DREAM = DATA / "dream" / "case_1" / "checkpoint"
 

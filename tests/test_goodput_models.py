@@ -136,8 +136,11 @@ def test_the_other_rules_numbers_are_refused(option: dict[str, Any]) -> None:
 def test_drafters_with_a_rule_of_their_own_are_refused() -> None:
     """The policy would learn from drafts whose lengths it did not decide."""
     proposer = drafter("block_shift", "llama")
-    reference = hf_failfast.drafters.masked.MaskedDrafter(
-        proposer.model, proposer.spec, proposer.config, hf_failfast.drafters.masked.DraftingOptions(mode="reference")
+    reference = hf_failfast.drafters.masked.session.MaskedDrafter(
+        proposer.model,
+        proposer.spec,
+        proposer.config,
+        hf_failfast.drafters.masked.session.DraftingOptions(mode="reference"),
     )
     with pytest.raises(ValueError, match="needs a drafter of the target's tokenizer that drafts by chunks"):
         failfast(target("llama"), prompt(9), reference, **GOODPUT)

@@ -9,7 +9,7 @@ import torch
 from conftest import failfast, prompt, saved_drafter, tiny_model
 
 import hf_failfast
-from hf_failfast.drafters.made_for import fingerprint
+from hf_failfast.drafters.checkpoints.target_fit import fingerprint
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_failfast.advice import SIGNS
 from hf_failfast.drafters import DrafterSpec
-from hf_failfast.drafters.attention import AttentionPattern, attention_pattern
+from hf_failfast.drafters.masked.attention_patterns import AttentionPattern, attention_pattern
 from hf_failfast.engine import kernels
 from hf_failfast.stats import RoundRecord, SpecDecodingStats
 

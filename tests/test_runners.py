@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import TARGETS, prompt, target
 
-from hf_failfast.drafters.attention import attention_pattern
+from hf_failfast.drafters.masked.attention_patterns import attention_pattern
 from hf_failfast.drafters.spec import DrafterSpec
 from hf_failfast.engine.runner import EagerRunner
 

@@ -22,9 +22,10 @@ from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
 from hf_failfast import scoring, verification
-from hf_failfast.drafters import DiffusionDrafter, masked
+from hf_failfast.drafters import DiffusionDrafter
 from hf_failfast.drafters.denoising import Denoising
-from hf_failfast.drafters.masked import DraftingOptions, MaskedDrafter
+from hf_failfast.drafters.masked.session import DraftingOptions, MaskedDrafter
+from hf_failfast.drafters.masked.session import session as masked
 from hf_failfast.scoring import TokenChoice
 from hf_failfast.verification import Scores, choose_sampled
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from training_support import PROVENANCE, VOCABULARY, random_examples, tiny_target
 
 from hf_failfast import load_drafter
-from hf_failfast.drafters.conditioned import ConditionedDrafter
-from hf_failfast.drafters.inspection import inspect_checkpoint
+from hf_failfast.drafters.checkpoints.inspection import inspect_checkpoint
+from hf_failfast.drafters.conditioned.canvas import ConditionedDrafter
 from hf_failfast.policies.confidence import FixedLength
 from hf_failfast.training.canvases import Canvases
 from hf_failfast.training.config import TrainingConfig

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 import hf_failfast
 from hf_failfast.drafters import DrafterSpec
-from hf_failfast.drafters.masked import MaskedDrafter
+from hf_failfast.drafters.masked.session import MaskedDrafter
 from hf_failfast.engine.runner_pool import Runners
 
 from .machine import Machine

@@ -22,7 +22,7 @@ def inspect(
     from rich.console import Console
     from rich.table import Table
 
-    from ..drafters.inspection import inspect_checkpoint
+    from ..drafters.checkpoints.inspection import inspect_checkpoint
 
     spec = {"attention": attention, "shift": shift, "mask_token_id": mask_token_id, "block_size": block_size}
     given: dict[str, Any] = {name: value for name, value in spec.items() if value is not None}

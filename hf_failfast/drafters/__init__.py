@@ -2,10 +2,10 @@
 
 from .base import BatchSession, DiffusionDrafter, Draft, RowSession, start
 from .denoising import Warp
-from .guard import DrafterErrors, GuardedSession
-from .kept import DraftSession
 from .loading import load_drafter
 from .spec import DrafterSpec
+from .wrappers.conversation import DraftSession
+from .wrappers.fallback import DrafterErrors, GuardedSession
 
 __all__ = [
     "BatchSession",

@@ -15,8 +15,8 @@ from ..config import FailFastConfig
 from ..engine.ragged import Rows, indices, is_even
 from ..engine.runner_pool import Runners
 from ..policies.base import LengthPolicy
+from .checkpoints.target_fit import MadeFor
 from .denoising import Warp
-from .made_for import MadeFor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

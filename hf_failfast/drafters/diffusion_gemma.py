@@ -11,10 +11,10 @@ from ..compatibility import CACHE
 from ..config import FailFastConfig
 from ..engine.slot_cache import SlotCache, layer_windows
 from .base import Chunk, ChunkedSession, DiffusionDrafter
-from .checkpoint import Checkpoint
+from .checkpoints.reading import Checkpoint
+from .checkpoints.vocabulary import check_vocabulary
+from .checkpoints.weights import load_native
 from .denoising import choose_tokens
-from .vocabulary import check_vocabulary
-from .weights import load_native
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,18 +10,18 @@ import torch
 from ..config import FailFastConfig
 from ..engine.runner_pool import RunnerName, Runners
 from .base import DiffusionDrafter
-from .checkpoint import Checkpoint, read_checkpoint
-from .conditioned import ConditionedDrafter
+from .bodies.borrowed import SharedBody
+from .bodies.dit import DiT, load_dit
+from .checkpoints.families import DFLASH, DFLASH_ASSISTANT, DIFFUSION_GEMMA, DIT
+from .checkpoints.reading import Checkpoint, read_checkpoint
+from .checkpoints.target_fit import MadeFor
+from .checkpoints.weights import load_native, load_shared
+from .conditioned.canvas import ConditionedDrafter
+from .conditioned.dflash import load_dflash, load_dflash_assistant
 from .denoising import Denoising
-from .dflash import load_dflash, load_dflash_assistant
 from .diffusion_gemma import load_diffusion_gemma
-from .dit import DiT, load_dit
-from .families import DFLASH, DFLASH_ASSISTANT, DIFFUSION_GEMMA, DIT
-from .made_for import MadeFor
-from .masked import DraftingMode, DraftingOptions, MaskedDrafter
-from .shared import SharedBody
+from .masked.session import DraftingMode, DraftingOptions, MaskedDrafter
 from .spec import Alignment, AttentionKind, Noise
-from .weights import load_native, load_shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

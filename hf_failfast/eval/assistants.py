@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ..drafters import DiffusionDrafter, load_drafter
-from ..drafters.masked import MaskedDrafter
-from ..drafters.shared import SharedBody
+from ..drafters.bodies.borrowed import SharedBody
+from ..drafters.masked.session import MaskedDrafter
 
 
 def load_assistant(name: str, target: PreTrainedModel) -> PreTrainedModel:

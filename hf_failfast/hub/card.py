@@ -3,7 +3,7 @@
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..config import FailFastConfig
-from ..drafters.checkpoint import Checkpoint
+from ..drafters.checkpoints.reading import Checkpoint
 from ..version import __version__
 
 CARD = "README.md"

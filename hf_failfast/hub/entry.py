@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from ..drafters import load_drafter
-from ..drafters.checkpoint import find_file
+from ..drafters.checkpoints.reading import find_file
 from ..generate import generate as decode
 from ..version import __version__
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, snapshot_download
 
-from ..drafters.checkpoint import Checkpoint, read_checkpoint
-from ..drafters.inspection import inspect_checkpoint
+from ..drafters.checkpoints.inspection import inspect_checkpoint
+from ..drafters.checkpoints.reading import Checkpoint, read_checkpoint
 from .card import CARD, DRAFTER_CARD, repository_card
 from .flatten import flat_name, flattened
 

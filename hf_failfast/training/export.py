@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from ..drafters.made_for import fingerprint
+from ..drafters.checkpoints.target_fit import fingerprint
 from .config import LOSS_WEIGHTS, TrainingConfig
 from .examples import HELD_OUT_ONE_IN
 from .files import replacing, write_json

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from ..drafters.conditioned import HiddenStateInjection
+from ..drafters.conditioned.canvas import HiddenStateInjection
 from .canvases import Canvases
 
 

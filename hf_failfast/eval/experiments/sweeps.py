@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ...config import FailFastConfig
 from ...drafters import DiffusionDrafter
 from ...drafters.denoising import Denoising
-from ...drafters.masked import MaskedDrafter
+from ...drafters.masked.session import MaskedDrafter
 from ..arms import drafted_arm
 from ..assistants import is_autoregressive
 from .bench import Bench, Outcome, Row, Variant, timed

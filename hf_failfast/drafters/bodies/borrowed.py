@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from .spec import DrafterSpec
+from ..spec import DrafterSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from transformers import PreTrainedConfig
 
-from .checkpoint import Checkpoint, read_checkpoint, weight_shapes
+from ..spec import DrafterSpec
 from .families import DFLASH, DFLASH_ASSISTANT
-from .spec import DrafterSpec
+from .reading import Checkpoint, read_checkpoint, weight_shapes
 from .vocabulary import check_mask_token, check_vocabulary
 
 # Bytes per element of safetensors' dtypes.

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..engine.runner_pool import Runners
-from ..policies.base import LengthPolicy
-from .base import DiffusionDrafter, Draft, RowSession
-from .diffusion_gemma import DiffusionGemmaDrafter
-from .masked import MaskedDrafter
-from .shared import SharedBody
+from ...engine.runner_pool import Runners
+from ...policies.base import LengthPolicy
+from ..base import DiffusionDrafter, Draft, RowSession
+from ..bodies.borrowed import SharedBody
+from ..diffusion_gemma import DiffusionGemmaDrafter
+from ..masked.session import MaskedDrafter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

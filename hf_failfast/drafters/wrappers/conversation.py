@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..engine.runner_pool import Runners
-from ..policies.base import LengthPolicy
-from .base import BatchSession, DiffusionDrafter, Draft, RowSession
+from ...engine.runner_pool import Runners
+from ...policies.base import LengthPolicy
+from ..base import BatchSession, DiffusionDrafter, Draft, RowSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

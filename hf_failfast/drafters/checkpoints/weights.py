@@ -13,8 +13,8 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.utils import is_accelerate_available
 
-from .checkpoint import Checkpoint
-from .shared import SharedBody
+from ..bodies.borrowed import SharedBody
+from .reading import Checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

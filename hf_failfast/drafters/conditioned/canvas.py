@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config import FailFastConfig
-from ..engine.kernels import most_likely
-from ..engine.runner import EagerRunner
-from .attention import CausalCanvas
-from .base import DiffusionDrafter
+from ...config import FailFastConfig
+from ...engine.kernels import most_likely
+from ...engine.runner import EagerRunner
+from ..base import DiffusionDrafter
+from ..bodies.borrowed import SharedBody
+from ..checkpoints.vocabulary import check_vocabulary
+from ..denoising import DraftTokens
+from ..masked.attention_patterns import CausalCanvas
+from ..spec import DrafterSpec
 from .block_session import BlockSession
-from .denoising import DraftTokens
-from .shared import SharedBody
-from .spec import DrafterSpec
-from .vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
-from ..compatibility import CACHE
-from ..config import FailFastConfig
-from ..engine.slot_cache import SlotCache
-from .base import DiffusionDrafter
+from ...compatibility import CACHE
+from ...config import FailFastConfig
+from ...engine.slot_cache import SlotCache
+from ..base import DiffusionDrafter
+from ..checkpoints.reading import Checkpoint
+from ..checkpoints.vocabulary import check_mask_token, check_vocabulary
+from ..checkpoints.weights import load_into, load_native
+from ..denoising import DraftTokens, choose_tokens
 from .block_session import BlockSession
-from .checkpoint import Checkpoint
-from .denoising import DraftTokens, choose_tokens
-from .vocabulary import check_mask_token, check_vocabulary
-from .weights import load_into, load_native
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
+from ..spec import DrafterSpec
 from .families import (
     DFLASH,
     DFLASH_ASSISTANT,
@@ -24,7 +25,6 @@ from .families import (
     find_family,
     nearest_family,
 )
-from .spec import DrafterSpec
 
 # Keys that would point transformers to the checkpoint's own code, to a class that is not there, or to an attention
 # kernel that does not take the runner's masks (SDAR asks for flex attention).

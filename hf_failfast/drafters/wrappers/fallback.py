@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ..engine.ragged import Rows
-from ..policies.base import LengthPolicy
-from .base import BatchSession, Draft
+from ...engine.ragged import Rows
+from ...policies.base import LengthPolicy
+from ..base import BatchSession, Draft
 
 logger = logging.getLogger(__name__)
 

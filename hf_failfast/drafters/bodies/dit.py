@@ -13,10 +13,10 @@ from torch.nn.functional import layer_norm, scaled_dot_product_attention, silu
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 
-from ..compatibility import CACHE
-from ..engine.slot_cache import SlotCache
-from .checkpoint import Checkpoint
-from .weights import load_into
+from ...compatibility import CACHE
+from ...engine.slot_cache import SlotCache
+from ..checkpoints.reading import Checkpoint
+from ..checkpoints.weights import load_into
 
 FREQUENCIES = 256  # of the timestep embedding
 ROPE_BASE = 10_000.0

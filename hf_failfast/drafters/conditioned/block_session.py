@@ -7,9 +7,9 @@ from typing import Self
 
 import torch
 
-from ..engine.slot_cache import SlotCache
-from .base import Chunk, ChunkedSession
-from .denoising import DraftTokens
+from ...engine.slot_cache import SlotCache
+from ..base import Chunk, ChunkedSession
+from ..denoising import DraftTokens
 
 
 class BlockSession(ChunkedSession):

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Literal, Self, cast, get_args
 
 import torch
 
-from ..config import FailFastConfig
-from ..engine.ragged import Rows, is_even
-from ..engine.runner import CausalLM, EagerRunner, Head, feed, raw_logits
-from ..policies.base import LengthPolicy
-from .attention import Bound, attention_pattern
-from .base import (
+from ...config import FailFastConfig
+from ...engine.ragged import Rows, is_even
+from ...engine.runner import CausalLM, EagerRunner, Head, feed, raw_logits
+from ...policies.base import LengthPolicy
+from ..base import (
     BatchSession,
     Chunk,
     ChunkedSession,
@@ -23,12 +22,13 @@ from .base import (
     concatenate_probs,
     draft_by_chunks,
 )
-from .denoising import Denoising, DraftTokens, MostLikely, choose_tokens
-from .dit import DiT
-from .reference import ReferenceSession
-from .shared import SharedBody
-from .spec import DrafterSpec
-from .vocabulary import check_vocabulary
+from ..bodies.borrowed import SharedBody
+from ..bodies.dit import DiT
+from ..checkpoints.vocabulary import check_vocabulary
+from ..denoising import Denoising, DraftTokens, MostLikely, choose_tokens
+from ..spec import DrafterSpec
+from .attention_patterns import Bound, attention_pattern
+from .fast_dllm_reference import ReferenceSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from .spec import DrafterSpec
+from ..spec import DrafterSpec
 
 Bound = int | torch.Tensor
 

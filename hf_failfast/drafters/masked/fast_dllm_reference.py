@@ -5,13 +5,13 @@ from typing import NamedTuple, cast
 
 import torch
 
-from ..engine.kernels import most_likely
-from ..engine.runner import CausalLM, EagerRunner
-from ..policies.base import LengthPolicy
-from .attention import BlockCausal
-from .base import Draft, RowSession
-from .denoising import Denoising
-from .spec import DrafterSpec
+from ...engine.kernels import most_likely
+from ...engine.runner import CausalLM, EagerRunner
+from ...policies.base import LengthPolicy
+from ..base import Draft, RowSession
+from ..denoising import Denoising
+from ..spec import DrafterSpec
+from .attention_patterns import BlockCausal
 
 
 class Pass(NamedTuple):

@@ -1,0 +1,1 @@
+"""Model code of drafters that are no causal LM of transformers."""

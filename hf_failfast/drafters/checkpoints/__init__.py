@@ -1,0 +1,1 @@
+"""What a checkpoint says about its drafter, and whether it fits the target."""

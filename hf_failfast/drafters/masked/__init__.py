@@ -1,0 +1,1 @@
+"""Drafters that fill masked positions."""

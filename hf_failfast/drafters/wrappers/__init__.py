@@ -1,0 +1,1 @@
+"""Drafters around another drafter."""
