@@ -6,16 +6,16 @@ Importing the package makes `custom_generate="hf_failfast"` known to `model.gene
 from pathlib import Path
 
 from . import compatibility as compatibility  # checks the version of transformers first  # isort: split
-from .candidate_generator import FailFastCandidateGenerator
 from .config import FailFastConfig
-from .decoding import failfast_decoding
+from .decoding.loop import failfast_decoding
+from .decoding.stats import SpecDecodingStats
+from .decoding.transformers_loop import FailFastCandidateGenerator
 from .drafters import DiffusionDrafter, DrafterSpec, DraftSession, load_drafter
 from .engine.cpu.grouped_attention import grouped_attention
 from .engine.cpu.packed_weights import prepack
 from .generate import assisted_generate, generate, register
 from .policies.base import LengthPolicy
 from .policies.confidence import ConfidenceThreshold, FixedLength
-from .stats import SpecDecodingStats
 from .version import __version__
 
 register()

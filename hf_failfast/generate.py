@@ -14,18 +14,18 @@ from transformers import GenerationMixin, LogitsProcessorList
 from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
-from .candidate_generator import FailFastCandidateGenerator
 from .compatibility import with_cache_name
 from .config import CHUNK_RULE, FailFastConfig
-from .costs import measured_costs
-from .decoding import failfast_decoding
+from .decoding.loop import failfast_decoding
+from .decoding.refusals import check_arguments, check_state, fits_slots, warn_of_int8_outliers
+from .decoding.round_costs import measured_costs
+from .decoding.token_choice import draft_warp
+from .decoding.transformers_loop import FailFastCandidateGenerator
 from .drafters import DiffusionDrafter, DrafterErrors, DraftSession, load_drafter
 from .drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
 from .policies.base import LengthPolicy
 from .policies.confidence import ConfidenceThreshold
 from .policies.goodput import Goodput
-from .scoring import draft_warp
-from .support import check_arguments, check_state, fits_slots, warn_of_int8_outliers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,10 +12,10 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .comparison import BASELINE, OURS, MethodResult, compare, default_methods, summary
+from .decoding.stats import SpecDecodingStats
 from .drafters import DiffusionDrafter
 from .engine.cpu.packed_weights import is_prepacked
 from .progress import progress_bar
-from .stats import SpecDecodingStats
 from .streaming import ACCEPTED_STYLE, ColourStreamer
 
 DEMO_PROMPTS = (

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hf_failfast.advice import SIGNS
-from hf_failfast.stats import RoundRecord, SpecDecodingStats
+from hf_failfast.decoding.advice import SIGNS
+from hf_failfast.decoding.stats import RoundRecord, SpecDecodingStats
 
 
 def stats(

@@ -12,9 +12,9 @@ from goodput_support import COSTS
 from scripted import ScriptedDrafter
 
 import hf_failfast
-from hf_failfast import costs as costs_module
-from hf_failfast import decoding
-from hf_failfast.costs import measured_costs
+from hf_failfast.decoding.loop import loop as decoding
+from hf_failfast.decoding.loop import round_costs as costs_module
+from hf_failfast.decoding.round_costs import measured_costs
 from hf_failfast.policies.goodput import Goodput, RoundCosts
 
 generate_module = importlib.import_module("hf_failfast.generate")  # the attribute of that name is the function

@@ -13,8 +13,8 @@ from conftest import drafter, failfast, plain, prompt, shared_drafter, tiny_mode
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_failfast import costs as costs_module
 from hf_failfast import prepack
+from hf_failfast.decoding.loop import round_costs as costs_module
 from hf_failfast.engine.cpu import packed_weights as prepacking
 from hf_failfast.engine.cpu.packed_weights import PackedLinear, is_prepacked
 

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_failfast.advice import SIGNS
+from hf_failfast.decoding.advice import SIGNS
+from hf_failfast.decoding.stats import RoundRecord, SpecDecodingStats
 from hf_failfast.drafters import DrafterSpec
 from hf_failfast.drafters.masked.attention_patterns import AttentionPattern, attention_pattern
 from hf_failfast.engine import kernels
-from hf_failfast.stats import RoundRecord, SpecDecodingStats
 
 tokens = st.integers(0, 3)  # few, so that drafts agree with the target often
 

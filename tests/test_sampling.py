@@ -21,13 +21,14 @@ from torch.nn.functional import one_hot, pad
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
-from hf_failfast import scoring, verification
+from hf_failfast.decoding.loop import token_choice as scoring
+from hf_failfast.decoding.loop import verification
+from hf_failfast.decoding.token_choice import TokenChoice
+from hf_failfast.decoding.verification import Scores, choose_sampled
 from hf_failfast.drafters import DiffusionDrafter
 from hf_failfast.drafters.denoising import Denoising
 from hf_failfast.drafters.masked.session import DraftingOptions, MaskedDrafter
 from hf_failfast.drafters.masked.session import session as masked
-from hf_failfast.scoring import TokenChoice
-from hf_failfast.verification import Scores, choose_sampled
 
 TEMPERATURE = {"temperature": 1.3, "top_k": 0}
 STACKS: dict[str, dict[str, Any]] = {

@@ -9,9 +9,9 @@ from sampling_support import chi_square, processors_of
 from scipy import stats
 
 import hf_failfast
-from hf_failfast import scoring
+from hf_failfast.decoding.loop import token_choice as scoring
+from hf_failfast.decoding.verification import Scores, choose_by_rejection
 from hf_failfast.smollm2 import load_smollm2
-from hf_failfast.verification import Scores, choose_by_rejection
 
 PROMPT = "My favourite animal is"  # short, since every sample reads it
 SAMPLES = 160

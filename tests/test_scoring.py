@@ -7,7 +7,7 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as lp
 
-from hf_failfast.scoring import TokenChoice
+from hf_failfast.decoding.token_choice import TokenChoice
 
 STACKS: dict[str, list[Any]] = {
     "top-k": [lp.TopKLogitsWarper(50)],

@@ -12,7 +12,7 @@ from scripted import ScriptedDrafter
 
 from hf_failfast import SpecDecodingStats
 from hf_failfast.compatibility import CACHE
-from hf_failfast.stats import RoundRecord
+from hf_failfast.decoding.stats import RoundRecord
 
 OPTIONS = {"max_new_tokens": 50, "return_dict_in_generate": True}
 

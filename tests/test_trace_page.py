@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from hf_failfast.cli import app
-from hf_failfast.stats import RoundRecord, SpecDecodingStats
+from hf_failfast.decoding.stats import RoundRecord, SpecDecodingStats
 from hf_failfast.trace_page import trace_page
 from hf_failfast.tracing import Trace, TracedRound
 

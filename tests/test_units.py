@@ -9,9 +9,9 @@ import torch
 from transformers import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StoppingCriteriaList
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength
+from hf_failfast.decoding.stopping import StopRules
+from hf_failfast.decoding.verification import Scores, best_tokens, choose_by_rejection, choose_greedy
 from hf_failfast.engine import kernels
-from hf_failfast.stopping import StopRules
-from hf_failfast.verification import Scores, best_tokens, choose_by_rejection, choose_greedy
 
 # Config
 

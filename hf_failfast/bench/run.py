@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ..comparison import OURS, Method, MethodResult, compare, summary
-from ..costs import measure as measure_costs
+from ..decoding.round_costs import measure as measure_costs
+from ..decoding.stats import SpecDecodingStats
 from ..drafters import DiffusionDrafter
 from ..eval.bootstrap import paired_speedup
-from ..stats import SpecDecodingStats
 from .floor import floor
 
 

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import FailFastConfig
+from ..decoding.stats import SpecDecodingStats
 from ..drafters import DiffusionDrafter, load_drafter
-from ..stats import SpecDecodingStats
 from .assistants import load_assistant
 from .options import EvalOptions
 from .stops import ExactStops

@@ -1,6 +1,6 @@
 """The signs that `SpecDecodingStats.advice` knows."""
 
-from hf_failfast.advice import SIGNS
+from hf_failfast.decoding.advice import SIGNS
 
 from . import markdown
 

@@ -13,14 +13,14 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from .config import FailFastConfig
-from .decoding import failfast_decoding
-from .drafters import DiffusionDrafter
-from .engine.cpu.packed_weights import is_prepacked
-from .policies.base import Decision
-from .policies.confidence import FixedLength
-from .policies.goodput import LONGEST_CHUNK, RoundCosts
-from .support import num_positions
+from ..config import FailFastConfig
+from ..drafters import DiffusionDrafter
+from ..engine.cpu.packed_weights import is_prepacked
+from ..policies.base import Decision
+from ..policies.confidence import FixedLength
+from ..policies.goodput import LONGEST_CHUNK, RoundCosts
+from .loop import failfast_decoding
+from .refusals import num_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

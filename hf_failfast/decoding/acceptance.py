@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from .drafters import Draft
-from .engine import kernels
-from .engine.runner import Head, raw_logits
-from .scoring import TokenChoice
+from ..drafters import Draft
+from ..engine import kernels
+from ..engine.runner import Head, raw_logits
+from .sequences import GeneratedText
 from .stats import SpecDecodingStats
 from .stopping import StopRules
-from .text import GeneratedText
+from .token_choice import TokenChoice
 from .verification import Scores, best_tokens
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import logits_process
 
-from .config import FailFastConfig
+from ..config import FailFastConfig
 from .verification import Scores, choose_by_rejection, choose_greedy, choose_sampled
 
 # Warpers that see a row as a bag of scores: what they do to a token depends neither on its id nor on those tokens that

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from transformers.generation import BaseStreamer
 
-from .engine.ragged import Rows, indices, is_even
+from ..engine.ragged import Rows, indices, is_even
 
 
 class GeneratedText:

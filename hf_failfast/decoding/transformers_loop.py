@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.candidate_generator import CandidateGenerator
 
-from .drafters import DiffusionDrafter, Warp
-from .policies.base import LengthPolicy
+from ..drafters import DiffusionDrafter, Warp
+from ..policies.base import LengthPolicy
+from .refusals import draft_bound
 from .stats import RoundRecord, SpecDecodingStats
-from .support import draft_bound
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,19 +13,19 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
+from ..compatibility import CACHE, with_cache_name
+from ..config import FailFastConfig
+from ..drafters import BatchSession, DiffusionDrafter, DrafterErrors, GuardedSession, start
+from ..engine.runner import feed
+from ..engine.slot_cache import RowStates, SlotCache, store
+from ..policies.base import LengthPolicy
 from .acceptance import Acceptance
-from .compatibility import CACHE, with_cache_name
-from .config import FailFastConfig
-from .drafters import BatchSession, DiffusionDrafter, DrafterErrors, GuardedSession, start
-from .engine.runner import feed
-from .engine.slot_cache import RowStates, SlotCache, store
 from .layer_outputs import LayerOutputs
-from .policies.base import LengthPolicy
-from .scoring import TokenChoice, draft_warp
+from .refusals import check_request, draft_bound
+from .sequences import GeneratedText
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import StopRules
-from .support import check_request, draft_bound
-from .text import GeneratedText
+from .token_choice import TokenChoice, draft_warp
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

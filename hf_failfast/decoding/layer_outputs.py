@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from transformers import Cache, GenerationConfig
 
-from .engine.runner import LayerOutput
-from .text import GeneratedText
+from ..engine.runner import LayerOutput
+from .sequences import GeneratedText
 
 # Per emitted token, per layer.
 Steps = tuple[tuple[torch.Tensor, ...], ...]

@@ -11,9 +11,9 @@ from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
-from .compatibility import CACHE
-from .engine.cpu.grouped_attention import attention_name
-from .engine.slot_cache import layer_windows
+from ..compatibility import CACHE
+from ..engine.cpu.grouped_attention import attention_name
+from ..engine.slot_cache import layer_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

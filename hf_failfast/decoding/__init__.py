@@ -1,0 +1,1 @@
+"""The loop: draft, verify, accept; and all that it decides."""
