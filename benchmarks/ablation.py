@@ -22,12 +22,12 @@ from hf_failfast.provenance import provenance
 from hf_failfast.smollm2 import load_smollm2
 from hf_failfast.training.batches import Batch
 from hf_failfast.training.config import LOSS_WEIGHTS, TrainingConfig
-from hf_failfast.training.data import load_examples
-from hf_failfast.training.examples import Example
+from hf_failfast.training.data.shards import Example
+from hf_failfast.training.data.synthesis import load_examples
 from hf_failfast.training.export import Provenance
-from hf_failfast.training.loop import Trainer
 from hf_failfast.training.objective import HeldOut
 from hf_failfast.training.report import LOG
+from hf_failfast.training.trainer import Trainer
 
 UNIFORM = dict.fromkeys(LOSS_WEIGHTS, 0.0) | {"cross_entropy_weight": 1.0, "position_decay": 0.0}
 DECAY = UNIFORM | {"position_decay": 4.5}

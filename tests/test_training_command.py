@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from hf_failfast import load_drafter
 from hf_failfast.cli import app
-from hf_failfast.training.data import load_examples
-from hf_failfast.training.examples import Example, load_shard, save_shard
+from hf_failfast.training.data.shards import Example, load_shard, save_shard
+from hf_failfast.training.data.synthesis import load_examples
 
 REQUIRED_GAIN = 1.0  # of the held-out mean acceptance length, in tokens per draft
 OPTIONS = (

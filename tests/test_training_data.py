@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from training_support import VOCABULARY, talkative_target, tiny_target, tiny_tokenizer
 
-from hf_failfast.training import data as data_module
 from hf_failfast.training.config import DataConfig
-from hf_failfast.training.data import load_examples, synthesise
-from hf_failfast.training.examples import Example
-from hf_failfast.training.prompts import OwnQuestions
-from hf_failfast.training.writer import Writer
+from hf_failfast.training.data.answers import Writer
+from hf_failfast.training.data.prompts import OwnQuestions
+from hf_failfast.training.data.shards import Example
+from hf_failfast.training.data.synthesis import load_examples, synthesise
+from hf_failfast.training.data.synthesis import synthesis as data_module
 
 DATA = DataConfig(
     questions=10, question_tokens=16, answer_tokens=8, batch_size=4, shard_questions=8, top_k=VOCABULARY, seed=3

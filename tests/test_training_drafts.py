@@ -15,8 +15,8 @@ from hf_failfast.drafters.conditioned.canvas import ConditionedDrafter
 from hf_failfast.policies.confidence import FixedLength
 from hf_failfast.training.canvases import Canvases
 from hf_failfast.training.config import TrainingConfig
-from hf_failfast.training.loop import Trainer
 from hf_failfast.training.model import CanvasDrafter
+from hf_failfast.training.trainer import Trainer
 
 CONFIG = TrainingConfig(steps=2, layers=(0, 3), canvas_length=4, batch_size=2, anchors=3, draft_vocabulary=50)
 KINDS = {

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from hf_failfast.cli import app
 from hf_failfast.drafters.loading import load_drafter
 from hf_failfast.training.config import TrainingConfig
-from hf_failfast.training.examples import Example
-from hf_failfast.training.loop import Trainer, learning_rate_factor
+from hf_failfast.training.data.shards import Example
+from hf_failfast.training.trainer import Trainer, learning_rate_factor
 
 TRAINING = TrainingConfig(
     steps=6, layers=(0, 3), canvas_length=4, draft_vocabulary=50, batch_size=2, anchors=3, evaluation_steps=3

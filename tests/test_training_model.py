@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_failfast.training.batches import CanvasPlan, batch_indices, collate, draft_index
 from hf_failfast.training.canvases import Canvases
-from hf_failfast.training.examples import Example
+from hf_failfast.training.data.shards import Example
 from hf_failfast.training.losses import IGNORE
 from hf_failfast.training.model import CanvasDrafter, frequent_tokens
 

@@ -4,7 +4,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from hf_failfast.training.examples import Example
+from hf_failfast.training.data.shards import Example
 from hf_failfast.training.export import Provenance
 
 SPECIALS = ["<pad>", "<s>", "<user>", "<end>", "<assistant>"]

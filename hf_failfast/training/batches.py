@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .canvases import Attention, Canvases
-from .examples import Example
+from .data.shards import Example
 from .losses import IGNORE
 
 POOL_BATCHES = 16

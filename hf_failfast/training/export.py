@@ -9,9 +9,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..drafters.checkpoints.target_fit import fingerprint
+from .atomic_files import replacing, write_json
 from .config import LOSS_WEIGHTS, TrainingConfig
-from .examples import HELD_OUT_ONE_IN
-from .files import replacing, write_json
+from .data.shards import HELD_OUT_ONE_IN
 from .model import CanvasDrafter
 from .report import PLOT
 

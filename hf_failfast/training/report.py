@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .files import replacing
+from .atomic_files import replacing
 
 LOG = "train_log.jsonl"
 PLOT = "report.png"

@@ -9,10 +9,10 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .config import DataConfig, TrainingConfig
-from .data import load_examples, synthesise
+from .data.synthesis import load_examples, synthesise
 from .export import Provenance
-from .loop import Trainer, new_accelerator
 from .model import check_target, default_layers
+from .trainer import Trainer, new_accelerator
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import DataConfig
-from .examples import Example, load_shard, save_shard
-from .files import write_json
+from ..atomic_files import write_json
+from ..config import DataConfig
+from .answers import Writer
 from .prompts import OwnQuestions, PromptSource, Records, read_records
-from .writer import Writer
+from .shards import Example, load_shard, save_shard
 
 MANIFEST = "manifest.json"
 OWN_QUESTIONS = "questions written by the target itself"

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from .config import DataConfig
+from ..config import DataConfig
+from .answers import Writer
 from .openings import random_opening
-from .writer import Writer
 
 
 class PromptSource(Protocol):

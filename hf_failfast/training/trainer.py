@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from .atomic_files import replacing
 from .averaging import WeightAverage, copy_tensors
 from .batches import Batch, CanvasPlan, batch_indices, collate, draft_index, step_generator
 from .config import TrainingConfig
-from .examples import Example
+from .data.shards import Example
 from .export import WEIGHTS, Provenance, export, versions
-from .files import replacing
 from .model import CanvasDrafter, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
 from .report import LOG, write_report

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from .files import replacing
+from ..atomic_files import replacing
 
 HELD_OUT_ONE_IN = 32
 

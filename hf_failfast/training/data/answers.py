@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import DataConfig
-from .examples import Example
+from ..config import DataConfig
+from .shards import Example
 
 _MARK = "\u0001question\u0001"  # stands for the user's text while the chat template is taken apart
 TEXT_PROMPT_TOKENS = 16  # of a text: what it is told apart by, and is not trained on
