@@ -16,12 +16,12 @@ import torch
 import typer
 
 from hf_failfast import grouped_attention, prepack
-from hf_failfast.bench.models import PROMPTS, encode_prompts
-from hf_failfast.comparison import Method, compare, summary
 from hf_failfast.engine.runner import EagerRunner
+from hf_failfast.experiments.bench_models import PROMPTS, encode_prompts
+from hf_failfast.measure.comparison import Method, compare, summary
+from hf_failfast.measure.provenance import provenance
+from hf_failfast.measure.timing import seconds_by_arm, side_by_side
 from hf_failfast.pair import Pair, load_pair
-from hf_failfast.provenance import provenance
-from hf_failfast.timing import seconds_by_arm, side_by_side
 
 
 def forward(runner: EagerRunner, ids: torch.Tensor) -> Callable[[int], None]:

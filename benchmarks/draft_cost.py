@@ -18,9 +18,9 @@ import hf_failfast
 from hf_failfast.drafters.bodies.borrowed import SharedBody
 from hf_failfast.drafters.masked.session import MaskedDrafter
 from hf_failfast.engine.runner import EagerRunner
-from hf_failfast.provenance import provenance
+from hf_failfast.measure.provenance import provenance
+from hf_failfast.measure.timing import seconds_by_arm, side_by_side
 from hf_failfast.smollm2 import load_smollm2
-from hf_failfast.timing import seconds_by_arm, side_by_side
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from gpu_sections.machine import Machine, measure_machine
 from gpu_sections.passes import measure_liger, measure_passes
 from gpu_sections.rounds import measure_pair
 
-from hf_failfast.provenance import provenance
+from hf_failfast.measure.provenance import provenance
 
 RESULTS = Path(__file__).parent.parent / "eval" / "results"
 

@@ -20,8 +20,8 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from hf_failfast.decoding.token_choice import TokenChoice
-from hf_failfast.provenance import provenance
-from hf_failfast.timing import seconds_by_arm, side_by_side
+from hf_failfast.measure.provenance import provenance
+from hf_failfast.measure.timing import seconds_by_arm, side_by_side
 
 WARPING = {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9}
 DRAFT_LENGTH = 5

@@ -15,8 +15,8 @@ from rich.progress import Progress
 from transformers.utils import logging
 
 import hf_failfast
-from hf_failfast.bench.models import PROMPTS
-from hf_failfast.comparison import BASELINE, OURS, compare, default_methods, summary
+from hf_failfast.experiments.bench_models import PROMPTS
+from hf_failfast.measure.comparison import BASELINE, OURS, compare, default_methods, summary
 from hf_failfast.showcase import encode_prompt, setting
 from hf_failfast.smollm2 import load_smollm2
 

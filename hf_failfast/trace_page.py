@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
+from .measure.tracing import Trace, TracedRound
 from .streaming import TextPieces
-from .tracing import Trace, TracedRound
 
 TEMPLATE = Path(__file__).with_name("trace_page.html")
 _STRIP_HEIGHT = 150  # CSS pixels of the longest draft

@@ -17,13 +17,13 @@ from lm_eval.tasks import TaskManager
 from transformers.utils import logging
 
 from hf_failfast import BUNDLED_DRAFTER
-from hf_failfast.eval.experiments.report import write
-from hf_failfast.eval.metrics import SPEED_METRICS, summarise
 from hf_failfast.eval.model import HFFailFastLM
 from hf_failfast.eval.paths import TASKS
-from hf_failfast.eval.records import SpeedRecord
 from hf_failfast.eval.task import SPEED_FILTER
-from hf_failfast.provenance import provenance
+from hf_failfast.experiments.report import write
+from hf_failfast.measure.metrics import SPEED_METRICS, summarise
+from hf_failfast.measure.provenance import provenance
+from hf_failfast.measure.records import SpeedRecord
 from hf_failfast.smollm2 import smollm2_folder
 
 RESULT = Path(__file__).parents[1] / "eval" / "results" / "smollm2.json"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import drafter, failfast, plain, prompt, saved_drafter, shared_drafter, target
 
-from hf_failfast.eval.assistants import autoregressive_twin, is_autoregressive, load_assistant
+from hf_failfast.measure.assistants import autoregressive_twin, is_autoregressive, load_assistant
 
 
 def test_the_twin_predicts_what_the_drafter_drafts_first() -> None:

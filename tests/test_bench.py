@@ -12,11 +12,11 @@ from conftest import VOCAB_SIZE, drafter, plain, prompt, saved_drafter, target, 
 from transformers import CompileConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from hf_failfast.bench.floor import bandwidth, bytes_per_forward
-from hf_failfast.bench.models import RANDOM_PROMPTS
-from hf_failfast.bench.replay import ReplayDrafter, load, record, save
 from hf_failfast.cli import app
 from hf_failfast.compatibility import COMPILES_ASSISTED
+from hf_failfast.experiments.bench_models import RANDOM_PROMPTS
+from hf_failfast.experiments.floor import bandwidth, bytes_per_forward
+from hf_failfast.experiments.replay import ReplayDrafter, load, record, save
 
 SHORT = ["--max-new-tokens", 12, "--repeats", 1, "--dtype", "float32", "--json"]
 
@@ -144,12 +144,14 @@ def test_assisted_by_an_autoregressive_model(folder: Path) -> None:
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
     """Makes `generate` compile with a backend of the test's own."""
-    return lambda own: monkeypatch.setattr("hf_failfast.bench.arms.CompileConfig", lambda: CompileConfig(backend=own))
+    return lambda own: monkeypatch.setattr(
+        "hf_failfast.measure.methods.CompileConfig", lambda: CompileConfig(backend=own)
+    )
 
 
 def test_plain_generate_compiled(backend: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing would be compiled on a CPU, each prompt be compiled anew, or the text be another one."""
-    monkeypatch.setattr("hf_failfast.bench.arms.COMPILES_ASSISTED", False)
+    monkeypatch.setattr("hf_failfast.measure.methods.COMPILES_ASSISTED", False)
     graphs = []
 
     def counted(graph: Any, inputs: Any, **_: Any) -> Any:

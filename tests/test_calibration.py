@@ -15,9 +15,9 @@ from eval_support import save_models
 
 from hf_failfast import FailFastConfig, load_drafter
 from hf_failfast.cli import app
-from hf_failfast.eval import calibration
-from hf_failfast.eval.calibration import Calibration, calibrate
-from hf_failfast.eval.experiments.bench import Bench, Variant
+from hf_failfast.experiments import calibration
+from hf_failfast.experiments.calibration import Calibration, calibrate
+from hf_failfast.experiments.setup import Bench, Variant
 
 START = FailFastConfig(0.45, 10, 60)
 

@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from hf_failfast.eval import offline, scoring
-from hf_failfast.eval.modules import load_module
+from hf_failfast.eval import made_tasks as offline
+from hf_failfast.eval import scoring
+from hf_failfast.eval.metric_modules import load_module
 from hf_failfast.eval.subprocesses import runs_through
 
 

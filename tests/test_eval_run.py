@@ -13,9 +13,9 @@ pytest.importorskip("lm_eval")
 from eval_support import evaluate_tasks, save_models
 
 from hf_failfast.eval.model import HFFailFastLM
-from hf_failfast.eval.pairing import difference_margin
-from hf_failfast.eval.records import record_of
 from hf_failfast.eval.task import SpeedResponse
+from hf_failfast.measure.pairing import difference_margin
+from hf_failfast.measure.records import record_of
 
 TASK = "failfast_arithmetic"
 
@@ -176,7 +176,7 @@ def test_repeats_and_padding_requests() -> None:
     """With several processes lm-eval repeats a request to even out their numbers; only its own answers count."""
     from lm_eval.api.instance import Instance
 
-    from hf_failfast.eval.records import SpeedRecord, attach
+    from hf_failfast.measure.records import SpeedRecord, attach
 
     request = Instance("generate_until", {}, ("x", {}), 0, metadata=("task", 0, 2))
     for seconds in (1.0, 2.0, 40.0):

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from hf_failfast import FailFastConfig
 from hf_failfast.eval import paths, preflight
-from hf_failfast.eval.bootstrap import paired_speedup
-from hf_failfast.eval.metrics import SPEED_METRICS, summarise
+from hf_failfast.eval.jsonl_prompts import read_prompts
 from hf_failfast.eval.options import EvalOptions
-from hf_failfast.eval.prompts import read_prompts
 from hf_failfast.eval.quantisation import take_quantisation
-from hf_failfast.eval.records import SpeedRecord
+from hf_failfast.measure.bootstrap import paired_speedup
+from hf_failfast.measure.metrics import SPEED_METRICS, summarise
+from hf_failfast.measure.records import SpeedRecord
 
 
 class TestPairedSpeedup:

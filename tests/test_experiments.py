@@ -12,11 +12,11 @@ from eval_support import save_models
 
 from hf_failfast.cli import app
 from hf_failfast.commands.experiment import Name
-from hf_failfast.eval.experiments import plots, prompts
-from hf_failfast.eval.experiments.catalogue import EXPERIMENTS
-from hf_failfast.eval.experiments.columns import COLUMNS, SPEED, cells
-from hf_failfast.eval.experiments.traces import calibration_error, confidence_histogram, run_lengths
-from hf_failfast.tracing import TracedRound
+from hf_failfast.experiments import plots, prompts
+from hf_failfast.experiments.catalogue import EXPERIMENTS
+from hf_failfast.experiments.columns import COLUMNS, SPEED, cells
+from hf_failfast.experiments.traces import calibration_error, confidence_histogram, run_lengths
+from hf_failfast.measure.tracing import TracedRound
 
 
 def test_every_experiment_has_a_name_a_table_and_a_plot() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from hf_failfast import provenance as module
-from hf_failfast.provenance import provenance
+from hf_failfast.measure import provenance as module
+from hf_failfast.measure.provenance import provenance
 
 
 def test_the_facts_are_this_process_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from hf_failfast.timing import Run, seconds_by_arm, side_by_side
+from hf_failfast.measure.timing import Run, seconds_by_arm, side_by_side
 
 
 def recording(calls: list[tuple[str, int]]) -> dict[str, Callable[[int], int]]:

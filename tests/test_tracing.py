@@ -8,7 +8,7 @@ from conftest import drafter, plain, prompt, target
 from scripted import ScriptedDrafter
 
 from hf_failfast import FailFastConfig
-from hf_failfast.tracing import Trace, TracedRound, trace
+from hf_failfast.measure.tracing import Trace, TracedRound, trace
 
 CONFIG = FailFastConfig(confidence_threshold=0.5, chunk_length=3, max_draft_length=9)
 

@@ -65,19 +65,19 @@ def bench(
     options: dict[str, Any],
 ) -> None:
     """Time every method on the same prompts, and show where the time goes. The last line is one JSON document."""
-    from ..bench.arms import arms, compiled_arms, compiled_name
-    from ..bench.models import PROMPTS, encode_prompts, is_without_weights, load
-    from ..bench.replay import load as load_record
-    from ..bench.replay import record as make_record
-    from ..bench.replay import replayed, save
-    from ..bench.report import show
-    from ..comparison import BASELINE
     from ..engine.cpu.packed_weights import prepack as pack
-    from ..eval.assistants import load_assistant
+    from ..experiments.bench_models import PROMPTS, encode_prompts, is_without_weights, load
+    from ..experiments.bench_report import show
+    from ..experiments.replay import load as load_record
+    from ..experiments.replay import record as make_record
+    from ..experiments.replay import replayed, save
+    from ..measure.assistants import load_assistant
+    from ..measure.comparison import BASELINE
+    from ..measure.methods import arms, compiled_arms, compiled_name
     from ..progress import waiting
 
     if plots is not None:
-        from ..eval.experiments.plots import require_matplotlib
+        from ..experiments.plots import require_matplotlib
 
         require_matplotlib()
     texts = None if replay is None else load_record(replay)

@@ -43,8 +43,8 @@ def calibrate(
     """Find the tau, N and N_max that are fastest for a pair on this machine, and how much they matter."""
     from dataclasses import asdict
 
-    from ..eval.experiments.report import print_rows
-    from ..eval.experiments.run import Setup, calibrated
+    from ..experiments.report import print_rows
+    from ..experiments.run import Setup, calibrated
 
     if save and (drafter is None or not (Path(drafter) / "config.json").is_file()):
         raise ValueError("`--save` needs `--drafter` with a drafter's folder, whose config.json it changes.")

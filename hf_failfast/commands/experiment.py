@@ -74,9 +74,9 @@ def experiment(
     options: dict[str, Any],
 ) -> None:
     """Repeat an experiment of the papers on any pair; SmolLM2 and its drafter unless others are named."""
-    from ..eval.experiments.plots import require_matplotlib, save_plot
-    from ..eval.experiments.report import read, show, write
-    from ..eval.experiments.run import Setup, measure
+    from ..experiments.plots import require_matplotlib, save_plot
+    from ..experiments.report import read, show, write
+    from ..experiments.run import Setup, measure
 
     if plot or plot_only:
         require_matplotlib()

@@ -39,12 +39,12 @@ def trace(
     """Answer a prompt and write a page that shows how each token came to be."""
     from dataclasses import asdict
 
+    from ..measure.provenance import provenance
+    from ..measure.tracing import trace as trace_generation
     from ..pair import load_pair
     from ..progress import waiting
-    from ..provenance import provenance
     from ..showcase import encode_prompt
     from ..trace_page import trace_page
-    from ..tracing import trace as trace_generation
 
     quiet()
     pair = load_pair(target, drafter, torch_dtype(dtype), device)

@@ -14,12 +14,12 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from .. import __version__
-from .arms import PLAIN, Answer, Prompts, load_arm
-from .metrics import summarise
+from ..measure.arms import PLAIN, Answer, Prompts, load_arm
+from ..measure.metrics import summarise
+from ..measure.pairing import paired_record, speed_record
+from ..measure.records import SpeedRecord, attach
 from .options import EvalOptions
-from .pairing import paired_record, speed_record
 from .quantisation import take_quantisation
-from .records import SpeedRecord, attach
 
 WARM_UP_TOKENS = 16
 

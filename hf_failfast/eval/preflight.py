@@ -6,9 +6,9 @@ from typing import Any
 
 from lm_eval.tasks import TaskManager
 
+from .jsonl_prompts import read_prompts
 from .options import EvalOptions
 from .paths import TASKS
-from .prompts import read_prompts
 
 PROMPTS_TASK = "failfast_prompts"
 

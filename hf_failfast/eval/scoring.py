@@ -7,7 +7,7 @@ from typing import Any
 
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
 
-from .modules import load_module
+from .metric_modules import load_module
 
 Doc = dict[str, Any]
 _CHOICE = re.compile(r"(?:\\text)?\{?\(?([A-J])\)?\}?")

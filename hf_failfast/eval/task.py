@@ -10,9 +10,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from ..measure.metrics import SPEED_METRICS, values_of
+from ..measure.records import SpeedRecord, record_of
 from . import model  # noqa: F401  (registers the model, so that plain `lm_eval` knows it by the tasks' YAML)
-from .metrics import SPEED_METRICS, values_of
-from .records import SpeedRecord, record_of
 
 SPEED_FILTER = "speed"
 

@@ -1,6 +1,6 @@
 """What `make bench` measured."""
 
-from hf_failfast.bench.report import cells
+from hf_failfast.experiments.bench_report import cells
 
 from . import markdown, result
 

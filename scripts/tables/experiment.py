@@ -1,6 +1,6 @@
 """The rows of a stored experiment; without the clock's speedups where the machine was busy."""
 
-from hf_failfast.eval.experiments.columns import COLUMNS, Interval, cells
+from hf_failfast.experiments.columns import COLUMNS, Interval, cells
 
 from . import markdown, result, was_quiet
 

@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from hf_failfast.eval.bootstrap import paired_speedup
+from hf_failfast.measure.bootstrap import paired_speedup
 
 _DESCRIPTION = """\
 Compares two decoding methods timed on the same prompts. `speedup` is the ratio of tokens per second, sums over sums;

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import CompileConfig, PreTrainedModel, StaticCache
 
-from ..comparison import BASELINE, OURS, Method
 from ..compatibility import CACHE, COMPILES_ASSISTED
 from ..drafters import DiffusionDrafter
+from .comparison import BASELINE, OURS, Method
 
 ASSISTED, LOOKUP = "HF assisted", "HF prompt lookup"
 # Ours in each mode, by the options of `generate`.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .decoding.stats import SpecDecodingStats
-from .drafters import DiffusionDrafter
-from .drafters.base import Draft, RowSession
+from ..decoding.stats import SpecDecodingStats
+from ..drafters import DiffusionDrafter
+from ..drafters.base import Draft, RowSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

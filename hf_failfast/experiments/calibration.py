@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..config import FailFastConfig
-from .arms import drafted_arm
-from .experiments.bench import Bench, Row, Variant, timed
+from ..measure.arms import drafted_arm
+from .setup import Bench, Row, Variant, timed
 
 # What each number may become; N_max is raised to N where it is less.
 GRID: dict[str, tuple[float, ...]] = {

@@ -7,14 +7,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...config import FailFastConfig
-from ...drafters import DiffusionDrafter
-from ...timing import side_by_side
-from ..arms import PLAIN, Answer, Arm, Prompts
-from ..metrics import summarise
-from ..options import Latencies
-from ..pairing import paired_record
-from ..records import SpeedRecord
+from ..config import FailFastConfig
+from ..drafters import DiffusionDrafter
+from ..eval.options import Latencies
+from ..measure.arms import PLAIN, Answer, Arm, Prompts
+from ..measure.metrics import summarise
+from ..measure.pairing import paired_record
+from ..measure.records import SpeedRecord
+from ..measure.timing import side_by_side
 
 WARM_UP_TOKENS = 16
 

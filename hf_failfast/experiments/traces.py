@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...tracing import Trace, TracedRound, trace
-from .bench import Bench, Outcome, Row
+from ..measure.tracing import Trace, TracedRound, trace
+from .setup import Bench, Outcome, Row
 
 CONFIDENCE_BINS = 10
 RUN_LENGTHS = (1, 5, 10, 20, 50)

@@ -12,9 +12,9 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from .. import task as _  # noqa: F401  (the class that our tasks name)
-from ..arms import Prompts
-from ..paths import TASKS
+from ..eval import task as _  # noqa: F401  (the class that our tasks name)
+from ..eval.paths import TASKS
+from ..measure.arms import Prompts
 
 
 def task_prompts(

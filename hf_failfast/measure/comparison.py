@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .decoding.stats import SpecDecodingStats
-from .drafters import DiffusionDrafter
+from ..decoding.stats import SpecDecodingStats
+from ..drafters import DiffusionDrafter
 from .timing import side_by_side
 
 Method = Callable[..., Any]

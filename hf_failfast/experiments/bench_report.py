@@ -9,14 +9,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..comparison import BASELINE, OURS, Method
+from ..measure.comparison import BASELINE, OURS, Method
+from ..measure.methods import compiled_name
+from ..measure.provenance import provenance
 from ..pair import Pair
 from ..progress import progress_bar
-from ..provenance import provenance
 from ..showcase import setting
-from .arms import compiled_name
-from .plots import save_plots
-from .run import measure
+from .bench import measure
+from .bench_plots import save_plots
 
 
 def show(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from .bench import Bench, Outcome
+from .setup import Bench, Outcome
 from .sweeps import BASELINES, CAP, CHUNK, SPECDIFF, STEPS, TAU, run_long_outputs
 from .traces import run_confidence, run_difficulty, run_trajectory
 

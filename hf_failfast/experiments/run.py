@@ -7,18 +7,18 @@ from typing import Any
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
-from ...config import FailFastConfig
-from ...drafters import DiffusionDrafter, load_drafter
-from ...pair import Pair, load_pair
-from ...progress import progress_bar
-from ...provenance import provenance
-from ..arms import Prompts
-from ..calibration import Calibration, calibrate, confirm
-from ..options import Latencies
-from ..preflight import check_prompts
-from .bench import Bench
+from ..config import FailFastConfig
+from ..drafters import DiffusionDrafter, load_drafter
+from ..eval.options import Latencies
+from ..eval.preflight import check_prompts
+from ..measure.arms import Prompts
+from ..measure.provenance import provenance
+from ..pair import Pair, load_pair
+from ..progress import progress_bar
+from .calibration import Calibration, calibrate, confirm
 from .catalogue import EXPERIMENTS
 from .prompts import task_prompts
+from .setup import Bench
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..eval.options import Latencies
 from .arms import Answer
-from .options import Latencies
 from .records import SpeedRecord
 
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config import FailFastConfig
 from ..decoding.stats import SpecDecodingStats
 from ..drafters import DiffusionDrafter, load_drafter
+from ..eval.options import EvalOptions
 from .assistants import load_assistant
-from .options import EvalOptions
-from .stops import ExactStops
+from .exact_stops import ExactStops
 
 DEFAULT_PROMPT_LOOKUP_TOKENS = 10
 

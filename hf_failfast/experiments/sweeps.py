@@ -8,13 +8,13 @@ from itertools import product
 
 from transformers import PreTrainedModel
 
-from ...config import FailFastConfig
-from ...drafters import DiffusionDrafter
-from ...drafters.denoising import Denoising
-from ...drafters.masked.session import MaskedDrafter
-from ..arms import drafted_arm
-from ..assistants import is_autoregressive
-from .bench import Bench, Outcome, Row, Variant, timed
+from ..config import FailFastConfig
+from ..drafters import DiffusionDrafter
+from ..drafters.denoising import Denoising
+from ..drafters.masked.session import MaskedDrafter
+from ..measure.arms import drafted_arm
+from ..measure.assistants import is_autoregressive
+from .setup import Bench, Outcome, Row, Variant, timed
 
 BASELINE_LENGTHS = (3, 5, 8, 10, 15, 20)
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..comparison import OURS, Method, MethodResult, compare, summary
 from ..decoding.round_costs import measure as measure_costs
 from ..decoding.stats import SpecDecodingStats
 from ..drafters import DiffusionDrafter
-from ..eval.bootstrap import paired_speedup
+from ..measure.bootstrap import paired_speedup
+from ..measure.comparison import OURS, Method, MethodResult, compare, summary
 from .floor import floor
 
 
