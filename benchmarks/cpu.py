@@ -21,7 +21,7 @@ from hf_failfast.experiments.bench_models import PROMPTS, encode_prompts
 from hf_failfast.measure.comparison import Method, compare, summary
 from hf_failfast.measure.provenance import provenance
 from hf_failfast.measure.timing import seconds_by_arm, side_by_side
-from hf_failfast.pair import Pair, load_pair
+from hf_failfast.pairs import Pair, load_pair
 
 
 def forward(runner: EagerRunner, ids: torch.Tensor) -> Callable[[int], None]:

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import hf_failfast
+from hf_failfast.cli.output.answers import setting
 from hf_failfast.measure.timing import seconds_by_arm, side_by_side
-from hf_failfast.showcase import setting
 
 VOCAB_SIZE = 1000
 DRAFT_LENGTH = 5

@@ -7,8 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from hf_failfast.measure.tracing import trace
-from hf_failfast.pair import load_pair
-from hf_failfast.showcase import encode_prompt
+from hf_failfast.pairs import encode_prompt, load_pair
 
 target, drafter, out = [*sys.argv[1:], None, None, None][:3]
 folder = Path(out or ".")

@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from hf_failfast.pair import load_pair
-from hf_failfast.showcase import encode_prompt
+from hf_failfast.pairs import encode_prompt, load_pair
 
 
 def main(

@@ -9,7 +9,7 @@ import typer
 from transformers import DynamicCache, TextStreamer
 
 from hf_failfast import DraftSession
-from hf_failfast.pair import load_pair
+from hf_failfast.pairs import load_pair
 
 
 def main(

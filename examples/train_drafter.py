@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_failfast.cli import app
+from hf_failfast.cli.app import app
 
 
 def main(

@@ -7,9 +7,8 @@ from rich.console import Console
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from rich.text import Text
 
-from hf_failfast.pair import Pair, load_pair
-from hf_failfast.showcase import encode_prompt
-from hf_failfast.streaming import ACCEPTED_STYLE, ColourStreamer
+from hf_failfast.cli.output.streaming import ACCEPTED_STYLE, ColourStreamer
+from hf_failfast.pairs import Pair, encode_prompt, load_pair
 
 OUT = Path(__file__).parents[1] / "docs" / "generation.svg"
 PROMPT = "What is the difference between a comet and an asteroid?"

@@ -12,7 +12,7 @@ from conftest import VOCAB_SIZE, drafter, plain, prompt, saved_drafter, target, 
 from transformers import CompileConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from hf_failfast.cli import app
+from hf_failfast.cli.app import app
 from hf_failfast.compatibility import COMPILES_ASSISTED
 from hf_failfast.experiments.bench_models import RANDOM_PROMPTS
 from hf_failfast.experiments.floor import bandwidth, bytes_per_forward

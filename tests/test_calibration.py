@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval")
 from eval_support import save_models
 
 from hf_failfast import FailFastConfig, load_drafter
-from hf_failfast.cli import app
+from hf_failfast.cli.app import app
 from hf_failfast.experiments import calibration
 from hf_failfast.experiments.calibration import Calibration, calibrate
 from hf_failfast.experiments.setup import Bench, Variant

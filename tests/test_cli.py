@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 import hf_failfast
-from hf_failfast.cli import app
+from hf_failfast.cli.app import app
 
 
 def run(*arguments):

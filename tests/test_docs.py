@@ -23,7 +23,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import hf_failfast
-from hf_failfast.cli import app
+from hf_failfast.cli.app import app
 from hf_failfast.hub.export import export_hub
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -10,8 +10,8 @@ pytest.importorskip("lm_eval")
 
 from eval_support import save_models
 
-from hf_failfast.cli import app
-from hf_failfast.commands.experiment import Name
+from hf_failfast.cli.app import app
+from hf_failfast.cli.experiment import Name
 from hf_failfast.experiments import plots, prompts
 from hf_failfast.experiments.catalogue import EXPERIMENTS
 from hf_failfast.experiments.columns import COLUMNS, SPEED, cells

@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 from typer.testing import CliRunner
 
 import hf_failfast
-from hf_failfast.cli import app
+from hf_failfast.cli.app import app
 from hf_failfast.hub.export import ENTRY, REQUIREMENTS, export_hub
 from hf_failfast.hub.flatten import flattened
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import saved_drafter
 from typer.testing import CliRunner
 
-from hf_failfast.cli import app
+from hf_failfast.cli.app import app
 from hf_failfast.hub.export import export_hub
 
 
@@ -82,7 +82,7 @@ def push(hub, *arguments):
         "HF_TOKEN": "hf_secret",
         "NO_PROXY": "127.0.0.1",
     }
-    command = [sys.executable, "-m", "hf_failfast.cli", "push", *map(str, arguments)]
+    command = [sys.executable, "-m", "hf_failfast.cli.app", "push", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import REPOSITORY
 
-from hf_failfast.pair import load_pair
+from hf_failfast.pairs import load_pair
 from scripts.picture import OUT, picture
 
 

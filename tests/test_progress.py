@@ -3,9 +3,8 @@
 from typing import Any
 
 import pytest
+from hf_failfast.cli.app.output import progress
 from rich.console import Console
-
-from hf_failfast import progress
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

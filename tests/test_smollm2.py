@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hf_failfast
-from hf_failfast.showcase import DEMO_PROMPTS, encode_prompt
+from hf_failfast.pairs import DEMO_PROMPTS, encode_prompt
 from hf_failfast.smollm2 import load_smollm2
 
 PROMPTS = (

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from hf_failfast.cli import app
+from hf_failfast.cli.app import app
+from hf_failfast.cli.output.trace_page import trace_page
 from hf_failfast.decoding.stats import RoundRecord, SpecDecodingStats
 from hf_failfast.measure.tracing import Trace, TracedRound
-from hf_failfast.trace_page import trace_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = "<script>document.title='owned'</script>"

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from hf_failfast import load_drafter
-from hf_failfast.cli import app
+from hf_failfast.cli.app import app
 from hf_failfast.training.data.shards import Example, load_shard, save_shard
 from hf_failfast.training.data.synthesis import load_examples
 
@@ -102,7 +102,7 @@ def process(command: list[str]) -> subprocess.Popen[str]:
 def test_two_processes_train_one_drafter(tmp_path: Path) -> None:
     """Two gloo processes of batch 2 see the sequences that one process sees with two micro-steps of batch 2."""
     options = [*small_run(tmp_path), "--steps", "2", "--data", str(tmp_path / "data")]
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hf_failfast.cli"]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hf_failfast.cli.app"]
     with process([*launch, "train", *options]) as run:
         output, _ = run.communicate(timeout=240)
     assert run.returncode == 0, output
@@ -117,7 +117,7 @@ def test_two_processes_train_one_drafter(tmp_path: Path) -> None:
 def test_a_run_killed_while_it_writes_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     options = [*small_run(tmp_path), "--steps", "1000", "--evaluation-steps", "1"]
     log = tmp_path / "drafter" / "train_log.jsonl"
-    with process(["hf_failfast.cli", "train", *options]) as run:
+    with process(["hf_failfast.cli.app", "train", *options]) as run:
         deadline = time.monotonic() + 120
         while not log.exists() or len(log.read_text().splitlines()) < 4:
             assert run.poll() is None and time.monotonic() < deadline

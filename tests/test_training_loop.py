@@ -18,7 +18,7 @@ from training_support import (
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
-from hf_failfast.cli import app
+from hf_failfast.cli.app import app
 from hf_failfast.drafters.loading import load_drafter
 from hf_failfast.training.config import TrainingConfig
 from hf_failfast.training.data.shards import Example

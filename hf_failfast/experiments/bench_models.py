@@ -10,8 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..drafters import DiffusionDrafter, load_drafter
-from ..pair import Pair, load_pair
-from ..showcase import DEMO_PROMPTS, encode_prompt
+from ..pairs import DEMO_PROMPTS, Pair, encode_prompt, load_pair
 
 # Beside the demo's, prompts of other kinds.
 PROMPTS = (

@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..cli.output.answers import setting
+from ..cli.output.progress import progress_bar
 from ..measure.comparison import BASELINE, OURS, Method
 from ..measure.methods import compiled_name
 from ..measure.provenance import provenance
-from ..pair import Pair
-from ..progress import progress_bar
-from ..showcase import setting
+from ..pairs import Pair
 from .bench import measure
 from .bench_plots import save_plots
 

@@ -7,14 +7,14 @@ from typing import Any
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
+from ..cli.output.progress import progress_bar
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, load_drafter
 from ..eval.options import Latencies
 from ..eval.preflight import check_prompts
 from ..measure.arms import Prompts
 from ..measure.provenance import provenance
-from ..pair import Pair, load_pair
-from ..progress import progress_bar
+from ..pairs import Pair, load_pair
 from .calibration import Calibration, calibrate, confirm
 from .catalogue import EXPERIMENTS
 from .prompts import task_prompts

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import BUNDLED_DRAFTER
+from .cli.output.progress import waiting
 from .drafters import DiffusionDrafter, load_drafter
-from .progress import waiting
 from .smollm2 import load_smollm2
 
 SMOLLM2 = "SmolLM2-135M-Instruct"

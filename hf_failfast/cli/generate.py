@@ -19,7 +19,7 @@ def demo(
     options: dict[str, Any],
 ) -> None:
     """SmolLM2-135M-Instruct with the bundled drafter: a few answers, then the comparison with plain generate."""
-    from ..showcase import DEMO_PROMPTS
+    from ..pairs import DEMO_PROMPTS
 
     _show((None, None, dtype, "cpu"), DEMO_PROMPTS, options, max_new_tokens, repeats, prepack, as_json)
 
@@ -52,8 +52,8 @@ def _show(
     as_json: bool,
 ) -> None:
     from ..engine.cpu.packed_weights import prepack as pack
-    from ..pair import load_pair
-    from ..showcase import show
+    from ..pairs import load_pair
+    from .output.answers import show
 
     quiet()
     target, drafter, dtype, device = models

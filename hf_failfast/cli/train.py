@@ -68,7 +68,7 @@ def train(
 ) -> None:
     """Train a diffusion drafter for any causal LM on answers that the target writes itself.
 
-    Several processes or GPUs: `torchrun --nproc_per_node N -m hf_failfast.cli train ...`.
+    Several processes or GPUs: `torchrun --nproc_per_node N -m hf_failfast.cli.app train ...`.
     """
     from ..training.canvases import Attention
     from ..training.config import DataConfig, TrainingConfig

@@ -20,7 +20,7 @@ def export_hub(
 ) -> None:
     """Write a repository that works as custom_generate="user/repo" where hf_failfast is not installed."""
     from ..hub.export import export_hub as export
-    from ..progress import waiting
+    from .output.progress import waiting
 
     with waiting(f"Writing {output}"):
         export(output, drafter, target)

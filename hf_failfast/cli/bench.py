@@ -74,7 +74,7 @@ def bench(
     from ..measure.assistants import load_assistant
     from ..measure.comparison import BASELINE
     from ..measure.methods import arms, compiled_arms, compiled_name
-    from ..progress import waiting
+    from .output.progress import waiting
 
     if plots is not None:
         from ..experiments.plots import require_matplotlib

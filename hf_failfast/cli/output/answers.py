@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .decoding.stats import SpecDecodingStats
-from .drafters import DiffusionDrafter
-from .engine.cpu.packed_weights import is_prepacked
-from .measure.comparison import BASELINE, OURS, MethodResult, compare, default_methods, summary
+from ...decoding.stats import SpecDecodingStats
+from ...drafters import DiffusionDrafter
+from ...engine.cpu.packed_weights import is_prepacked
+from ...measure.comparison import BASELINE, OURS, MethodResult, compare, default_methods, summary
 from .progress import progress_bar
 from .streaming import ACCEPTED_STYLE, ColourStreamer
 

@@ -5,14 +5,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .commands.bench import bench
-from .commands.calibrate import calibrate
-from .commands.experiment import experiment
-from .commands.generate import demo, generate
-from .commands.hub import export_hub, push
-from .commands.inspect import inspect
-from .commands.trace import trace
-from .commands.train import train
+from .bench import bench
+from .calibrate import calibrate
+from .experiment import experiment
+from .generate import demo, generate
+from .hub import export_hub, push
+from .inspect import inspect
+from .trace import trace
+from .train import train
 
 
 class Commands(TyperGroup):
@@ -47,7 +47,7 @@ def _is_for_want_of_the_hub(error: Exception) -> bool:
 
 def _version(is_wanted: bool) -> None:
     if is_wanted:
-        from . import __version__
+        from .. import __version__
 
         typer.echo(__version__)
         raise typer.Exit

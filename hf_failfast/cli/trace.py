@@ -41,10 +41,9 @@ def trace(
 
     from ..measure.provenance import provenance
     from ..measure.tracing import trace as trace_generation
-    from ..pair import load_pair
-    from ..progress import waiting
-    from ..showcase import encode_prompt
-    from ..trace_page import trace_page
+    from ..pairs import encode_prompt, load_pair
+    from .output.progress import waiting
+    from .output.trace_page import trace_page
 
     quiet()
     pair = load_pair(target, drafter, torch_dtype(dtype), device)

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
-from .measure.tracing import Trace, TracedRound
+from ...measure.tracing import Trace, TracedRound
 from .streaming import TextPieces
 
 TEMPLATE = Path(__file__).with_name("trace_page.html")
