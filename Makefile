@@ -27,25 +27,25 @@ test-all:
 LIMIT ?= 4
 eval: $(INSTALLED)
 	$(BIN)/hf-failfast-eval --model hf_failfast \
-		--model_args pretrained=$$($(BIN)/python -m hf_failfast.smollm2),assistant=hf_failfast/assets/smollm2-135m-drafter,dtype=bfloat16,compare_plain=True \
+		--model_args pretrained=$$($(BIN)/python -m hf_failfast.pairs),assistant=hf_failfast/assets/smollm2-135m-drafter,dtype=bfloat16,compare_plain=True \
 		--device cpu --tasks failfast_offline --apply_chat_template --limit $(LIMIT) --gen_kwargs max_gen_toks=96 \
 		--confirm_run_unsafe_code --output_path build/eval --log_samples
 
-# Accuracy and speed of every method on the same tasks, kept in eval/results; about twelve minutes on two quiet cores.
+# Accuracy and speed of every method on the same tasks, kept in results; about twelve minutes on two quiet cores.
 evidence: $(INSTALLED)
-	$(BIN)/python -m scripts.evidence
+	$(BIN)/python -m tools.evidence
 
 # The papers' experiments on the same pair (docs/experiments.md); NAMES chooses some of them.
 experiments: $(INSTALLED)
-	PYTHON=$(BIN)/python scripts/experiments $(NAMES)
+	PYTHON=$(BIN)/python tools/experiments $(NAMES)
 
 # The tables of README and docs, from the stored results.
 tables: $(INSTALLED)
-	$(BIN)/python -m scripts.tables
+	$(BIN)/python -m tools.tables
 
 # The picture of a generation and every table of README and docs.
 docs: tables
-	$(BIN)/python -m scripts.picture
+	$(BIN)/python -m tools.picture
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ import typer
 from transformers.utils import logging
 
 from hf_failfast.measure.provenance import provenance
-from hf_failfast.smollm2 import load_smollm2
+from hf_failfast.pairs import load_smollm2
 from hf_failfast.training.batches import Batch
 from hf_failfast.training.config import LOSS_WEIGHTS, TrainingConfig
 from hf_failfast.training.data.shards import Example

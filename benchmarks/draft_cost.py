@@ -20,7 +20,7 @@ from hf_failfast.drafters.masked.session import MaskedDrafter
 from hf_failfast.engine.runner import EagerRunner
 from hf_failfast.measure.provenance import provenance
 from hf_failfast.measure.timing import seconds_by_arm, side_by_side
-from hf_failfast.smollm2 import load_smollm2
+from hf_failfast.pairs import load_smollm2
 
 
 @torch.no_grad()

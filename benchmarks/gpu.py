@@ -30,7 +30,7 @@ from gpu_sections.rounds import measure_pair
 
 from hf_failfast.measure.provenance import provenance
 
-RESULTS = Path(__file__).parent.parent / "eval" / "results"
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 def sections(machine: Machine) -> Iterator[tuple[str, Callable[[], Any]]]:

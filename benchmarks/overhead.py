@@ -21,8 +21,7 @@ from transformers.utils import logging
 import hf_failfast
 from hf_failfast.engine.runner import EagerRunner
 from hf_failfast.measure.provenance import provenance
-from hf_failfast.pairs import DEMO_PROMPTS, encode_prompt
-from hf_failfast.smollm2 import load_smollm2
+from hf_failfast.pairs import DEMO_PROMPTS, encode_prompt, load_smollm2
 
 
 @contextmanager

@@ -18,8 +18,7 @@ import hf_failfast
 from hf_failfast.cli.output.answers import setting
 from hf_failfast.experiments.bench_models import PROMPTS
 from hf_failfast.measure.comparison import BASELINE, OURS, compare, default_methods, summary
-from hf_failfast.pairs import encode_prompt
-from hf_failfast.smollm2 import load_smollm2
+from hf_failfast.pairs import encode_prompt, load_smollm2
 
 
 def numbers(text: str) -> list[float]:

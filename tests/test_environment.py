@@ -21,7 +21,7 @@ def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "HF_MODULES"))}
     subprocess.run(
         [sys.executable, "-c", USE, str(tmp_path)],
-        env=environment | {"TMPDIR": str(tmp_path)},
+        env=environment | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY / "tests" / "support")},
         cwd=REPOSITORY / "tests",
         check=True,
         timeout=300,

@@ -4,8 +4,7 @@ import ast
 
 import pytest
 from conftest import REPOSITORY
-
-from tests.matrix import MATRIX, Row
+from matrix import MATRIX, Row
 
 ROWS = [row for rows in MATRIX.values() for row in rows]
 
@@ -16,7 +15,7 @@ def test_a_row_names_its_test(row: Row) -> None:
     assert (row.test is None) == (row.result == "not tested"), "untested or tested, not both"
     if row.test is not None:
         file, name = row.test.split("::")
-        tree = ast.parse((REPOSITORY / "tests" / f"{file}.py").read_text())
+        tree = ast.parse(next((REPOSITORY / "tests").rglob(f"{file}.py")).read_text())
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert name in functions, f"tests/{file}.py has no {name}"
         decorators = [ast.unparse(decorator) for decorator in functions[name].decorator_list]

@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY
 
 from hf_failfast.pairs import load_pair
-from scripts.picture import OUT, picture
+from tools.picture import OUT, picture
 
 
 def test_the_picture_shows_the_answer_in_two_colours_and_the_counts(folder):

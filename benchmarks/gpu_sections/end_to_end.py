@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 import hf_failfast
-from hf_failfast.pairs import DEMO_PROMPTS, encode_prompt
-from hf_failfast.smollm2 import load_smollm2
+from hf_failfast.pairs import DEMO_PROMPTS, encode_prompt, load_smollm2
 
 from .machine import Machine
 

@@ -84,7 +84,8 @@ def bench(
     if target is not None and replay is None and is_without_weights(target):
         raise ValueError(f"{target} has no weights; timing it needs a recorded acceptance, `--replay FILE`.")
     quiet()
-    pair = load(target, drafter, torch_dtype(dtype), device)
+    with waiting("Loading the models"):
+        pair = load(target, drafter, torch_dtype(dtype), device)
     asked = encode_prompts(pair.tokenizer, prompt or PROMPTS, pair.target)
     if record is not None:
         with waiting("Recording"):

@@ -54,10 +54,12 @@ def _show(
     from ..engine.cpu.packed_weights import prepack as pack
     from ..pairs import load_pair
     from .output.answers import show
+    from .output.progress import waiting
 
     quiet()
     target, drafter, dtype, device = models
-    pair = load_pair(target, drafter, torch_dtype(dtype), device)
+    with waiting("Loading the models"):
+        pair = load_pair(target, drafter, torch_dtype(dtype), device)
     if prepack:
         pack(pair.target, pair.drafter)
     show(pair.target, pair.tokenizer, pair.drafter, prompts, options, max_new_tokens, repeats, as_json)

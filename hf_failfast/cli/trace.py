@@ -46,7 +46,8 @@ def trace(
     from .output.trace_page import trace_page
 
     quiet()
-    pair = load_pair(target, drafter, torch_dtype(dtype), device)
+    with waiting("Loading the models"):
+        pair = load_pair(target, drafter, torch_dtype(dtype), device)
     config = pair.drafter.config.with_options(options)
     input_ids = encode_prompt(pair.tokenizer, prompt).to(pair.target.device)
     with waiting("Answering"):

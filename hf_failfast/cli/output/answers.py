@@ -15,26 +15,9 @@ from ...decoding.stats import SpecDecodingStats
 from ...drafters import DiffusionDrafter
 from ...engine.cpu.packed_weights import is_prepacked
 from ...measure.comparison import BASELINE, OURS, MethodResult, compare, default_methods, summary
+from ...pairs import encode_prompt
 from .progress import progress_bar
 from .streaming import ACCEPTED_STYLE, ColourStreamer
-
-DEMO_PROMPTS = (
-    "What is the difference between a comet and an asteroid?",
-    "Write a Python function that checks whether a number is prime.",
-    "List ten countries in Europe with their capitals.",
-    "A box holds 12 pencils. How many pencils are there in 7 boxes? Explain step by step.",
-)
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    """The prompt's ids (1, n), as a user turn where the tokenizer has a chat template."""
-    if tokenizer.chat_template is None:
-        return tokenizer(prompt, return_tensors="pt").input_ids
-    messages = [{"role": "user", "content": prompt}]
-    encoded = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    return encoded["input_ids"]
 
 
 def show(

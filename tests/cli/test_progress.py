@@ -1,0 +1,23 @@
+"""Progress is for people at a terminal, and never on stdout."""
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hf_failfast.cli.output import progress
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_only_a_terminal_sees_it(is_terminal: bool, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "Console", lambda **options: Console(**options, force_terminal=is_terminal))
+    with progress.progress_bar() as bar:
+        bar.advance(bar.add_task("Timing", total=2))
+    with progress.waiting("Loading"):
+        pass
+    out, err = capsys.readouterr()
+    assert not out
+    if is_terminal:
+        assert all(part in err for part in ("Timing", "50%", "Loading"))
+    else:
+        assert not err

@@ -1,0 +1,213 @@
+"""Arguments of `generate` in a batch: processors, criteria, outputs and streamers as plain `generate` treats them."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import drafter, failfast, plain, prompt, target
+from test_batch import LENGTHS, batch, reference_of, scripts
+from test_parity import BanByCall
+from test_stopping import StopAt
+from transformers import PreTrainedTokenizerFast, StoppingCriteria, TextStreamer, WatermarkingConfig
+from transformers.generation import BaseStreamer
+
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "repetition_penalty": {"repetition_penalty": 1.5},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
+    "bad_words_ids": {"bad_words_ids": [[i] for i in range(0, 120, 4)]},
+    "encoder_repetition_penalty": {"encoder_repetition_penalty": 1.5},
+    "guidance_scale": {"guidance_scale": 3.0},
+    "watermark": {"watermarking_config": WatermarkingConfig()},
+    "prefix": {"prefix_allowed_tokens_fn": lambda row, ids: [i for i in range(120) if i % 3 == row]},
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_processors(name: str) -> None:
+    """A processor would see another row's tokens, or take one row for another."""
+    model, (ids, mask) = target("qwen3"), batch()
+    options = {"attention_mask": mask, "max_new_tokens": 20} | PROCESSORS[name]
+    reference = plain(model, ids, **options)
+    assert not torch.equal(reference, plain(model, ids, attention_mask=mask, max_new_tokens=20))
+    output = failfast(model, ids, drafter("canvas_shift", "qwen3"), chunk_length=3, **options)
+    assert torch.equal(output, reference)
+
+
+def test_a_stateful_processor_is_called_as_plain_generation_calls_it() -> None:
+    """A processor that counts its calls would be asked row by row."""
+    model, (ids, mask) = target("qwen3"), batch()
+    expected, actual = BanByCall(), BanByCall()
+    options = {"attention_mask": mask, "max_new_tokens": 20}
+    reference = plain(model, ids, logits_processor=[expected], **options)
+    output = failfast(
+        model, ids, drafter("canvas_shift", "qwen3"), chunk_length=3, logits_processor=[actual], **options
+    )
+    assert torch.equal(output, reference)
+    assert actual.calls == expected.calls
+
+
+class EndsWith(StoppingCriteria):
+    """lm-eval's `MultiTokenEOSCriteria`: remembers which rows are done, and stops when all are."""
+
+    def __init__(self, tokens: list[int], start: int, num_rows: int) -> None:
+        self.tokens, self.start = tokens, start
+        self.done = [False] * num_rows
+        self.seen: list[tuple[int, ...]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> bool:
+        self.seen.append(tuple(input_ids.shape))
+        for row, ids in enumerate(input_ids[:, self.start :].tolist()):
+            self.done[row] = self.done[row] or bool(set(ids[-2:]) & set(self.tokens))
+        return False not in self.done
+
+
+@pytest.mark.parametrize("eos", [{}, {"eos_token_id": 119, "pad_token_id": 7}])
+def test_criteria_with_a_memory_of_rows(eos: dict[str, int]) -> None:
+    """A criterion that counts on all rows would be shown one, or rows of different length."""
+    model, (ids, mask) = target("llama"), batch()
+    stops = [int(text[0, n + 8]) for text, n in zip(reference_of(model), LENGTHS, strict=True)]
+    options = {"attention_mask": mask, "max_new_tokens": 40} | eos
+    expected, actual = EndsWith(stops, 23, 3), EndsWith(stops, 23, 3)
+    reference = plain(model, ids, stopping_criteria=[expected], **options)
+    proposer = scripts(reference_of(model), [10, 0, 3], [0], [5, 10, 1, 2])
+    output = failfast(model, ids, proposer, stopping_criteria=[actual], **options)
+    assert torch.equal(output, reference)
+    assert actual.seen == expected.seen
+
+
+def test_a_user_criterion_of_each_row() -> None:
+    """Rows would be ended by another row's verdict."""
+    model, (ids, mask) = target("olmo"), batch()
+    expected, actual = StopAt(23 + 9), StopAt(23 + 9)
+    options = {"attention_mask": mask, "max_new_tokens": 30}
+    reference = plain(model, ids, stopping_criteria=[expected], **options)
+    output = failfast(model, ids, drafter("canvas_shift", "olmo"), stopping_criteria=[actual], **options)
+    assert torch.equal(output, reference)
+    assert actual.seen == expected.seen
+
+
+@pytest.mark.parametrize("eos", [{}, {"eos_token_id": 119, "pad_token_id": 7}])
+def test_stop_strings(eos: dict[str, int], tokenizer: PreTrainedTokenizerFast) -> None:
+    """A row would run on behind its own stop string, or stop at another row's."""
+    model, (ids, mask) = target("phi"), batch()
+    texts = reference_of(model)
+    starts = [n + 4 * index for index, n in enumerate(LENGTHS)]
+    stops = [tokenizer.decode(text[0, at : at + 2]) for text, at in zip(texts, starts, strict=True)]
+    options = {"attention_mask": mask, "max_new_tokens": 40, "stop_strings": stops, "tokenizer": tokenizer} | eos
+    reference = plain(model, ids, **options)
+    proposer = scripts(texts, [10, 0, 3], [0], [5, 10, 1, 2])
+    if not eos:  # plain generation pads no row then, so that rows go on behind their stops
+        assert reference.shape[1] < 23 + 40
+    assert torch.equal(failfast(model, ids, proposer, **options), reference)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_scores_and_logits(penalty: float) -> None:
+    """Entries would have other rows than plain's, or too few of them."""
+    model, (ids, mask) = target("gemma2"), batch()
+    eos = [int(text[0, n + 6]) for text, n in zip(reference_of(model), LENGTHS, strict=True)][:2]
+    options = {"attention_mask": mask, "max_new_tokens": 25, "eos_token_id": eos, "pad_token_id": 7}
+    options |= {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    options |= {"repetition_penalty": penalty}
+    reference = plain(model, ids, **options)
+    output = failfast(model, ids, drafter("canvas_shift", "gemma2"), chunk_length=3, **options)
+    assert torch.equal(output.sequences, reference.sequences)
+    new = reference.sequences[:, 23:]
+    ended = torch.isin(new, torch.tensor(eos)).cumsum(dim=1) - torch.isin(new, torch.tensor(eos)).long() > 0
+    for name in ("scores", "logits"):
+        assert len(output[name]) == len(reference[name]) == new.shape[1]
+        for step, (ours, theirs) in enumerate(zip(output[name], reference[name], strict=True)):
+            assert ours.shape == theirs.shape == (3, 120)
+            alive = ~ended[:, step]
+            torch.testing.assert_close(ours[alive], theirs[alive], atol=1e-4, rtol=1e-4)
+            assert (ours[~alive].log_softmax(dim=-1)[:, 7] == 0).all()
+
+
+def test_num_return_sequences() -> None:
+    """All answers to a prompt would be one, or fewer than asked for."""
+    torch.manual_seed(0)
+    output = target("llama").generate(
+        torch.cat([prompt(9), prompt(9, seed=1)]),
+        do_sample=True,
+        assistant_model=drafter("canvas_shift", "llama"),
+        custom_generate="hf_failfast",
+        num_return_sequences=3,
+        max_new_tokens=12,
+    )
+    assert output.shape == (6, 9 + 12)
+    assert torch.equal(output[:, :9], torch.cat([prompt(9)] * 3 + [prompt(9, seed=1)] * 3))
+    assert len({tuple(row) for row in output.tolist()}) == 6
+
+
+class Columns(BaseStreamer):
+    """Remembers what it is given."""
+
+    def __init__(self) -> None:
+        self.values: list[torch.Tensor] = []
+        self.is_ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.values.append(value)
+
+    def end(self) -> None:
+        self.is_ended = True
+
+
+def test_a_streamer_of_a_batch_gets_columns() -> None:
+    """A streamer would get rows of different length, or tokens that change later."""
+    model, (ids, mask) = target("llama"), batch()
+    stops = [int(text[0, n + 8]) for text, n in zip(reference_of(model), LENGTHS, strict=True)]
+    options = {"attention_mask": mask, "max_new_tokens": 40, "eos_token_id": stops, "pad_token_id": 7}
+    expected, actual = Columns(), Columns()
+    plain(model, ids, streamer=expected, **options)
+    proposer = scripts(reference_of(model), [10, 0, 3], [0], [5, 10, 1, 2])
+    failfast(model, ids, proposer, streamer=actual, **options)
+    assert [value.tolist() for value in actual.values] == [value.tolist() for value in expected.values]
+    assert actual.is_ended
+
+
+def test_a_text_streamer_takes_one_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    """transformers' own error would be another one."""
+    ids, mask = batch()
+    with pytest.raises(ValueError, match="TextStreamer only supports batch size 1"):
+        failfast(
+            target("llama"),
+            ids,
+            drafter("canvas"),
+            attention_mask=mask,
+            streamer=TextStreamer(tokenizer),
+            max_length=30,
+        )
+
+
+@pytest.mark.parametrize("kind", ["canvas", "block_shift", "bidirectional"])
+def test_rejection_sampling_of_a_batch(kind: str) -> None:
+    """The drafter's q of one row would verify another row's tokens."""
+    model, (ids, mask) = target("qwen2"), batch()
+    torch.manual_seed(0)
+    options = {"do_sample": True, "verifier": "rejection", "top_k": 20, "max_new_tokens": 30}
+    output = model.generate(
+        ids,
+        attention_mask=mask,
+        assistant_model=drafter(kind),
+        custom_generate="hf_failfast",
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    new = output.sequences[:, 23:]
+    assert new.shape == (3, 30)
+    chosen = torch.stack(output.scores, dim=1).gather(-1, new[..., None])
+    assert chosen.isfinite().all(), "a token outside of the top-k"
+
+
+def test_drafts_of_rows_are_those_of_each_alone() -> None:
+    """Sharing a pass would make drafts worse."""
+    model, (ids, mask) = target("qwen2"), batch()
+    proposer = drafter("canvas_shift")
+    options = {"max_new_tokens": 24, "return_dict_in_generate": True, "chunk_length": 4, "confidence_threshold": 0.05}
+    together = failfast(model, ids, proposer, attention_mask=mask, **options).speculation
+    single = [failfast(model, prompt(n), proposer, **options).speculation for n in LENGTHS]
+    assert together.drafted == sum(stats.drafted for stats in single)
+    assert together.accepted == sum(stats.accepted for stats in single)
+    assert together.rounds == max(stats.rounds for stats in single)

@@ -1,0 +1,156 @@
+"""Targets that are no plain module in one place: quantised, split, compiled, adapted, behind a pipeline."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, drafter, failfast, plain, prompt, saved_drafter, target, tiny_model
+from scripted import ScriptedDrafter
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, pipeline
+
+import hf_failfast
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target of three layers, as a checkpoint."""
+    path = tmp_path_factory.mktemp("target")
+    tiny_model("llama", hidden_size=64, intermediate_size=128, num_hidden_layers=3).save_pretrained(path)
+    return path
+
+
+def load(folder: Path, **options: Any) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+
+
+def assert_lossless(model: Any) -> None:
+    """With drafts that are accepted to any length, and with a drafter of its own mind."""
+    input_ids = prompt(20)
+    reference = plain(model, input_ids, max_new_tokens=30)
+    assert torch.equal(
+        failfast(model, input_ids, ScriptedDrafter(reference, [3, 0, 10, 1]), max_new_tokens=30), reference
+    )
+    assert torch.equal(failfast(model, input_ids, drafter("canvas_shift", "qwen2"), max_new_tokens=30), reference)
+
+
+def quantised(folder: Path, **options: Any) -> PreTrainedModel:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    return load(folder, quantization_config=BitsAndBytesConfig(**options))
+
+
+def compiled(folder: Path) -> Any:
+    model = load(folder)
+    model.forward = torch.compile(model.forward, backend="eager")  # traced as ever, run without a C++ compiler
+    return model
+
+
+def offloaded(folder: Path) -> PreTrainedModel:
+    devices = {
+        "model.embed_tokens": "cpu",
+        "model.layers.0": "cpu",
+        "model.layers.1": "disk",
+        "model.layers.2": "disk",
+    }
+    devices |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    return load(folder, device_map=devices, offload_folder=tempfile.mkdtemp(prefix="offload-"))
+
+
+TARGETS: dict[str, Callable[[Path], Any]] = {
+    "bitsandbytes, 4 bits (NF4)": lambda folder: quantised(
+        folder, load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    ),
+    "bitsandbytes, 8 bits": lambda folder: quantised(folder, load_in_8bit=True, llm_int8_threshold=0.0),
+    "`device_map`, layers offloaded to disk": offloaded,
+    '`device_map="auto"`': lambda folder: load(folder, device_map="auto"),
+    "`torch.compile`d forward": compiled,
+    "`torch.compile`d module": lambda folder: torch.compile(load(folder), backend="eager"),
+}
+
+
+COMPILED = "`torch.compile`d forward"  # traces the loop's many shapes
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.exhaustive if kind == COMPILED else ()) for kind in TARGETS]
+)
+def test_targets(kind: str, folder: Path) -> None:
+    """The loop would feed such a target in a way it does not take, or compare logits of unlike forwards."""
+    assert_lossless(TARGETS[kind](folder))
+
+
+def test_int8_with_outliers_is_warned_of(folder: Path) -> None:
+    """The texts of an 8-bit target with outlier columns depend on how many rows a forward has, and nobody knew."""
+    model = quantised(folder, load_in_8bit=True)  # bitsandbytes' default threshold
+    with pytest.warns(UserWarning, match="`llm_int8_threshold`=6.0.*`BitsAndBytesConfig"):
+        failfast(model, prompt(5), drafter("canvas", "qwen2"), max_new_tokens=2)
+
+
+def test_adapters_switched_between_calls(folder: Path) -> None:
+    """A drafter, or what a call leaves behind, would remember the adapter of an earlier call."""
+    lora = pytest.importorskip("peft").LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = load(folder)
+    bare = plain(model, prompt(20), max_new_tokens=30)
+    texts = []
+    for name in ("first", "second"):
+        model.add_adapter(lora, name)
+    for name in ("first", "second", "first"):
+        model.set_adapter(name)
+        assert_lossless(model)
+        texts.append(plain(model, prompt(20), max_new_tokens=30))
+    assert torch.equal(texts[0], texts[2]) and not torch.equal(texts[0], texts[1])
+    model.disable_adapters()
+    assert_lossless(model)
+    assert torch.equal(plain(model, prompt(20), max_new_tokens=30), bare)
+
+
+def test_a_peft_model(folder: Path) -> None:
+    """peft's own wrapper would not reach the package, or lose the drafter on the way."""
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    assert_lossless(peft.get_peft_model(load(folder), lora))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_drafter_of_another_dtype(dtype: torch.dtype) -> None:
+    """Two dtypes would meet in one matrix product."""
+    other = hf_failfast.load_drafter(saved_drafter("canvas_shift"), dtype=dtype)
+    reference = plain(target("qwen2"), prompt(20), max_new_tokens=30)
+    assert torch.equal(failfast(target("qwen2"), prompt(20), other, max_new_tokens=30), reference)
+
+
+def test_pipeline(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A pipeline would drop the drafter. It is given with the call: as an argument of `pipeline()`, transformers takes
+    `assistant_model` for an autoregressive model."""
+    pipe = pipeline("text-generation", model=target("qwen2"), tokenizer=tokenizer)
+    text = tokenizer.decode(prompt(12)[0])
+    expected = pipe(text, max_new_tokens=20, do_sample=False)
+    other = drafter("canvas_shift", "qwen2")
+    assert (
+        pipe(text, max_new_tokens=20, do_sample=False, custom_generate="hf_failfast", assistant_model=other)
+        == expected
+    )
+
+
+def test_tensor_parallel(folder: Path, tmp_path: Path) -> None:
+    """The ranks of a split target would draft or accept unlike tokens, and wait for each other for ever."""
+    (tmp_path / "target").symlink_to(folder)
+    (tmp_path / "drafter").symlink_to(saved_drafter("canvas_shift"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*command, str(REPOSITORY / "tests" / "support" / "tensor_parallel_run.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # the same copy of the package as here
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert sorted(path.name for path in tmp_path.glob("done-*")) == ["done-0", "done-1"]

@@ -1,0 +1,125 @@
+"""What the tests of all drafter families share: the conformance data, tiny targets, parity in both loops."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+import hf_failfast
+from hf_failfast import DiffusionDrafter, SpecDecodingStats
+from hf_failfast.drafters.masked.session import MaskedSession
+
+transformers.logging.set_verbosity_error()
+
+DATA = Path(__file__).parents[1] / "data" / "families"
+
+
+def read_json(path: str) -> list[dict[str, Any]]:
+    data: list[dict[str, Any]] = json.loads((DATA / path).read_text())
+    return data
+
+
+def forward_data(folder: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of ids (1, n) and the original's logits (1, n, vocabulary), unshifted."""
+    tensors = load_file(DATA / folder / "forward.safetensors")
+    count = len(tensors) // 2
+    return [
+        (tensors[f"forward.{index}.input_ids"].long()[None], tensors[f"forward.{index}.logits"][None])
+        for index in range(count)
+    ]
+
+
+def tiny_model(model_type: str, vocab_size: int, seed: int = 0, **options: Any) -> PreTrainedModel:
+    """A random causal LM whose logits are well apart."""
+    sizes = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(model_type, **(sizes | options))
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def save_as(
+    model: PreTrainedModel, folder: Path, changes: dict[str, Any], removed: tuple[str, ...] = ("block_size",)
+) -> Path:
+    """The model as a checkpoint whose config has other keys than transformers writes (the public format)."""
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in removed or key in changes}))
+    return folder
+
+
+def copy_checkpoint(folder: str, destination: Path, **changes: Any) -> Path:
+    """A checkpoint of the conformance data with some config values changed (None: taken away)."""
+    shutil.copytree(DATA / folder, destination)
+    path = destination / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return destination
+
+
+def check_parity(
+    target: PreTrainedModel, drafter: DiffusionDrafter, tokens: int = 40, **options: Any
+) -> SpecDecodingStats:
+    """Both loops must write what the target writes alone; returns the statistics of our loop."""
+    generator = torch.Generator().manual_seed(1)
+    prompt = torch.randint(0, target.config.get_text_config().vocab_size, (1, 21), generator=generator)
+    settings = {"max_new_tokens": tokens, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    plain = target.generate(prompt, **settings)
+    settings |= {"assistant_model": drafter, "return_dict_in_generate": True, **options}
+    output = target.generate(prompt, custom_generate="hf_failfast", **settings)
+    assert output.sequences.tolist() == plain.tolist()
+    assisted = hf_failfast.assisted_generate(target, prompt, **settings)
+    assert assisted.sequences.tolist() == plain.tolist()
+    assert assisted.speculation.records == output.speculation.records
+    assert output.speculation.drafted > 0
+    stats: SpecDecodingStats = output.speculation
+    return stats
+
+
+@torch.no_grad()
+def replay(
+    session: MaskedSession,
+    prompt: list[int],
+    output: list[int],
+    steps: list[dict[str, Any]],
+    end: int,
+    block: int | None = None,
+) -> None:
+    """Every step of a recorded generation: the same masks in, the same ids and confidences out.
+
+    `end` is the length of the window; the positions between the prompt's end and `end` that a step does not list are
+    filled already, as in the output, or still masks if they lie in a later block of the given length. Where the
+    original would write the mask token itself, we choose another.
+    """
+    mask_token_id = cast(int, session.spec.mask_token_id)
+    known = torch.tensor([prompt])
+    for step in steps:
+        canvas = torch.tensor([output[len(prompt) : end]])
+        masked = torch.tensor(step["pos"]) - len(prompt)
+        canvas[:, masked] = mask_token_id
+        if block is not None:
+            canvas[:, (int(masked[0]) // block + 1) * block :] = mask_token_id
+        ids, confidence, _ = session.denoise(known, canvas, canvas.shape[1])
+        compared = torch.tensor(step["tok"]) != mask_token_id
+        assert ids[0, masked][compared].tolist() == [token_id for token_id in step["tok"] if token_id != mask_token_id]
+        torch.testing.assert_close(
+            confidence[0, masked][compared], torch.tensor(step["conf"])[compared], atol=1e-4, rtol=0
+        )
