@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
 from hf_failfast.decoding import token_choice as scoring
-from hf_failfast.decoding.loop import verification
+from hf_failfast.decoding import verification
 from hf_failfast.decoding.token_choice import TokenChoice
 from hf_failfast.decoding.verification import Scores, choose_sampled
 from hf_failfast.drafters import DiffusionDrafter
