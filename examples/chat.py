@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from transformers import DynamicCache, TextStreamer
 
-from hf_failfast import DraftSession
+from hf_failfast import Conversation
 from hf_failfast.pairs import load_pair
 
 
@@ -19,7 +19,7 @@ def main(
 ) -> None:
     pair = load_pair(target, drafter, "auto", "cpu")
     streamer = TextStreamer(pair.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    cache, session = DynamicCache(config=pair.target.config), DraftSession(pair.drafter)
+    cache, session = DynamicCache(config=pair.target.config), Conversation(pair.drafter)
     text = ""
     while question := input("> "):
         text += turn(pair.tokenizer, question, is_first=not text)

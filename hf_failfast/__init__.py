@@ -3,6 +3,7 @@
 Importing the package makes `custom_generate="hf_failfast"` known to `model.generate`, and does nothing else.
 """
 
+import warnings
 from pathlib import Path
 
 from . import compatibility as compatibility  # checks the version of transformers first  # isort: split
@@ -10,7 +11,7 @@ from .config import FailFastConfig
 from .decoding.loop import failfast_decoding
 from .decoding.stats import SpecDecodingStats
 from .decoding.transformers_loop import FailFastCandidateGenerator
-from .drafters import DiffusionDrafter, DrafterSpec, DraftSession, load_drafter
+from .drafters import Conversation, DiffusionDrafter, DrafterSpec, load_drafter
 from .engine.cpu.grouped_attention import grouped_attention
 from .engine.cpu.packed_weights import prepack
 from .generate import assisted_generate, generate, register
@@ -26,8 +27,8 @@ BUNDLED_DRAFTER = Path(__file__).parent / "assets" / "smollm2-135m-drafter"
 __all__ = [
     "BUNDLED_DRAFTER",
     "ConfidenceThreshold",
+    "Conversation",
     "DiffusionDrafter",
-    "DraftSession",
     "DrafterSpec",
     "FailFastCandidateGenerator",
     "FailFastConfig",
@@ -42,3 +43,10 @@ __all__ = [
     "load_drafter",
     "prepack",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "DraftSession":
+        warnings.warn("`hf_failfast.DraftSession` is called `Conversation` now.", FutureWarning, stacklevel=2)
+        return Conversation
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

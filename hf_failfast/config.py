@@ -1,16 +1,20 @@
 """The options of FailFast, validated once."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any
 
-Verifier = Literal["sample_and_match", "rejection"]
-LengthPolicyName = Literal["confidence", "goodput"]
+import torch
 
-# The numbers that only the length policy `confidence` reads.
-CHUNK_RULE = ("confidence_threshold", "chunk_length", "max_draft_length")
+from .policies import POLICIES, LengthPolicy
+
+# What `verifier` may name: see `decoding.verification`.
+VERIFIERS = ("sample_and_match", "rejection")
+# (scores, draft ids (B, k), the distributions (B, k, V) they were drawn from or None) -> the target's tokens (B, m):
+# see `decoding.verification`.
+Verifier = Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,23 +24,26 @@ class FailFastConfig:
     confidence_threshold: tau in [0, 1]; the draft grows while every confidence of its newest chunk is >= tau.
     chunk_length: N >= 1, the tokens one drafting step adds.
     max_draft_length: N_max >= 1, the cap on the tokens of one draft; it also cuts a chunk that would exceed it.
-    verifier: what the target's samples do with a draft; both give exactly the target's distribution, and greedy
-        decoding needs neither. `sample_and_match`: the drafter proposes its most likely tokens, and those that equal
+    verifier: what the target's samples do with a draft; greedy decoding needs none. Both named ones give exactly the
+        target's distribution. `sample_and_match`: the drafter proposes its most likely tokens, and those that equal
         the target's own samples stay. `rejection`: the drafter's tokens are samples too, and speculative sampling
         (arXiv 2211.17192; with diffusion drafters SpecDiff, arXiv 2408.05636) accepts them by min(1, p / q). Drafters
         that cannot sample (`mode="reference"`, another tokenizer) have a one-hot q, for which the two are the same.
+        Or a function of one's own, with the signature of those in `decoding.verification`; its drafts are samples, and
+        what it returns is the text.
     draft_temperature: > 0, of the drafter's q; None: the `temperature` of the request, whose top-k, top-p and other
-        warpers shape q as they shape p. For `rejection` only.
+        warpers shape q as they shape p. For verifiers whose drafts are samples.
     length_policy: `confidence`, the rule of these three numbers; or `goodput`, which needs none of them: it measures
-        what drafting and verifying cost on this machine and learns what confidence is worth (`goodput.Goodput`).
+        what drafting and verifying cost on this machine and learns what confidence is worth (`policies.goodput`). Or
+        an object of a `LengthPolicy`.
     """
 
     confidence_threshold: float = 0.45
     chunk_length: int = 10
     max_draft_length: int = 60
-    verifier: Verifier = "sample_and_match"
+    verifier: str | Verifier = "sample_and_match"
     draft_temperature: float | None = None
-    length_policy: LengthPolicyName = "confidence"
+    length_policy: str | LengthPolicy = "confidence"
 
     def __post_init__(self) -> None:
         tau = self.confidence_threshold
@@ -46,11 +53,14 @@ class FailFastConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"`{name}` must be an integer >= 1, but is {value!r}.")
-        if self.verifier not in get_args(Verifier):
-            raise ValueError(f"`verifier` must be one of {list(get_args(Verifier))}, but is {self.verifier!r}.")
-        if self.length_policy not in get_args(LengthPolicyName):
+        if not callable(self.verifier) and self.verifier not in VERIFIERS:
             raise ValueError(
-                f"`length_policy` must be one of {list(get_args(LengthPolicyName))}, but is {self.length_policy!r}."
+                f"`verifier` must be one of {list(VERIFIERS)}, but is {self.verifier!r}; a function is taken, too."
+            )
+        if not isinstance(self.length_policy, LengthPolicy) and self.length_policy not in tuple(POLICIES):
+            raise ValueError(
+                f"`length_policy` must be one of {list(POLICIES)}, but is {self.length_policy!r}; an object of a "
+                "LengthPolicy is taken, too."
             )
         self._check_draft_temperature()
 
@@ -60,10 +70,15 @@ class FailFastConfig:
             return
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
             raise ValueError(f"`draft_temperature` must be a finite number > 0 or None, but is {value!r}.")
-        if self.verifier != "rejection":
+        if not self.draws_drafts:
             raise ValueError(
                 f"`draft_temperature`={value!r} needs `verifier='rejection'`, but that is {self.verifier!r}."
             )
+
+    @property
+    def draws_drafts(self) -> bool:
+        """Whether the drafter's tokens are samples, where the target's are."""
+        return self.verifier != "sample_and_match"
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The doors: `model.generate(custom_generate=...)` in, the prepared loop out."""
+"""Entry points: resolve drafter and options, then run the loop inside `model.generate`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from transformers.generation import GenerateDecoderOnlyOutput, GenerateEncoderDe
 from transformers.utils import ModelOutput
 
 from .compatibility import with_cache_name
-from .config import CHUNK_RULE, FailFastConfig
+from .config import FailFastConfig
 from .decoding.loop import failfast_decoding
-from .decoding.refusals import check_arguments, check_state, fits_slots, warn_of_int8_outliers
+from .decoding.refusals import check_arguments, check_state, warn_of_int8_outliers
 from .decoding.round_costs import measured_costs
 from .decoding.token_choice import draft_warp
 from .decoding.transformers_loop import FailFastCandidateGenerator
-from .drafters import DiffusionDrafter, DrafterErrors, DraftSession, load_drafter
+from .drafters import Conversation, DiffusionDrafter, DrafterErrors, load_drafter
 from .drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
-from .policies.base import LengthPolicy
-from .policies.confidence import ConfidenceThreshold
-from .policies.goodput import Goodput
+from .policies import POLICIES, LengthPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,10 +47,10 @@ def _generate(
     """`model.generate(inputs, **kwargs)`, drafted by `assistant_model`; the output is the target's own.
 
     assistant_model: a drafter of `load_drafter`, or a checkpoint folder or Hub id (loaded once, in the target's
-        dtype); a `DraftSession`, if the drafter should remember the conversation.
+        dtype); a `Conversation`, if the drafter should remember the text between calls.
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
-        `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`). Default: the drafter's own
-        (`drafter.config`). `length_policy="goodput"` needs no numbers.
+        `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`). Default: the drafter's
+        own (`drafter.config`). `length_policy` and `verifier` take a name or an object: see `FailFastConfig`.
     drafter_errors: what happens if the drafter raises an error, runs out of memory or answers with NaN in the middle:
         `plain` warns and decodes the rest plainly, counted in the output's `speculation`; `raise` lets it pass.
     drafter_timeout: seconds that a draft may take until that counts as an error too; None: no limit.
@@ -148,37 +146,37 @@ def _drafter_and_config(
     if not isinstance(config, FailFastConfig):
         raise ValueError(f"`failfast_config` must be a FailFastConfig, but is {type(config).__name__}.")
     config = config.with_options(options)
-    if config.length_policy == "goodput" and (unused := sorted(set(options) & set(CHUNK_RULE))):
-        raise ValueError(f"`length_policy='goodput'` finds draft lengths itself and has no use for {unused}.")
+    _check_options(config, options)
     return assistant_model, config
 
 
 def _held(drafter: DiffusionDrafter) -> AbstractContextManager[None]:
-    """A session that is kept between calls serves one at a time."""
-    return drafter.held() if isinstance(drafter, DraftSession) else nullcontext()
+    """A conversation serves one call at a time."""
+    return drafter.held() if isinstance(drafter, Conversation) else nullcontext()
+
+
+def _check_options(config: FailFastConfig, options: dict[str, Any]) -> None:
+    """Raises ValueError on given options that the length policy does not read."""
+    policy = config.length_policy
+    read = POLICIES[policy].options if isinstance(policy, str) else policy.options
+    of_policies = {option for each in POLICIES.values() for option in each.options}
+    if unused := sorted(set(options) & of_policies - set(read)):
+        name = repr(policy) if isinstance(policy, str) else type(policy).__name__
+        raise ValueError(f"`length_policy={name}` finds draft lengths itself and has no use for {unused}.")
 
 
 def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: DiffusionDrafter) -> LengthPolicy:
-    if config.length_policy == "confidence":
-        return ConfidenceThreshold(config)
-    if not drafter.drafts_by_chunks:
-        raise ValueError(
-            "`length_policy='goodput'` needs a drafter of the target's tokenizer that drafts by chunks: neither "
-            "`assistant_tokenizer` nor `mode='reference'` can be combined with it."
-        )
-    if not fits_slots(model):
-        raise ValueError(
-            "`length_policy='goodput'` times rounds of hf_failfast's own loop, which cannot take a "
-            f"`{model.config.model_type}` target: use the default policy with `hf_failfast.assisted_generate`."
-        )
-    measured = drafter.drafter if isinstance(drafter, DraftSession) else drafter
-    return Goodput(functools.partial(measured_costs, model, measured))
+    if isinstance(config.length_policy, LengthPolicy):
+        return config.length_policy
+    measured = drafter.drafter if isinstance(drafter, Conversation) else drafter
+    measure = functools.partial(measured_costs, model, measured)
+    return POLICIES[config.length_policy].for_pair(config, drafter, measure)
 
 
 def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:
     """The drafter for a target of another tokenizer; as it is, if the two tokenizers are the same after all."""
-    if isinstance(drafter, DraftSession):
-        raise ValueError("A DraftSession cannot be combined with `assistant_tokenizer`: pass the drafter itself.")
+    if isinstance(drafter, Conversation):
+        raise ValueError("A Conversation cannot be combined with `assistant_tokenizer`: pass the drafter itself.")
     if tokenizer is None:
         raise ValueError("`assistant_tokenizer` needs `tokenizer`, the target's, beside it.")
     if tokenizer.get_vocab() == assistant_tokenizer.get_vocab():

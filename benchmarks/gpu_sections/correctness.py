@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 import hf_failfast
 from hf_failfast.drafters import DrafterSpec
 from hf_failfast.drafters.masked.session import MaskedDrafter
-from hf_failfast.engine.runner_pool import Runners
+from hf_failfast.engine.runner_pool import RunnerPool
 
 from .machine import Machine
 
@@ -52,7 +52,7 @@ def _own_drafter(
     """The target's own weights as its drafter, so that some drafts are accepted."""
     spec = DrafterSpec(attention, 1, 499, block_size=block)
     drafter = MaskedDrafter(target, spec, hf_failfast.FailFastConfig(confidence_threshold=0.3, chunk_length=4))
-    drafter.runners = Runners(runner, machine.graphs())
+    drafter.runners = RunnerPool(runner, machine.graphs())
     return drafter
 
 

@@ -1,13 +1,16 @@
-"""A round's decision: which tokens each row gains. Ends a text at the first token that any stop rule asks for."""
+"""Which draft tokens stay: those that the target would have written itself, up to the first stop."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from ..drafters import Draft
 from ..engine import kernels
+from ..engine.kernels.reference import RowOutcome
 from ..engine.runner import Head, raw_logits
-from .sequences import GeneratedText
+from .sequences import Sequences
 from .stats import SpecDecodingStats
 from .stopping import StopRules
 from .token_choice import TokenChoice
@@ -15,44 +18,40 @@ from .verification import Scores, best_tokens
 
 
 class Acceptance:
-    """How the drafts of one call are accepted: all rows and positions at once if processors and criteria allow it.
+    """Accepts drafts in one step where processors and criteria look at nothing but a sequence's own scores.
 
-    Else token by token in the order of plain `generate`: process, choose, append, ask the criteria, so that they see
-    each true prefix once and nothing else. What is known to look at one row alone is asked row by row, as if each row
-    were a batch of its own. Anything else might look across the rows or count its calls: then all rows advance
-    together, a column at a time, and each call is the one that plain `generate` makes.
+    Otherwise token by token in the order of plain `generate` (process, choose, append, ask the criteria), so that they
+    see each true prefix once and nothing else. What is known to look at one sequence alone is asked sequence by
+    sequence, as if each were a batch of its own. Anything else might look across the sequences or count its calls:
+    then all advance together, a column at a time, and each call is the one that plain `generate` makes.
+
+    Three index spaces: a *row* is a sequence of the batch; a *place* is one in the tensors of a round, whose rows are
+    `sequences.running`; processors and criteria see the rows `seen`.
     """
 
-    def __init__(self, choice: TokenChoice, stops: StopRules, text: GeneratedText, stats: SpecDecodingStats) -> None:
+    def __init__(self, choice: TokenChoice, stops: StopRules, sequences: Sequences, stats: SpecDecodingStats) -> None:
         self.choice = choice
         self.stops = stops
         self.stats = stats
         self.walks = bool(stops.walked) or not choice.is_rowwise
         # Where nothing but the most likely tokens is asked for, the target's forward returns no more than these.
-        is_enough = choice.is_argmax and not self.walks and not text.keeps_vectors
+        is_enough = choice.is_argmax and not self.walks and not sequences.keeps_vectors
         self.head: Head = best_tokens if is_enough else raw_logits
-        # Without an end of sequence plain `generate` pads no row: all go on until each was told to stop.
-        is_alone = choice.is_row_independent and stops.is_row_independent and (stops.pads or not stops.walked)
-        self.is_joint = text.num_rows > 1 and not is_alone
-        self.is_draft_broken = False  # whether the last draft's confidences are not all numbers
-        self.is_told = [False] * text.num_rows  # rows that were told to stop
 
-    def accept(self, text: GeneratedText, draft: Draft, verified: torch.Tensor) -> tuple[list[int], list[int]]:
-        """How many draft tokens each running row keeps, and how many it grows by; the text has grown afterwards.
+    def accept(self, sequences: Sequences, draft: Draft, verified: torch.Tensor) -> list[RowOutcome]:
+        """What becomes of each running sequence; afterwards they have grown by it.
 
-        verified: what `head` made of the target's logits behind the prefixes and behind each draft token.
+        verified: what `head` made of the target's logits after the prefixes and after each draft token.
         """
         accept = self._walk_all if self.walks else self._accept_at_once
-        return accept(text, draft, verified)
+        return accept(sequences, draft, verified)
 
-    def _accept_at_once(
-        self, text: GeneratedText, draft: Draft, verified: torch.Tensor
-    ) -> tuple[list[int], list[int]]:
-        rows = text.running
+    def _accept_at_once(self, sequences: Sequences, draft: Draft, verified: torch.Tensor) -> list[RowOutcome]:
+        rows = sequences.running
         if self.head is best_tokens:
-            token_ids, scores, logits = verified.to(text.device), None, None
+            token_ids, scores, logits = verified.to(sequences.device), None, None
         else:
-            logits = _as_scored(verified, text)
+            logits = _as_scored(verified, sequences)
             processed = self.choice.scores(draft.token_ids[:, :0], logits)  # row-wise processors look at no prefix
             token_ids, scores = self.choice.choose(processed, draft.token_ids, draft.probs), processed.values
         outcome = kernels.accept(  # host sync: round
@@ -60,89 +59,76 @@ class Acceptance:
             draft.confidence,
             token_ids,
             draft.lengths,
-            [text.lengths[row] for row in rows],
-            [text.finished[row] for row in rows],
+            [sequences.lengths[row] for row in rows],
+            [sequences.finished[row] for row in rows],
             self.stops.max_length,
             self.stops.eos_token_ids,
         )
         self.stats.host_reads += 1
-        self.is_draft_broken = any(row.is_broken for row in outcome)
-        for row, gained in zip(rows, outcome, strict=True):
-            text.finished[row] = gained.is_finished
-        counts = [gained.num_emitted for gained in outcome]
-        text.append(rows, token_ids, counts, scores, logits)
-        return [gained.num_accepted for gained in outcome], counts
+        sequences.append(rows, token_ids, [gain.emitted for gain in outcome], scores, logits)
+        for row, gain in zip(rows, outcome, strict=True):
+            sequences.finished[row] = gain.finished
+        return outcome
 
-    def _walk_all(self, text: GeneratedText, draft: Draft, verified: torch.Tensor) -> tuple[list[int], list[int]]:
-        logits = _as_scored(verified, text)
+    def _walk_all(self, sequences: Sequences, draft: Draft, verified: torch.Tensor) -> list[RowOutcome]:
+        logits = _as_scored(verified, sequences)
         is_broken = draft.confidence.isnan().any(dim=1, keepdim=True).to(draft.token_ids)
-        rows = torch.cat([is_broken, draft.token_ids], dim=1).tolist()  # host sync: the draft
+        on_host = torch.cat([is_broken, draft.token_ids], dim=1).tolist()  # host sync: the draft
         self.stats.host_reads += 1
-        self.is_draft_broken = any(broken for broken, *_ in rows)
-        draft_ids = [ids[:length] for (_, *ids), length in zip(rows, draft.lengths, strict=True)]
-        before = [text.lengths[row] for row in text.running]
-        accepted = [0] * len(before)
-        walkers = [index for index, row in enumerate(text.running) if not text.finished[row]]
-        for group in [walkers] if self.is_joint else [[index] for index in walkers]:
-            self._walk(group, text, draft, draft_ids, logits, accepted)
-        return accepted, [text.lengths[row] - old for row, old in zip(text.running, before, strict=True)]
+        draft_ids = [ids[:length] for (_, *ids), length in zip(on_host, draft.lengths, strict=True)]
+        running = sequences.running
+        before = [sequences.lengths[row] for row in running]
+        accepted = [0] * len(running)
+        unfinished = [place for place, row in enumerate(running) if not sequences.finished[row]]
+        for places in [unfinished] if self.stops.is_joint and unfinished else [[place] for place in unfinished]:
+            self._walk(places, sequences, draft, draft_ids, logits, accepted)
+        return [
+            RowOutcome(count, sequences.lengths[row] - length, sequences.finished[row], bool(broken))
+            for count, row, length, (broken, *_) in zip(accepted, running, before, on_host, strict=True)
+        ]
 
     def _walk(
         self,
-        group: list[int],
-        text: GeneratedText,
+        places: list[int],
+        sequences: Sequences,
         draft: Draft,
-        draft_ids: list[list[int]],
-        logits: torch.Tensor,
-        accepted: list[int],
+        draft_ids: list[list[int]],  # by place
+        logits: torch.Tensor,  # by place
+        accepted: list[int],  # by place; counted here
     ) -> None:
-        """Advances rows of one length, given by their places in the round's tensors, until one of them has no
-        verified token to go on from, or none is left."""
-        seen = list(range(text.num_rows)) if self.is_joint else [text.running[index] for index in group]
+        """Advances sequences of one length until one of them has no verified token to go on from, or none is left."""
+        rows = [sequences.running[place] for place in places]
+        seen = list(range(sequences.num_rows)) if self.stops.is_joint else rows
         for position in range(logits.shape[1]):
-            rows = [text.running[index] for index in group]
-            here = (group, slice(position, position + 1))
+            here = (places, slice(position, position + 1))
             raw = logits[here]
-            scores = self._scores(text, seen, rows, raw)
-            chosen = self.choice.choose(
-                scores, draft.token_ids[here], None if draft.probs is None else draft.probs[here]
-            )
-            text.append(rows, chosen, [1] * len(rows), scores.values, raw)
+            scores = self._scores(sequences, seen, rows, raw)
+            drafted_from = None if draft.probs is None else draft.probs[here]
+            chosen = self.choice.choose(scores, draft.token_ids[here], drafted_from)
+            sequences.append(rows, chosen, [1] * len(rows), scores.values, raw)
             token_ids = chosen[:, 0].tolist()  # host sync: the next prefix depends on it
-            self.stats.host_reads += 1
-            self._stop(text, seen, rows, token_ids)
-            confirmed = [draft_ids[i][position : position + 1] == [t] for i, t in zip(group, token_ids, strict=True)]
-            for index, is_confirmed in zip(group, confirmed, strict=True):
-                accepted[index] += is_confirmed
-            ended = [text.finished[row] for row in rows]
-            if all(ended) or not all(map(max, ended, confirmed)):
+            self.stats.host_reads += 1 + bool(self.stops.walked)
+            finished = self.stops.after(token_ids, rows, sequences, seen)
+            is_matched = [draft_ids[p][position : position + 1] == [t] for p, t in zip(places, token_ids, strict=True)]
+            for place, row, is_over, matched in zip(places, rows, finished, is_matched, strict=True):
+                sequences.finished[row] = is_over
+                accepted[place] += matched
+            if all(finished) or not all(map(max, finished, is_matched)):
                 return
-            group = [index for index, is_over in zip(group, ended, strict=True) if not is_over]
+            places = [place for place, is_over in zip(places, finished, strict=True) if not is_over]
+            rows = [sequences.running[place] for place in places]
 
-    def _scores(self, text: GeneratedText, seen: list[int], rows: list[int], raw: torch.Tensor) -> Scores:
-        """Processed scores of the rows' one position, behind the prefixes of all rows that processors see; what they
+    def _scores(self, sequences: Sequences, seen: Sequence[int], rows: Sequence[int], raw: torch.Tensor) -> Scores:
+        """Processed scores of the rows' one position, after the prefixes of all rows that processors see; what they
         see of a finished row are zeros."""
         if seen == rows:
-            return self.choice.scores(text.ids(seen), raw)
+            return self.choice.scores(sequences.ids(seen), raw)
         every = raw.new_zeros(len(seen), *raw.shape[1:])
         every[rows] = raw
-        values, token_ids = self.choice.scores(text.ids(seen), every)
+        values, token_ids = self.choice.scores(sequences.ids(seen), every)
         return Scores(values[rows], token_ids[rows])
 
-    def _stop(self, text: GeneratedText, seen: list[int], rows: list[int], token_ids: list[int]) -> None:
-        """Marks the rows that the newest tokens complete."""
-        told = {row for row, token in zip(rows, token_ids, strict=True) if self.stops.ends(token, text.lengths[row])}
-        if self.stops.walked:
-            answers = self.stops.walked(text.ids(seen), text.scores(seen)).tolist()  # host sync: the caller's criteria
-            self.stats.host_reads += 1
-            told.update(row for row, answer in zip(seen, answers, strict=True) if answer)
-        for row in told:
-            self.is_told[row] = True
-        waits = self.is_joint and not self.stops.pads and not all(self.is_told)
-        for row in rows:
-            text.finished[row] = self.is_told[row] and not waits
 
-
-def _as_scored(logits: torch.Tensor, text: GeneratedText) -> torch.Tensor:
+def _as_scored(logits: torch.Tensor, sequences: Sequences) -> torch.Tensor:
     """A copy in float32, as plain `generate` makes it."""
-    return logits.to(device=text.device, dtype=torch.float32, copy=True)
+    return logits.to(device=sequences.device, dtype=torch.float32, copy=True)

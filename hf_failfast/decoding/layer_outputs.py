@@ -9,7 +9,7 @@ import torch
 from transformers import Cache, GenerationConfig
 
 from ..engine.runner import LayerOutput
-from .sequences import GeneratedText
+from .sequences import Sequences
 
 # Per emitted token, per layer.
 Steps = tuple[tuple[torch.Tensor, ...], ...]
@@ -26,38 +26,38 @@ class Span(NamedTuple):
 class LayerOutputs:
     """Keeps of every round what the layers put out for the tokens that it emitted.
 
-    The first token of a row was chosen behind the whole prompt, or what of it no cache held; every other one behind
-    the token before it. Hidden tokens of a padded prompt, and the steps behind the end of a complete row, are zeros:
-    plain `generate` runs the target on padding there.
+    The first token of a row was chosen after the whole prompt, or the part of it that no cache held; every other
+    one after the token before it. Hidden tokens of a padded prompt, and the steps after the end of a complete row, are
+    zeros: plain `generate` runs the target on padding there.
 
     names: which of `hidden_states` and `attentions` the caller asked for.
     """
 
-    def __init__(self, text: GeneratedText, generation_config: GenerationConfig, past: Cache) -> None:
+    def __init__(self, sequences: Sequences, generation_config: GenerationConfig, past: Cache) -> None:
         config = generation_config
         asked: dict[LayerOutput, bool] = {
             "hidden_states": bool(config.output_hidden_states),
             "attentions": bool(config.output_attentions),
         }
         self.names = tuple(name for name in asked if config.return_dict_in_generate and asked[name])
-        self._text = text
+        self._sequences = sequences
         self._stored = int(past.get_seq_length())
         self._windows = [getattr(layer, "sliding_window", None) for layer in past.layers]
         self._rows: dict[LayerOutput, list[list[Span]]] = {
-            name: [[] for _ in range(text.num_rows)] for name in self.names
+            name: [[] for _ in range(sequences.num_rows)] for name in self.names
         }
 
     def add(
         self,
         outputs: Mapping[LayerOutput, Sequence[torch.Tensor]],  # (B, q, size) and (B, heads, q, slots) per layer
-        ends: Sequence[int],  # the position behind the window's last column
+        ends: Sequence[int],  # the position after the window's last column
         seen: Sequence[int],  # tokens that the target had read before
         known: Sequence[int],  # tokens before the round
         emitted: Sequence[int],
     ) -> None:
         """Takes out of a round's window what belongs to its emitted tokens; arguments in the order of `running`."""
         for name, spans in self._rows.items():
-            for index, row in enumerate(self._text.running):
+            for index, row in enumerate(self._sequences.running):
                 for end in range(known[index], known[index] + emitted[index]):
                     start = end - 1 if spans[row] else seen[index]
                     first = ends[index] - outputs[name][0].shape[-2]
@@ -79,7 +79,7 @@ class LayerOutputs:
 
     def _step(self, name: LayerOutput, step: int, spans: list[Span | None]) -> tuple[torch.Tensor, ...]:
         """One step of all rows, by the columns of the text."""
-        end = self._text.prompt_length + step
+        end = self._sequences.prompt_length + step
         start = end - 1 if step else self._stored
         rows = [span and self._by_column(row, span, start, end) for row, span in enumerate(spans)]
         zeros = [torch.zeros_like(layer) for layer in next(row for row in rows if row)]
@@ -90,7 +90,7 @@ class LayerOutputs:
 
     def _by_column(self, row: int, span: Span, start: int, end: int) -> list[torch.Tensor]:
         """A row's part of a step that goes from column `start` to `end`."""
-        columns = self._text.columns(row)[: span.end]
+        columns = self._sequences.columns(row)[: span.end]
         layers = span.layers
         if layers[0].dim() == 3:  # attention weights
             layers = [_spread(layer, -1, columns, end) for layer in layers]

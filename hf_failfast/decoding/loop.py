@@ -1,30 +1,30 @@
-"""The loop: draft, verify, accept. The only place that knows what a round is."""
+"""The loop: propose, verify, accept, commit. The only place that knows what a round is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-)
+from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
 from ..compatibility import CACHE, with_cache_name
 from ..config import FailFastConfig
-from ..drafters import BatchSession, DiffusionDrafter, DrafterErrors, GuardedSession, start
-from ..engine.runner import feed
+from ..drafters import DiffusionDrafter, Draft, DrafterErrors, DraftRequest, FallbackSession
+from ..engine.kernels.reference import RowOutcome
+from ..engine.runner import EagerRunner, Forward
 from ..engine.slot_cache import RowStates, SlotCache, store
+from ..engine.window import Window
 from ..policies.base import LengthPolicy
 from .acceptance import Acceptance
 from .layer_outputs import LayerOutputs
-from .refusals import check_request, draft_bound
-from .sequences import GeneratedText
+from .refusals import check_request
+from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
-from .stopping import StopRules
+from .stopping import StopRules, draft_bound
 from .token_choice import TokenChoice, draft_warp
 
 if TYPE_CHECKING:
@@ -33,6 +33,78 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def failfast_decoding(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,  # (B, n)
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **arguments: Any,
+) -> GenerateDecoderOnlyOutput | torch.Tensor:
+    """Speculative decoding: plain `generate`'s tokens (greedy) or its distribution of tokens (sampling), several per
+    target forward.
+
+    Called by `generate` like one of transformers' own decoding methods, with everything prepared. Each round drafts,
+    runs the target once over the tokens it has not seen and the draft, and keeps the longest draft prefix that the
+    target would have written, plus the target's own next token. The first round's forward is the prefill.
+
+    The sequences of a batch draft, accept and end on their own, and get the tokens that they would get alone; a
+    complete one leaves the batch. After its end `sequences` holds the padding token, and `scores` and `logits` those
+    of a sequence that is certain of it (plain `generate` runs the target on padding there); see `LayerOutputs` for the
+    rest.
+
+    arguments: see `prepare`.
+
+    Returns the ids (B, n + m), or with `return_dict_in_generate` transformers' output class with one more field,
+    `speculation` (`SpecDecodingStats`). Raises ValueError naming whatever is not supported.
+    """
+    generation = prepare(model, input_ids, logits_processor, stopping_criteria, generation_config, **arguments)
+    while generation.is_running:
+        draft = propose(generation)
+        verified = verify(generation, draft)
+        outcome = accept(generation, draft, verified)
+        commit(generation, draft, verified, outcome)
+    return finish(generation)
+
+
+@dataclass
+class Generation:
+    """One call at work.
+
+    longest: per sequence the length that its text may get by drafting.
+    past: the caller's cache, which is given what the rounds have read if `complete` is a dictionary: the K/V of the
+        sequences that have left the batch.
+    """
+
+    sequences: Sequences
+    policy: LengthPolicy
+    session: FallbackSession
+    runner: EagerRunner
+    cache: SlotCache
+    acceptance: Acceptance
+    layer_outputs: LayerOutputs
+    longest: list[int]
+    past: Cache
+    complete: dict[int, RowStates] | None
+    returns_dict: bool
+    streamer: BaseStreamer | None
+    stats: SpecDecodingStats
+    started: float = field(default_factory=perf_counter)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether another round follows."""
+        return bool(self.sequences.running)
+
+
+class Verified(NamedTuple):
+    """What a round's target forward made of the draft."""
+
+    forward: Forward
+    seen: list[int]  # tokens of each sequence that the target had read before
+    known: list[int]  # tokens of each sequence before the round
+
+
+def prepare(
     model: PreTrainedModel,
     input_ids: torch.Tensor,  # (B, n)
     logits_processor: LogitsProcessorList,
@@ -47,127 +119,153 @@ def failfast_decoding(
     streamer: BaseStreamer | None = None,
     synced_gpus: bool = False,
     **model_kwargs: Any,
-) -> GenerateDecoderOnlyOutput | torch.Tensor:
-    """Speculative decoding: plain `generate`'s tokens (greedy) or its distribution of tokens (sampling), several per
-    target forward.
+) -> Generation:
+    """Everything that a generation needs, before its first round.
 
-    Called by `generate` like one of transformers' own decoding methods, with everything prepared. Each round drafts,
-    runs the target once over the tokens it has not seen and the draft, and keeps the longest draft prefix that the
-    target would have written, plus the target's own next token. The first round's forward is the prefill.
-
-    The rows of a batch draft, accept and end on their own, and get the tokens that they would get alone; a complete
-    row leaves the batch. Behind its end `sequences` holds the padding token, and `scores` and `logits` those of a row
-    that is certain of it (plain `generate` runs the target on padding there); see `LayerOutputs` for the rest.
-
-    Returns the ids (B, n + m), or with `return_dict_in_generate` transformers' output class with one more field,
-    `speculation` (`SpecDecodingStats`). Raises ValueError naming whatever is not supported.
+    drafter_errors, drafter_timeout: see `FallbackSession`. model_kwargs: as `generate` prepares them, the cache among
+        them. Raises ValueError naming whatever is not supported.
     """
     model_kwargs = with_cache_name(model_kwargs)
     check_request(model, input_ids, generation_config, model_kwargs, synced_gpus)
     started = perf_counter()
-    stats = SpecDecodingStats()
-    text = GeneratedText(input_ids, model_kwargs.get("attention_mask"), generation_config)
-    stops = StopRules(stopping_criteria, generation_config.max_length)
-    keeps_scores = bool(generation_config.return_dict_in_generate and generation_config.output_scores)
-    choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores)
-    acceptance = Acceptance(choice, stops, text, stats)
-    session = start(drafter, model, stops.max_length, stops.eos_token_ids, text.num_rows)
-    session = GuardedSession(session, drafter_errors, drafter_timeout)
-    session.warp = draft_warp(config, generation_config, logits_processor)
+    returns_dict = bool(generation_config.return_dict_in_generate)
+    sequences = Sequences(input_ids, model_kwargs.get("attention_mask"), generation_config)
+    keeps_scores = bool(returns_dict and generation_config.output_scores)
+    choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores, config.verifier)
+    stops = StopRules(stopping_criteria, generation_config.max_length, sequences.num_rows, choice.is_row_independent)
+    warp = draft_warp(config, generation_config, logits_processor)
+    request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp)
+    session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
-    layer_outputs = LayerOutputs(text, generation_config, past)
+    layer_outputs = LayerOutputs(sequences, generation_config, past)
     runner = drafter.runners.target(model, session.target_layers, layer_outputs.names)
-    cache = runner.new_cache(stops.max_length, text.num_rows)
+    cache = runner.new_cache(stops.max_length, sequences.num_rows)
     if past.get_seq_length():
-        cache.load(past, [text.columns(row) for row in text.running])
-    is_cache_returned = generation_config.return_dict_in_generate or getattr(past, "_is_user_defined", False)
-    complete: dict[int, RowStates] | None = {} if is_cache_returned else None
-    longest_drafted = [draft_bound(model, stops.max_length, hidden) for hidden in text.num_hidden]
-    policy.start(text.num_rows, max(text.known.lengths))
-
-    while text.running:
-        # 1. Draft.
-        draft_started = perf_counter()
-        known = text.known
-        room = [0 if text.finished[row] else longest_drafted[row] - text.lengths[row] for row in text.running]
-        draft = session.draft_rows(known, policy, room).to(text.device)
-
-        # 2. Verify: one forward over what the target has not seen yet.
-        verify_started = perf_counter()
-        seen = cache.lengths
-        (verified,) = feed(runner, cache, known, draft.token_ids, num_read=len(draft) + 1, head=acceptance.head)
-
-        # 3. Accept what the target would have written, up to the first stop of each row.
-        accepted, emitted = acceptance.accept(text, draft, verified)
-        verify_ended = perf_counter()
-        if acceptance.is_draft_broken:
-            session.give_up(ValueError("its confidences are not numbers"))
-
-        # 4. Stream, and forget what was rejected.
-        policy.observe(accepted)
-        if streamer is not None:
-            text.stream(streamer)
-        gained = [max(count - 1, 0) for count in emitted]  # the last token's K/V come with the next round
-        cached = [length + count for length, count in zip(known.lengths, gained, strict=True)]
-        layer_outputs.add(runner.outputs, cache.lengths, seen, known.lengths, emitted)
-        session.accept_rows([min(pair) for pair in zip(accepted, gained, strict=True)])
-        if runner.hidden_states is not None:
-            first = [end - runner.hidden_states.shape[1] for end in cache.lengths]
-            spans = zip(runner.hidden_states, first, seen, cached, strict=True)
-            session.observe_rows([states[None, start - offset : end - offset] for states, offset, start, end in spans])
-        cache.rollback(cached)
-        records = zip(draft.lengths, accepted, emitted, strict=True)
-        stats.observe(*(RoundRecord(*record, draft.passes) for record in records))
-        stats.host_reads += draft.host_reads
-        stats.draft_seconds += verify_started - draft_started
-        stats.verify_seconds += verify_ended - verify_started
-        _dismiss(text, emitted, cache, session, complete)
-
-    if streamer is not None:
-        streamer.end()
-    stats.drafter_errors = int(session.error is not None)
-    stats.other_seconds = perf_counter() - started - stats.draft_seconds - stats.verify_seconds
-    if complete is not None:
-        rows = range(text.num_rows)
-        store(past, [complete[row] for row in rows], [text.columns(row) for row in rows], text.length - 1)
-    if not generation_config.return_dict_in_generate:
-        return text.ids()
-    output = GenerateDecoderOnlyOutput(
-        sequences=text.ids(),
-        scores=text.scores(),
-        logits=text.logits(),
-        attentions=layer_outputs.steps("attentions"),
-        hidden_states=layer_outputs.steps("hidden_states"),
-        **{CACHE: past},
+        cache.load(past, [sequences.columns(row) for row in sequences.running])
+    policy.start(sequences.num_rows, max(sequences.known.lengths))
+    stats = SpecDecodingStats()
+    return Generation(
+        sequences=sequences,
+        policy=policy,
+        session=session,
+        runner=runner,
+        cache=cache,
+        acceptance=Acceptance(choice, stops, sequences, stats),
+        layer_outputs=layer_outputs,
+        longest=[draft_bound(model, stops.max_length, hidden) for hidden in sequences.num_hidden],
+        past=past,
+        complete={} if returns_dict or getattr(past, "_is_user_defined", False) else None,
+        returns_dict=returns_dict,
+        streamer=streamer,
+        stats=stats,
+        started=started,
     )
-    output["speculation"] = stats
-    return output
 
 
-def _dismiss(
-    text: GeneratedText,
-    emitted: list[int],
-    cache: SlotCache,
-    session: BatchSession,
-    complete: dict[int, RowStates] | None,
-) -> None:
-    """Complete rows leave the batch. If their K/V are asked for, these are kept in `complete`; and a row that is not
-    among the longest in the end stays for the one pass in which the target reads its last token."""
-    owes = [
-        complete is not None and count > 0 and bool(text.unfinished or text.lengths[row] < text.length)
-        for row, count in zip(text.running, emitted, strict=True)
+def propose(generation: Generation) -> Draft:
+    """The round's draft, where it is verified."""
+    started = perf_counter()
+    sequences = generation.sequences
+    room = [
+        0 if sequences.finished[row] else generation.longest[row] - sequences.lengths[row] for row in sequences.running
     ]
-    stays = [not text.finished[row] or owing for row, owing in zip(text.running, owes, strict=True)]
+    draft = generation.session.draft(sequences.known, generation.policy, room).to(sequences.device)
+    generation.stats.draft_seconds += perf_counter() - started
+    return draft
+
+
+def verify(generation: Generation, draft: Draft) -> Verified:
+    """One target forward over what the target has not read yet, the draft included."""
+    started = perf_counter()
+    known, cache = generation.sequences.known, generation.cache
+    seen = cache.lengths
+    window = Window.over(known, draft.token_ids, seen, num_read=len(draft) + 1)
+    forward = generation.runner.run(window, cache, generation.acceptance.head)
+    generation.stats.verify_seconds += perf_counter() - started
+    return Verified(forward, seen, known.lengths)
+
+
+def accept(generation: Generation, draft: Draft, verified: Verified) -> list[RowOutcome]:
+    """Keeps what the target would have written, up to the first stop of each sequence: they have grown afterwards."""
+    started = perf_counter()
+    (choices,) = verified.forward.outputs
+    outcome = generation.acceptance.accept(generation.sequences, draft, choices)
+    generation.stats.verify_seconds += perf_counter() - started
+    return outcome
+
+
+def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Sequence[RowOutcome]) -> None:
+    """Streams what is new, tells drafter, policy and records what was accepted, and forgets what was rejected."""
+    sequences, session, cache = generation.sequences, generation.session, generation.cache
+    if any(row.broken for row in outcome):
+        session.give_up(ValueError("its confidences are not numbers"))
+    generation.policy.observe([row.accepted for row in outcome])
+    if generation.streamer is not None:
+        sequences.stream(generation.streamer)
+    cached = [length + row.cached for length, row in zip(verified.known, outcome, strict=True)]
+    emitted = [row.emitted for row in outcome]
+    generation.layer_outputs.add(verified.forward.recorded, cache.lengths, verified.seen, verified.known, emitted)
+    session.accept([row.kept for row in outcome])
+    hidden_states = verified.forward.hidden_states
+    if hidden_states is not None:
+        first = [end - hidden_states.shape[1] for end in cache.lengths]
+        spans = zip(hidden_states, first, verified.seen, cached, strict=True)
+        session.observe([states[None, start - offset : end - offset] for states, offset, start, end in spans])
+    cache.rollback(cached)
+    rows = zip(draft.lengths, outcome, strict=True)
+    generation.stats.observe(*(RoundRecord(k, row.accepted, row.emitted, draft.passes) for k, row in rows))
+    generation.stats.host_reads += draft.host_reads
+    _dismiss(generation, emitted)
+
+
+def _dismiss(generation: Generation, emitted: list[int]) -> None:
+    """Complete sequences leave the batch. If their K/V are asked for, these are kept in `complete`; and a sequence
+    that is not among the longest in the end stays for the one pass in which the target reads its last token."""
+    sequences, complete = generation.sequences, generation.complete
+    stays = [
+        not sequences.finished[row]
+        or (
+            complete is not None
+            and count > 0
+            and bool(sequences.unfinished or sequences.lengths[row] < sequences.length)
+        )
+        for row, count in zip(sequences.running, emitted, strict=True)
+    ]
     if all(stays):
         return
-    staying = [index for index, stay in enumerate(stays) if stay]
+    staying = [place for place, stay in enumerate(stays) if stay]
     if complete is not None:
-        leaving = {row: cache.row(index) for index, row in enumerate(text.running) if not stays[index]}
+        leaving = {row: generation.cache.row(place) for place, row in enumerate(sequences.running) if not stays[place]}
         # What is not copied keeps the K/V of the whole batch alive.
         complete |= (
             {row: [(k.clone(), v.clone()) for k, v in kv] for row, kv in leaving.items()} if staying else leaving
         )
-    text.running = [text.running[index] for index in staying]
+    sequences.running = [sequences.running[place] for place in staying]
     if staying:
-        session.keep_rows(staying)
-        cache.keep(staying)
+        generation.session.keep(staying)
+        generation.cache.keep(staying)
+
+
+def finish(generation: Generation) -> GenerateDecoderOnlyOutput | torch.Tensor:
+    """Ends the stream, fills the caller's cache, and makes what `generate` returns."""
+    sequences, stats, past = generation.sequences, generation.stats, generation.past
+    if generation.streamer is not None:
+        generation.streamer.end()
+    stats.drafter_errors = int(generation.session.error is not None)
+    stats.other_seconds = perf_counter() - generation.started - stats.draft_seconds - stats.verify_seconds
+    if generation.complete is not None:
+        rows = range(sequences.num_rows)
+        states = [generation.complete[row] for row in rows]
+        store(past, states, [sequences.columns(row) for row in rows], sequences.length - 1)
+    if not generation.returns_dict:
+        return sequences.ids()
+    output = GenerateDecoderOnlyOutput(
+        sequences=sequences.ids(),
+        scores=sequences.scores(),
+        logits=sequences.logits(),
+        attentions=generation.layer_outputs.steps("attentions"),
+        hidden_states=generation.layer_outputs.steps("hidden_states"),
+        **{CACHE: past},
+    )
+    output["speculation"] = stats
+    return output

@@ -1,8 +1,7 @@
-"""What the loop cannot do yet, refused by name instead of dropped in silence."""
+"""Requests that the loop does not support; each is refused with a ValueError that names it."""
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,9 @@ from transformers.cache_utils import StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..compatibility import CACHE
-from ..engine.cpu.grouped_attention import attention_name
+from ..engine.causal_lm import attention_name
 from ..engine.slot_cache import layer_windows
+from .stopping import num_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -227,14 +227,3 @@ def warn_of_int8_outliers(model: PreTrainedModel) -> None:
             "`BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)`.",
             stacklevel=2,
         )
-
-
-def num_positions(model: PreTrainedModel) -> int:
-    """The positions the target was made for; unlimited where its config names none."""
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
-
-
-def draft_bound(model: PreTrainedModel, max_length: int, padding: int = 0) -> int:
-    """How long a text of at most `max_length` tokens, leading padding included, may get by drafting: the target adds a
-    token to every round, so a draft leaves room for it, and it stays within the target's positions."""
-    return min(max_length - 1, padding + num_positions(model))

@@ -1,11 +1,9 @@
-"""What a drafter pass and a verification cost on this machine, the loop's own work included; measured once per process
-and pair."""
+"""Measures once per process and pair what a drafter pass and a verification cost, loop overhead included."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -16,24 +14,25 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter
 from ..engine.cpu.packed_weights import is_prepacked
-from ..policies.base import Decision
+from ..policies.base import RoundCosts
 from ..policies.confidence import FixedLength
-from ..policies.goodput import LONGEST_CHUNK, RoundCosts
-from .loop import failfast_decoding
-from .refusals import num_positions
+from ..policies.goodput import LONGEST_CHUNK
+from .loop import Generation, accept, commit, prepare, propose, verify
+from .refusals import fits_slots
+from .stopping import num_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Draft lengths of the measured rounds; between and beyond them costs are taken to be linear.
 DRAFT_LENGTHS = (0, 1, 3, 7, LONGEST_CHUNK, 2 * LONGEST_CHUNK)
-GENERATIONS, SWEEPS = 3, 6  # each generation reads the prompt and sweeps so often over these lengths
-LONGEST_SECONDS = 2.0  # afterwards the sweep that runs is the last one, behind at least FEWEST_SWEEPS
+GENERATIONS, SWEEPS = 3, 6  # each generation reads the prompt and sweeps this often over these lengths
+LONGEST_SECONDS = 2.0  # afterwards the sweep that runs is the last one, after at least FEWEST_SWEEPS
 FEWEST_SWEEPS = 3
 SHORTEST_CONTEXT, LONGEST_CONTEXT = 64, 512
-SHORTEST_ROOM = 8  # tokens behind the context, for a round of each kind
+SHORTEST_ROOM = 8  # tokens after the context, for a round of each kind
 
-# Of a drafter that fails: the request shall draft, and do about the failure what it was asked to.
+# Used when the drafter fails during the measurement: the request drafts, and applies its own `drafter_errors`.
 UNKNOWN = RoundCosts(((1, 0.0), (2, 0.0)), ((0, 1.0), (1, 1.0)))
 
 _Measured = dict[tuple[object, ...], RoundCosts]
@@ -42,10 +41,16 @@ _one_at_a_time = threading.Lock()
 
 
 def measured_costs(target: PreTrainedModel, drafter: DiffusionDrafter, num_rows: int, num_tokens: int) -> RoundCosts:
-    """The costs of a batch of `num_rows` texts of about `num_tokens` tokens, measured at the first use in the process.
+    """The costs of a batch of `num_rows` sequences of about `num_tokens` tokens, measured at the first use.
 
-    The measurement takes seconds. It decodes a text of its own and draws no random numbers.
+    The measurement takes seconds. It decodes a text of its own and draws no random numbers. Raises ValueError on a
+    target that the loop cannot take.
     """
+    if not fits_slots(target):
+        raise ValueError(
+            "`length_policy='goodput'` times rounds of hf_failfast's own loop, which cannot take a "
+            f"`{target.config.model_type}` target: use the default policy with `hf_failfast.assisted_generate`."
+        )
     context = min(max(1 << (num_tokens - 1).bit_length(), SHORTEST_CONTEXT), LONGEST_CONTEXT)
     context = min(context, num_positions(target) // 2)
     packing = is_prepacked(target), is_prepacked(drafter)
@@ -60,6 +65,7 @@ def measured_costs(target: PreTrainedModel, drafter: DiffusionDrafter, num_rows:
         return known[key]
 
 
+@torch.no_grad()
 def measure(
     target: PreTrainedModel,
     drafter: DiffusionDrafter,
@@ -67,7 +73,8 @@ def measure(
     context: int,
     draft_lengths: Sequence[int] = DRAFT_LENGTHS,
 ) -> RoundCosts:
-    """Times greedy rounds behind a prompt of so many tokens, as they are: what is accepted is not known before.
+    """Times greedy rounds of the loop after a prompt of `context` tokens, with drafts of given lengths in turn, one
+    chunk each; how much of a draft is accepted is not known before.
 
     Raises DrafterFailed if the drafter does.
     """
@@ -76,104 +83,78 @@ def measure(
     if room < SHORTEST_ROOM:
         raise ValueError(f"`length_policy='goodput'` cannot measure a target of {positions} positions.")
     draft_lengths = [count for count in draft_lengths if count <= room // 4]
-    room = min(room, 2 + SWEEPS * sum(count + 1 for count in draft_lengths))
-    config = GenerationConfig(max_length=context + room, do_sample=False)
+    config = GenerationConfig(
+        max_length=context + min(room, 2 + SWEEPS * sum(count + 1 for count in draft_lengths)), do_sample=False
+    )
     config._pad_token_tensor = None
-    timer = RoundTimer(draft_lengths)
+    timer = RoundTimer()
+    began, num_sweeps = perf_counter(), 0
     for _ in range(GENERATIONS):
-        if timer.is_over:
+        policy = FixedLength(max(draft_lengths))
+        generation = prepare(
+            target,
+            torch.zeros(num_rows, context, dtype=torch.long, device=target.device),
+            LogitsProcessorList(),
+            StoppingCriteriaList(),
+            config,
+            drafter=drafter,
+            policy=policy,
+            config=FailFastConfig(),
+            cache=DynamicCache(config=target.config.get_text_config(decoder=True)),
+        )
+        timer.round(generation, policy, 1)  # after the prompt
+        for _ in range(SWEEPS):
+            for length in draft_lengths:
+                timer.round(generation, policy, length)
+            num_sweeps += 1
+            if is_over := num_sweeps >= FEWEST_SWEEPS and perf_counter() - began > LONGEST_SECONDS:
+                break
+        if is_over:
             break
-        with suppress(MeasurementOver):
-            failfast_decoding(
-                target,
-                torch.zeros(num_rows, context, dtype=torch.long, device=target.device),
-                LogitsProcessorList(),
-                StoppingCriteriaList(),
-                config,
-                drafter=drafter,
-                policy=timer,
-                config=FailFastConfig(),
-                cache=DynamicCache(config=target.config.get_text_config(decoder=True)),
-            )
-    if len(timer.drafting) < 2:
-        raise DrafterFailed("The drafter failed while the costs of drafting were measured.")
     return RoundCosts(_ascending(timer.drafting), _ascending(timer.verifying))
+
+
+class RoundTimer:
+    """The times of rounds.
+
+    drafting: seconds from the start of a draft until its confidences are known, by the tokens that the drafter was fed
+        beside the last one; the first draft reads the whole prompt. verifying: the rest of the round, by the tokens
+        drafted. Of each count the shortest time, since noise only adds.
+    """
+
+    def __init__(self) -> None:
+        self.drafting: dict[int, float] = {}
+        self.verifying: dict[int, float] = {}
+        self._num_read = 0  # tokens of the text that the drafter had been fed when its last draft began
+
+    def round(self, generation: Generation, policy: FixedLength, length: int) -> None:
+        """One round with a draft of `length` tokens, or of as many as there is room for; none, if the text is full.
+
+        Raises DrafterFailed.
+        """
+        if not generation.is_running:
+            return
+        num_tokens, is_first = max(generation.sequences.known.lengths), not generation.stats.rounds
+        self._num_read *= not is_first
+        policy.chunk_length = policy.max_draft_length = length
+        started = perf_counter()
+        draft = propose(generation)
+        draft.confidence.tolist()  # host sync: the draft is done
+        drafted = perf_counter()
+        verified = verify(generation, draft)
+        outcome = accept(generation, draft, verified)
+        commit(generation, draft, verified, outcome)
+        if generation.session.error is not None:
+            raise DrafterFailed("The drafter failed while the costs of drafting were measured.")
+        if len(draft):
+            _note(self.drafting, num_tokens - self._num_read - 1 + len(draft), drafted - started)
+            self._num_read = num_tokens
+        if not is_first:  # which reads the prompt
+            _note(self.verifying, len(draft), perf_counter() - drafted)
 
 
 class DrafterFailed(RuntimeError):
     """No costs are known."""
-
-
-class MeasurementOver(BaseException):
-    """Ends a generation whose further rounds nobody needs; no error of the drafter's, which the loop would catch."""
-
-
-class RoundTimer(FixedLength):
-    """Drafts of given lengths in turn, one chunk each, and the times that their rounds take.
-
-    drafting: seconds from the start of a draft until its confidences are known, by the tokens that the drafter was fed
-        beside the last one; the first draft reads the whole prompt. verifying: the rest of the time until the next
-        round, by the tokens drafted. Of each count the shortest time, since noise only adds.
-    """
-
-    def __init__(self, draft_lengths: Sequence[int]) -> None:
-        super().__init__(max(draft_lengths))
-        self.draft_lengths = draft_lengths
-        self.drafting: dict[int, float] = {}
-        self.verifying: dict[int, float] = {}
-        self.num_sweeps = 0
-        self._began = perf_counter()
-
-    @property
-    def is_over(self) -> bool:
-        return self.num_sweeps >= FEWEST_SWEEPS and perf_counter() - self._began > LONGEST_SECONDS
-
-    def start(self, num_rows: int, num_tokens: int) -> None:
-        self._schedule = self._lengths()
-        self._num_read = self._num_tokens = 0  # of the text, by the drafter; as far as it is known in this round
-        self._length, self._seconds = 0, 0.0  # of this round's draft
-        self._round_began: float | None = None  # None: it will not be timed
-        self._is_between_rounds = True
-
-    def _lengths(self) -> Iterator[int]:
-        yield 1  # behind the prompt
-        for _ in range(SWEEPS):
-            yield from self.draft_lengths
-            self.num_sweeps += 1
-            if self.is_over:
-                return
-
-    def start_draft(self, num_rows: int, num_tokens: int, room: int) -> bool:
-        if self._is_between_rounds:  # in a batch without a session of its own each row starts a draft
-            self._next_round(num_tokens)
-        self._length = max(min(self._length, room), 0)
-        self.chunk_length = self._length
-        self._draft_began = perf_counter()
-        return self._length > 0
-
-    def _next_round(self, num_tokens: int) -> None:
-        now = perf_counter()
-        if self._round_began is not None:
-            _note(self.verifying, self._length, now - self._round_began - self._seconds)
-        length = next(self._schedule, None)
-        if length is None:
-            raise MeasurementOver
-        self._round_began = now if self._num_tokens else None  # the first round reads the prompt
-        self._num_tokens, self._length, self._seconds = num_tokens, length, 0.0
-        self._is_between_rounds = False
-
-    def decide(
-        self, token_ids: torch.Tensor, confidence: torch.Tensor, eos_token_ids: torch.Tensor | None, can_extend: bool
-    ) -> Decision:
-        confidence.tolist()  # host sync: the draft is done
-        self._seconds += perf_counter() - self._draft_began
-        return super().decide(token_ids, confidence, None, can_extend=False)
-
-    def observe(self, num_accepted: Sequence[int]) -> None:
-        if self._seconds:
-            _note(self.drafting, self._num_tokens - self._num_read - 1 + self._length, self._seconds)
-            self._num_read = self._num_tokens
-        self._is_between_rounds = True
 
 
 def _note(shortest: dict[int, float], count: int, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The texts of one generation as they grow."""
+"""The sequences of one generation as they grow."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 from transformers.generation import BaseStreamer
 
-from ..engine.ragged import Rows, indices, is_even
+from ..engine.ragged import RaggedIds, indices, is_even
 
 
-class GeneratedText:
+class Sequences:
     """The sequences of a batch so far, and what the caller asked to be recorded of every emitted token.
 
-    There are two views of a row. By column, as the caller, processors and criteria see it: the prompt with its
-    padding, and the new tokens behind the prompts' common end. And `known`, as target and drafter see it: only what
-    the attention mask does not hide, and nothing between.
+    A sequence has two views: its columns, padding included (callers, processors and criteria see these), and its
+    visible tokens (`known`), which the models read.
 
     lengths: columns in use, per row.
-    finished: whether the row is complete, per row; its columns behind the end hold the padding token.
+    finished: whether the row is complete, per row; its columns after the end hold the padding token.
     running: the rows that take part in the rounds, finished ones that owe a pass included. The rows of every tensor
         of a round are these, in this order.
     """
@@ -68,13 +67,13 @@ class GeneratedText:
         return [row for row in self.running if not self.finished[row]]
 
     @property
-    def known(self) -> Rows:
+    def known(self) -> RaggedIds:
         """What the models see of the running rows."""
         lengths = [self.lengths[row] - self.num_hidden[row] for row in self.running]
         ids = self._ids if self._compact is None else self._compact
         if len(lengths) < self.num_rows:
             ids = ids[self.running]
-        return Rows(ids[:, : max(lengths)], lengths)
+        return RaggedIds(ids[:, : max(lengths)], lengths)
 
     def ids(self, rows: Sequence[int] | None = None) -> torch.Tensor:
         """The columns (B, longest) of all or the given rows: what processors, criteria and the caller see."""
@@ -84,8 +83,8 @@ class GeneratedText:
             ids = ids[list(rows)]
         if is_even(lengths) or self.pad_token_id is None:
             return ids
-        is_behind = torch.arange(ids.shape[1], device=self.device) >= indices(lengths, 1, self.device)
-        return torch.where(is_behind, self.pad_token_id.to(self.device), ids)
+        is_after = torch.arange(ids.shape[1], device=self.device) >= indices(lengths, 1, self.device)
+        return torch.where(is_after, self.pad_token_id.to(self.device), ids)
 
     def columns(self, row: int) -> torch.Tensor:
         """The columns of a row's known tokens, ascending."""
@@ -146,16 +145,16 @@ class Record:
         self._rows[row] += values.split(1) if len(values) else ()
 
     def steps(self, rows: Sequence[int] | None, pad_token_id: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        """One tensor (B, vocabulary) per step. Behind its end a row can only go on with the padding token: its score
+        """One tensor (B, vocabulary) per step. After its end a row can only go on with the padding token: its score
         is 0 there, and all others are the lowest there is."""
         if len(self._rows) == 1 or (rows is not None and len(rows) == 1):
             return tuple(self._rows[0 if rows is None else rows[0]])
         for step in range(len(self._steps), max(map(len, self._rows))):
             values = [row[step] if step < len(row) else None for row in self._rows]
-            behind = torch.full_like(next(value for value in values if value is not None), torch.finfo().min)
+            after = torch.full_like(next(value for value in values if value is not None), torch.finfo().min)
             if pad_token_id is not None:
-                behind[:, pad_token_id] = 0
-            self._steps.append(torch.cat([behind if value is None else value for value in values]))
+                after[:, pad_token_id] = 0
+            self._steps.append(torch.cat([after if value is None else value for value in values]))
         return tuple(self._steps)
 
 

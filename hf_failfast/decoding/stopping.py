@@ -1,10 +1,21 @@
-"""Where a generation ends: exact on every accepted prefix, never asked about unverified tokens."""
+"""Stop conditions, checked on every accepted prefix and never on unverified tokens; and how far a draft may go."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation import MaxTimeCriteria, StopStringCriteria
 
-# Criteria that judge each row by itself and remember nothing.
+from .sequences import Sequences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Criteria that judge each sequence by itself and remember nothing.
 ROW_INDEPENDENT_CRITERIA = (MaxTimeCriteria, StopStringCriteria)
 
 
@@ -13,9 +24,18 @@ class StopRules:
 
     Length and end-of-sequence are decided with the acceptance of a whole draft. Everything else (stop strings,
     `max_time`, the caller's own criteria, stateful or not) is in `walked` and must be asked after every single token.
+
+    is_joint: the sequences of a batch advance together, a column at a time, since criteria or scores might look across
+        them or count their calls.
     """
 
-    def __init__(self, criteria: StoppingCriteriaList, max_length: int) -> None:
+    def __init__(
+        self,
+        criteria: StoppingCriteriaList,
+        max_length: int,
+        num_rows: int = 1,
+        has_independent_scores: bool = True,  # those of a sequence depend on no other one
+    ) -> None:
         self.max_length = max_length
         eos = [c.eos_token_id.flatten() for c in criteria if type(c) is EosTokenCriteria]
         self.eos_token_ids = torch.cat(eos).unique() if eos else None
@@ -26,17 +46,44 @@ class StopRules:
         self.walked = StoppingCriteriaList(
             criterion for criterion in criteria if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria)
         )
+        are_independent = all(type(criterion) in ROW_INDEPENDENT_CRITERIA for criterion in self.walked)
+        # Without an end of sequence plain `generate` pads nothing: all go on until each was told to stop.
+        is_alone = has_independent_scores and are_independent and (self.pads or not self.walked)
+        self.is_joint = num_rows > 1 and not is_alone
+        self._was_told = [False] * num_rows  # to stop
 
     @property
     def pads(self) -> bool:
-        """Whether a finished row is filled up with the padding token while others go on."""
+        """Whether a finished sequence is filled up with the padding token while others go on."""
         return self.eos_token_ids is not None
-
-    @property
-    def is_row_independent(self) -> bool:
-        """Whether every criterion may be asked about one row at a time."""
-        return all(type(criterion) in ROW_INDEPENDENT_CRITERIA for criterion in self.walked)
 
     def ends(self, token_id: int, length: int) -> bool:
         """Whether a sequence that has `length` tokens, `token_id` last, is complete by length or end of sequence."""
         return token_id in self._eos or length >= self.max_length
+
+    def after(
+        self, token_ids: Sequence[int], rows: Sequence[int], sequences: Sequences, seen: Sequence[int]
+    ) -> list[bool]:
+        """Which of the sequences `rows` are complete, now that each has got its newest token.
+
+        seen: the sequences that the criteria are asked about.
+        """
+        for row, token_id in zip(rows, token_ids, strict=True):
+            self._was_told[row] |= self.ends(token_id, sequences.lengths[row])
+        if self.walked:
+            answers = self.walked(sequences.ids(seen), sequences.scores(seen)).tolist()  # host sync: own criteria
+            for row, answer in zip(seen, answers, strict=True):
+                self._was_told[row] |= answer
+        waits = self.is_joint and not self.pads and not all(self._was_told)
+        return [self._was_told[row] and not waits for row in rows]
+
+
+def num_positions(model: PreTrainedModel) -> int:
+    """The positions the target was made for; unlimited where its config names none."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
+
+
+def draft_bound(model: PreTrainedModel, max_length: int, padding: int = 0) -> int:
+    """How long a text of at most `max_length` tokens, leading padding included, may get by drafting: the target adds a
+    token to every round, so a draft leaves room for it, and it stays within the target's positions."""
+    return min(max_length - 1, padding + num_positions(model))

@@ -1,4 +1,4 @@
-"""From the target's logits to the scores its tokens are chosen by, and to the choice."""
+"""From the target's logits to the scores that its tokens are chosen by, and to the choice."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import logits_process
 
-from ..config import FailFastConfig
-from .verification import Scores, choose_by_rejection, choose_greedy, choose_sampled
+from ..config import FailFastConfig, Verifier
+from .verification import NAMED, Scores, choose_greedy
 
 # Warpers that see a row as a bag of scores: what they do to a token depends neither on its id nor on those tokens that
 # an earlier warper has removed.
@@ -54,12 +54,20 @@ class TokenChoice:
     with a top-k, these run on a shortlist of the most likely tokens instead of the whole vocabulary.
 
     keeps_scores: whether the caller records scores, which must then be those of the whole vocabulary.
+    verifier: how a sample is tied to the draft: see `FailFastConfig`.
 
     is_argmax: the token is the most likely one of the raw logits.
     """
 
-    def __init__(self, processors: LogitsProcessorList, do_sample: bool, keeps_scores: bool = False) -> None:
+    def __init__(
+        self,
+        processors: LogitsProcessorList,
+        do_sample: bool,
+        keeps_scores: bool = False,
+        verifier: str | Verifier = "rejection",
+    ) -> None:
         self.do_sample = do_sample
+        self.verifier = NAMED[verifier] if isinstance(verifier, str) else verifier
         self.is_rowwise = all(type(processor) in ROWWISE_PROCESSORS for processor in processors)
         self.is_row_independent = all(type(processor) in ROW_INDEPENDENT_PROCESSORS for processor in processors)
         self.is_argmax = not do_sample and not processors
@@ -69,7 +77,7 @@ class TokenChoice:
         self.warpers = LogitsProcessorList(processors[end:])  # for the shortlist
 
     def scores(self, prefix_ids: torch.Tensor, logits: torch.Tensor) -> Scores:
-        """Processed copy of fp32 logits (B, m, V) behind the prefixes (B, n); m > 1 only if `is_rowwise`.
+        """Processed copy of fp32 logits (B, m, V) after the prefixes (B, n); m > 1 only if `is_rowwise`.
 
         `is_rowwise` says that the scores of a position depend neither on the tokens before it nor on earlier calls.
         """
@@ -85,15 +93,15 @@ class TokenChoice:
     def choose(
         self, scores: Scores, draft_ids: torch.Tensor | None = None, draft_probs: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The target's tokens (B, m); `draft_probs` (B, k, V) says that the draft tokens (B, k) were drawn from it."""
+        """The target's tokens (B, m). draft_probs: (B, k, V), what the draft tokens (B, k) were drawn from, if any."""
         if not self.do_sample:
             return choose_greedy(scores)
-        if draft_ids is None or draft_probs is None:
-            return choose_sampled(scores)
-        return choose_by_rejection(scores, draft_ids, draft_probs)
+        if draft_ids is None:
+            draft_ids = scores.token_ids[:, :0, 0]
+        return self.verifier(scores, draft_ids, draft_probs)
 
     def _warp(self, prefix_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(values, token ids) of the rows (r, V) behind the warpers, both (r, shortlist) or (r, V).
+        """(values, token ids) of the rows (r, V) after the warpers, both (r, shortlist) or (r, V).
 
         Two cases need the whole row. Tokens that are not on the shortlist, which is longer than k, pass the top-k only
         if all that are on it do. And where a top-p cuts between equal scores, the order in which `torch.sort` leaves
@@ -125,7 +133,7 @@ def _every_token(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _top_k_stage(processors: LogitsProcessorList) -> tuple[int, int]:
-    """Start and end of a top-k and the temperatures before it, which keep the order of the scores, where all behind
+    """Start and end of a top-k and the temperatures before it, which keep the order of the scores, where all after
     them may work on the tokens it leaves; else an empty stage at the end."""
     kinds = [type(processor) for processor in processors]
     for start in range(len(kinds)):
@@ -140,7 +148,7 @@ def draft_warp(
 ) -> Callable[[torch.Tensor], Scores] | None:
     """What makes the drafter's q of its logits (B, r, V): the warpers of the request, so that q is as sharp as the
     target's p, at the drafter's own temperature if it has one. None where drafts are not drawn."""
-    if config.verifier != "rejection" or not generation_config.do_sample:
+    if not config.draws_drafts or not generation_config.do_sample:
         return None
     warpers = LogitsProcessorList(processor for processor in processors if type(processor) in WARPERS)
     if config.draft_temperature is not None:

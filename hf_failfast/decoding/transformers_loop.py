@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.candidate_generator import CandidateGenerator
 
-from ..drafters import DiffusionDrafter, Warp
+from ..drafters import DiffusionDrafter, DraftRequest, Warp
+from ..engine.ragged import RaggedIds
 from ..policies.base import LengthPolicy
-from .refusals import draft_bound
 from .stats import RoundRecord, SpecDecodingStats
+from .stopping import draft_bound
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,8 +40,7 @@ class FailFastCandidateGenerator(CandidateGenerator):
         self.policy = policy
         policy.start(1, max_length)
         self.longest_drafted = draft_bound(target, max_length)
-        self.session = drafter.start(target, max_length, eos_token_ids)
-        self.session.warp = warp
+        self.session = drafter.start(DraftRequest(target, max_length, 1, eos_token_ids, warp))
         self.requires_model_outputs = bool(self.session.target_layers)
         self.num_observed = 0  # tokens whose hidden states the session has
         self.stats = SpecDecodingStats()
@@ -56,9 +56,10 @@ class FailFastCandidateGenerator(CandidateGenerator):
         if model_outputs is not None:
             count = input_ids.shape[1] - 1 - self.num_observed
             layers = [model_outputs.hidden_states[layer][:, :count] for layer in self.session.target_layers]
-            self.session.observe(torch.cat(layers, dim=-1))
+            self.session.observe([torch.cat(layers, dim=-1)])
             self.num_observed += count
-        draft = self.session.draft(input_ids, self.policy, self.longest_drafted - input_ids.shape[1])
+        room = self.longest_drafted - input_ids.shape[1]
+        draft = self.session.draft(RaggedIds.full(input_ids), self.policy, [room])
         self._draft = draft.to(input_ids.device)
         self.stats.host_reads += draft.host_reads
         logits = None if self._draft.probs is None else self._draft.probs.log()
@@ -67,6 +68,6 @@ class FailFastCandidateGenerator(CandidateGenerator):
     def update_candidate_strategy(self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int) -> None:
         """Takes note that the first `num_matches` tokens of the last draft were accepted."""
         num_matches = int(num_matches)
-        self.session.accept(num_matches)
+        self.session.accept([num_matches])
         self.policy.observe([num_matches])
         self.stats.observe(RoundRecord(len(self._draft), num_matches, num_matches + 1, self._draft.passes))

@@ -1,6 +1,6 @@
 """Which token the target writes: pure functions of tensors, no model and no cache.
 
-The target chooses a token of its own behind every draft token, and the longest prefix on which draft and choices agree
+After every draft token the target picks its own next token, and the longest prefix on which draft and choices agree
 is kept (`kernels.accept`). What differs is only how it chooses: the most likely token (`choose_greedy`), a sample
 (`choose_sampled`), or a sample that agrees with the draft token as often as a sample can (`choose_by_rejection`).
 
@@ -34,12 +34,14 @@ def choose_greedy(scores: Scores) -> torch.Tensor:
     return _token(scores, scores.values.argmax(dim=-1))
 
 
-def choose_sampled(scores: Scores) -> torch.Tensor:
-    """Independent samples (B, m) from softmax(scores), with torch's global generator."""
+def choose_sampled(
+    scores: Scores, draft_ids: torch.Tensor | None = None, draft_probs: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Independent samples (B, m) from softmax(scores), with torch's global generator; the draft plays no part."""
     return _token(scores, _sample(scores.values.softmax(dim=-1)))
 
 
-def choose_by_rejection(scores: Scores, draft_ids: torch.Tensor, draft_probs: torch.Tensor) -> torch.Tensor:
+def choose_by_rejection(scores: Scores, draft_ids: torch.Tensor, draft_probs: torch.Tensor | None) -> torch.Tensor:
     """Samples (B, m) from softmax(scores), each tied to the token drafted at its position.
 
     Speculative sampling (arXiv 2211.17192, algorithm 1): with p the target's and q the drafter's distribution, the
@@ -48,8 +50,10 @@ def choose_by_rejection(scores: Scores, draft_ids: torch.Tensor, draft_probs: to
 
     draft_ids: (B, k), k <= m, each drawn from its q.
     draft_probs: (B, k, V), the q of every position. A row of zeros says that nothing was drafted there, and so do the
-        rows k to m: the choice is a sample from p.
+        rows k to m: the choice is a sample from p. None: the draft was not drawn, as with a one-hot q: samples from p.
     """
+    if draft_probs is None:
+        return choose_sampled(scores)
     missing = scores.values.shape[1] - draft_ids.shape[1]
     draft_ids, draft_probs = pad(draft_ids, (0, missing)), pad(draft_probs, (0, 0, 0, missing))
     p = scores.values.softmax(dim=-1)
@@ -70,3 +74,7 @@ def _sample(weights: torch.Tensor) -> torch.Tensor:
 
 def _token(scores: Scores, entries: torch.Tensor) -> torch.Tensor:
     return scores.token_ids.gather(-1, entries[..., None])[..., 0]
+
+
+# The verifiers that `FailFastConfig` may name.
+NAMED = {"sample_and_match": choose_sampled, "rejection": choose_by_rejection}

@@ -1,22 +1,24 @@
 """Diffusion language models as drafters."""
 
-from .base import BatchSession, DiffusionDrafter, Draft, RowSession, start
+from .base import DiffusionDrafter, Draft, DraftRequest, DraftSession, PerRow
 from .denoising import Warp
 from .loading import load_drafter
 from .spec import DrafterSpec
-from .wrappers.conversation import DraftSession
-from .wrappers.fallback import DrafterErrors, GuardedSession
+from .wrappers.base import Wrapper
+from .wrappers.conversation import Conversation
+from .wrappers.fallback import DrafterErrors, FallbackSession
 
 __all__ = [
-    "BatchSession",
+    "Conversation",
     "DiffusionDrafter",
     "Draft",
+    "DraftRequest",
     "DraftSession",
     "DrafterErrors",
     "DrafterSpec",
-    "GuardedSession",
-    "RowSession",
+    "FallbackSession",
+    "PerRow",
     "Warp",
+    "Wrapper",
     "load_drafter",
-    "start",
 ]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from torch import nn
 
 from ..compatibility import CACHE
 from ..config import FailFastConfig
+from ..engine.ragged import RaggedIds
 from ..engine.slot_cache import SlotCache, layer_windows
-from .base import Chunk, ChunkedSession, DiffusionDrafter
+from .base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from .checkpoints.reading import Checkpoint
 from .checkpoints.vocabulary import check_vocabulary
 from .checkpoints.weights import load_native
+from .chunks import Chunk, ChunkedSession
 from .denoising import choose_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 class DiffusionGemmaDrafter(DiffusionDrafter):
@@ -31,45 +35,48 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
         self.model = model
         self.config = config
 
-    def start(
-        self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None
-    ) -> DiffusionGemmaSession:
-        vocab_size = target.config.get_text_config(decoder=True).vocab_size
+    def start(self, request: DraftRequest) -> DraftSession:
+        vocab_size = request.target.config.get_text_config(decoder=True).vocab_size
         check_vocabulary(self.model.config.text_config.vocab_size, vocab_size)
-        return DiffusionGemmaSession(self.model, capacity, vocab_size, eos_token_ids)
+        return PerRow.of(request, lambda one: DiffusionGemmaSession(self.model, vocab_size, one))
+
+    def modules(self) -> Iterator[nn.Module]:
+        modules: Iterator[nn.Module] = self.model.modules()
+        return modules
 
 
 class DiffusionGemmaSession(ChunkedSession):
     """Encodes what is new, causally and for good, then reads a canvas of random tokens against the slots."""
 
-    def __init__(self, model: Any, capacity: int, vocab_size: int, eos_token_ids: torch.Tensor | None) -> None:
+    def __init__(self, model: Any, vocab_size: int, request: DraftRequest) -> None:
         self.device = model.device
-        super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
+        super().__init__(request.eos_on(self.device))
+        self.warp = request.warp
         config = model.config.text_config
         self.model = model
         self.own_vocab_size = config.vocab_size
         self.vocab_size = vocab_size
         self.windows = layer_windows(config)
-        self.cache = SlotCache(len(self.windows), capacity)
+        self.cache = SlotCache(len(self.windows), request.capacity)
         self.last_position = config.max_position_embeddings
         self.generator = torch.Generator(self.device).manual_seed(0)
 
     def max_draft_length(self, num_tokens: int) -> int:
         return self.last_position - num_tokens
 
-    def accept(self, num_accepted: int) -> None:
-        self.cache.rollback(min(self.cache.get_seq_length(), self.num_tokens + num_accepted))
+    def accept(self, counts: Sequence[int]) -> None:
+        self.cache.rollback(min(self.cache.get_seq_length(), self.lengths[0] + counts[0]))
 
     def inherit(self, previous: Self, num_tokens: int) -> int:
         self.cache.adopt(previous.cache, num_tokens)
         return self.cache.lengths[0]
 
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        known = torch.cat([token_ids, drafted], dim=1).to(self.device).clamp(max=self.own_vocab_size - 1)
-        positions = torch.arange(known.shape[1] + length, device=self.device)[None]
-        start, end = self.cache.get_seq_length(), known.shape[1]
+    def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
+        ids = known.ids.to(self.device).clamp(max=self.own_vocab_size - 1)
+        positions = torch.arange(ids.shape[1] + length, device=self.device)[None]
+        start, end = self.cache.get_seq_length(), ids.shape[1]
         self.model.model.encoder.language_model(
-            input_ids=known[:, start:], position_ids=positions[:, start:end], **{CACHE: self.cache}
+            input_ids=ids[:, start:], position_ids=positions[:, start:end], **{CACHE: self.cache}
         )
         self.cache.advance(end - start)
         logits = self.model(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import FailFastConfig
-from ..engine.runner_pool import RunnerName, Runners
+from ..engine.runner_pool import RunnerName, RunnerPool
 from .base import DiffusionDrafter
 from .bodies.borrowed import SharedBody
 from .bodies.dit import DiT, load_dit
@@ -54,12 +54,12 @@ def load_drafter(
     `denoising_threshold`. `dtype="auto"` keeps the checkpoint's dtype; `device_map` and `hub_kwargs` (`revision`,
     `token`, `cache_dir`, ...) are those of `from_pretrained`. Pickle weights can execute code when they are read, and
     are refused without `allow_pickle`. `runner` says whether forwards, the target's too, are replayed as CUDA graphs
-    (see `Runners`).
+    (see `RunnerPool`).
 
     Raises:
         ValueError: the checkpoint's kind is unknown, its spec incomplete, or its weights do not fit its config.
     """
-    runners = Runners(runner)
+    runners = RunnerPool(runner)
     given = {
         "attention": attention,
         "block_size": block_size,

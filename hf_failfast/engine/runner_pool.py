@@ -6,9 +6,12 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Literal, get_args
 
+from .causal_lm import CausalLM
 from .cuda.capture import CudaGraphs
-from .cuda.graph_runner import CudaGraphRunner, KeptGraphs, obstacle
-from .runner import CausalLM, EagerRunner, LayerOutput
+from .cuda.eligibility import obstacle
+from .cuda.graph_runner import CudaGraphRunner
+from .cuda.static_slots import KeptGraphs
+from .runner import EagerRunner, LayerOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 RunnerName = Literal["auto", "eager", "cuda_graphs"]
 
 
-class Runners:
+class RunnerPool:
     """Makes the runners of one drafter's generations: the drafter's own and its targets'.
 
     It belongs to the drafter and refers to targets weakly, so that graphs live as long as both of them.
@@ -33,9 +36,9 @@ class Runners:
         self._kept: weakref.WeakKeyDictionary[PreTrainedModel, dict[str, KeptGraphs]] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def __deepcopy__(self, memo: object) -> Runners:
+    def __deepcopy__(self, memo: object) -> RunnerPool:
         """A copied drafter has no graphs yet: those there are read the original's weights."""
-        return Runners(self.name, self.graphs)
+        return RunnerPool(self.name, self.graphs)
 
     def target(
         self, target: PreTrainedModel, hidden_layers: tuple[int, ...] = (), recorded: tuple[LayerOutput, ...] = ()

@@ -1,6 +1,6 @@
 """Real compute with a recorded acceptance: for pairs whose weights are not at hand.
 
-A record holds texts; a text holds, for every position of an answer, what a drafter proposed there in one pass behind
+A record holds texts; a text holds, for every position of an answer, what a drafter proposed there in one pass after
 the true text: the confidence of each token of the chunk, and whether it was the target's. Replayed, the drafter's
 forwards are made all the same, but its tokens and confidences are those of the record: the target's own text, made
 wrong where the record was wrong.
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..drafters import DiffusionDrafter
-from ..drafters.base import Chunk, ChunkedSession
+from ..drafters import DiffusionDrafter, DraftRequest, DraftSession, PerRow, Wrapper
+from ..drafters.chunks import Chunk, ChunkedSession
+from ..engine.ragged import RaggedIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,15 +38,15 @@ def record(
     texts = []
     for prompt in prompts:
         answer = target.generate(prompt, do_sample=False, max_new_tokens=max_new_tokens)
-        session = drafter.start(target, answer.shape[1] + chunk_length, None)
+        session = drafter.start(DraftRequest(target, answer.shape[1] + chunk_length))
         if not isinstance(session, ChunkedSession):
             raise ValueError("Only a drafter that drafts by chunks can be recorded.")
         positions: list[Position] = []
         for length in range(prompt.shape[1], answer.shape[1]):
-            session.num_tokens = length
+            session.lengths = [length]
             with torch.no_grad():
-                chunk = session.draft_chunk(answer[:, :length], answer[:, :0], chunk_length)
-            session.accept(0)
+                chunk = session.draft_chunk(RaggedIds.full(answer[:, :length]), chunk_length)
+            session.accept([0])
             truth = answer[0, length : length + chunk_length]
             count = len(truth)
             is_right = chunk.token_ids[0, :count].to(truth.device) == truth
@@ -88,7 +90,7 @@ def replayed(
     )
 
 
-class ReplayDrafter(DiffusionDrafter):
+class ReplayDrafter(Wrapper):
     """A drafter whose forwards are real and whose drafts are a record's.
 
     answers: the target's own text of every prompt that will be asked, prompt included, (1, n), with its length.
@@ -97,16 +99,18 @@ class ReplayDrafter(DiffusionDrafter):
     def __init__(
         self, drafter: DiffusionDrafter, texts: list[list[Position]], answers: Sequence[tuple[int, torch.Tensor]]
     ) -> None:
-        self.drafter = drafter
-        self.config = drafter.config
+        super().__init__(drafter)
         self.texts = texts
         self.answers = answers
 
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> ReplaySession:
-        inner = self.drafter.start(target, capacity, None)
+    def start(self, request: DraftRequest) -> DraftSession:
+        return PerRow.of(request, self._start)
+
+    def _start(self, request: DraftRequest) -> ReplaySession:
+        inner = self.drafter.start(replace(request, eos_token_ids=None, warp=None))
         if not isinstance(inner, ChunkedSession) or inner.target_layers:
             raise ValueError("Only a drafter that drafts by chunks, without the target's states, can be replayed.")
-        return ReplaySession(self, inner, target.config.get_text_config(decoder=True).vocab_size)
+        return ReplaySession(self, inner, request.target.config.get_text_config(decoder=True).vocab_size)
 
 
 class ReplaySession(ChunkedSession):
@@ -118,26 +122,24 @@ class ReplaySession(ChunkedSession):
         self.inner = inner
         self.vocab_size = vocab_size
 
-    def draft(self, *args: Any) -> Any:
-        self.inner.num_tokens = args[0].shape[1]
-        return super().draft(*args)
-
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        chunk = self.inner.draft_chunk(token_ids, drafted, length)
+    def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
+        self.inner.lengths = self.lengths
+        chunk = self.inner.draft_chunk(known, length)
+        (start,) = known.lengths
+        token_ids = known.ids[:, : self.lengths[0]]
         index, prompt_length, answer = self._answer(token_ids)
-        start = token_ids.shape[1] + drafted.shape[1]
         text = self.drafter.texts[index % len(self.drafter.texts)]
         confidence, is_right = text[(start - prompt_length) % len(text)]
         missing = [0] * max(length - len(confidence), 0)
         values = torch.tensor([[*confidence, *missing][:length]], dtype=torch.float32, device=token_ids.device)
         wrong = torch.tensor([[not right for right in [*is_right, *missing]][:length]], device=token_ids.device)
         ids = token_ids.new_zeros(1, length)
-        known = answer[:, start : start + length].to(token_ids.device)
-        ids[:, : known.shape[1]] = known
+        right = answer[:, start : start + length].to(token_ids.device)
+        ids[:, : right.shape[1]] = right
         return Chunk((ids + wrong.long()) % self.vocab_size, values, chunk.passes)
 
-    def accept(self, num_accepted: int) -> None:
-        self.inner.accept(num_accepted)
+    def accept(self, counts: Sequence[int]) -> None:
+        self.inner.accept(counts)
 
     def max_draft_length(self, num_tokens: int) -> int:
         return self.inner.max_draft_length(num_tokens)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..cli.output.progress import progress_bar
 from ..config import FailFastConfig
-from ..drafters import DiffusionDrafter, load_drafter
+from ..drafters import DiffusionDrafter, DraftRequest, load_drafter
 from ..eval.options import Latencies
 from ..eval.preflight import check_prompts
 from ..measure.arms import Prompts
@@ -138,5 +138,5 @@ def load_autoregressive(name: str, target: PreTrainedModel) -> DiffusionDrafter:
         dtype=target.dtype,
         device_map=target.device,
     )
-    drafter.start(target, capacity=1, eos_token_ids=None)  # refuses a model that does not fit
+    drafter.start(DraftRequest(target, capacity=1))  # refuses a model that does not fit
     return drafter

@@ -113,8 +113,7 @@ def with_steps(drafter: DiffusionDrafter, steps: int) -> DiffusionDrafter:
     """The same weights, filling a chunk in `steps` passes."""
     if not isinstance(drafter, MaskedDrafter):
         raise ValueError(f"Denoising steps are for masked drafters; {type(drafter).__name__} drafts in one pass.")
-    options = replace(drafter.options, denoising=Denoising(steps))
-    return MaskedDrafter(drafter.model, drafter.spec, drafter.config, options)
+    return drafter.with_denoising(Denoising(steps))
 
 
 def run_long_outputs(bench: Bench) -> Outcome:

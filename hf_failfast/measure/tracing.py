@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from ..decoding.stats import SpecDecodingStats
-from ..drafters import DiffusionDrafter
-from ..drafters.base import Draft, RowSession
+from ..drafters import DiffusionDrafter, Draft, DraftRequest, DraftSession, Wrapper
+from ..engine.ragged import RaggedIds
+from ..policies.base import LengthPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,7 +115,7 @@ class _RecordedDraft:
     accepted_at: float = 0.0
 
 
-class RecordingDrafter(DiffusionDrafter):
+class RecordingDrafter(Wrapper):
     """Another drafter, whose drafts are kept: decoding itself records no confidences, so that it need not read them.
 
     sessions: the drafts of every session, by round. The first session is the text's own; a length policy that measures
@@ -121,33 +123,35 @@ class RecordingDrafter(DiffusionDrafter):
     """
 
     def __init__(self, drafter: DiffusionDrafter) -> None:
-        self.drafter = drafter
-        self.config = drafter.config
-        self.made_for = drafter.made_for
-        self.drafts_by_chunks = drafter.drafts_by_chunks
+        super().__init__(drafter)
         self.sessions: list[list[_RecordedDraft]] = []
 
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:
+    def start(self, request: DraftRequest) -> DraftSession:
         self.sessions.append([])
-        return _RecordingSession(self.drafter.start(target, capacity, eos_token_ids), self.sessions[-1])
+        return _RecordingSession(self.drafter.start(request), self.sessions[-1])
 
 
-class _RecordingSession(RowSession):
-    def __init__(self, session: RowSession, drafts: list[_RecordedDraft]) -> None:
+class _RecordingSession(DraftSession):
+    def __init__(self, session: DraftSession, drafts: list[_RecordedDraft]) -> None:
         self.session = session
         self.drafts = drafts
         self.target_layers = session.target_layers
 
-    def draft(self, *arguments: Any) -> Draft:
+    def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
         started = perf_counter()
-        self.session.warp = self.warp
-        draft = self.session.draft(*arguments)
+        draft = self.session.draft(text, policy, room)
         self.drafts.append(_RecordedDraft(draft, started, perf_counter()))
         return draft
 
-    def accept(self, *arguments: Any) -> None:
+    def accept(self, counts: Sequence[int]) -> None:
         self.drafts[-1].accepted_at = perf_counter()
-        self.session.accept(*arguments)
+        self.session.accept(counts)
 
-    def observe(self, hidden_states: torch.Tensor) -> None:
-        self.session.observe(hidden_states)
+    def keep(self, rows: Sequence[int]) -> None:
+        self.session.keep(rows)
+
+    def observe(self, states: Sequence[torch.Tensor]) -> None:
+        self.session.observe(states)
+
+    def inherit(self, previous: Self, num_tokens: int) -> int:
+        return self.session.inherit(previous.session, num_tokens)

@@ -1,1 +1,10 @@
 """How long a draft gets: policies see confidences, never tokens."""
+
+from .base import LengthPolicy
+from .confidence import ConfidenceThreshold
+from .goodput import Goodput
+
+__all__ = ["POLICIES", "ConfidenceThreshold", "Goodput", "LengthPolicy"]
+
+# What `length_policy` may name; any object of a `LengthPolicy` will do as well.
+POLICIES: dict[str, type[LengthPolicy]] = {"confidence": ConfidenceThreshold, "goodput": Goodput}

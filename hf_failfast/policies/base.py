@@ -1,8 +1,9 @@
-"""When a draft is extended by another chunk."""
+"""How long a draft gets: when another chunk follows, and how much of it is verified."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 
@@ -15,6 +16,39 @@ class Decision(NamedTuple):
     host_reads: int
 
 
+class ChunkRule(Protocol):
+    """The numbers of FailFast's rule: see `FailFastConfig`."""
+
+    @property
+    def confidence_threshold(self) -> float: ...
+
+    @property
+    def chunk_length(self) -> int: ...
+
+    @property
+    def max_draft_length(self) -> int: ...
+
+
+class Drafter(Protocol):
+    """What a policy asks of the drafter."""
+
+    drafts_by_chunks: bool
+
+
+@dataclass(frozen=True)
+class RoundCosts:
+    """Measured seconds: of a drafter pass by the tokens it is fed beside the last one, the prompt's in its first pass,
+    and of a round's rest by the draft tokens it verifies. Points (count, seconds), ascending, at least two; linear
+    between them and beyond."""
+
+    draft: tuple[tuple[int, float], ...]
+    verify: tuple[tuple[int, float], ...]
+
+
+# (sequences of the batch, tokens of the longest one) -> what rounds of such a batch cost.
+MeasureCosts = Callable[[int, int], RoundCosts]
+
+
 class LengthPolicy(ABC):
     """Decides on confidence alone, never on which token was drafted: otherwise sampling would not be exact.
 
@@ -24,13 +58,23 @@ class LengthPolicy(ABC):
     the token, and a cut by them would favour some tokens over others. So `cut` may stop a draft at a place only for
     what was known there.
 
-    A policy serves one generation. One that learns overrides the hooks: `start`, then in every round `start_draft`
-    and `cut` around the drafting and `observe` after the verification.
+    A policy serves one generation at a time. One that learns overrides the hooks: `start`, then in every round
+    `start_draft` and `cut` around the drafting and `observe` after the verification.
+
+    options: the fields of `FailFastConfig` that the policy reads.
     """
+
+    options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, chunk_length: int, max_draft_length: int) -> None:
         self.chunk_length = chunk_length
         self.max_draft_length = max_draft_length
+
+    @classmethod
+    def for_pair(cls, config: ChunkRule, drafter: Drafter, measure: MeasureCosts) -> Self:
+        """The policy for a drafter and its target, for a request that names it. Raises ValueError if the drafter does
+        not leave lengths to it. Policies that are only passed as objects need not define it."""
+        raise NotImplementedError
 
     @abstractmethod
     def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
@@ -38,13 +82,13 @@ class LengthPolicy(ABC):
         chunk's."""
 
     def start(self, num_rows: int, num_tokens: int) -> None:  # noqa: B027
-        """A generation begins, of so many rows, the longest of which has so many tokens."""
+        """A generation of `num_rows` sequences begins; the longest has `num_tokens` tokens."""
 
     def resume(self, num_read: int) -> None:  # noqa: B027
-        """The drafter remembers so many tokens of the text from an earlier call; told before the first draft."""
+        """The drafter remembers `num_read` tokens of the text from an earlier call; told before the first draft."""
 
     def start_draft(self, num_rows: int, num_tokens: int, room: int) -> bool:
-        """Whether to draft in this round, for so many rows, the longest of which has so many tokens.
+        """Whether to draft in this round, for `num_rows` sequences, the longest of `num_tokens` tokens.
 
         room: the longest draft that is possible.
         """
@@ -77,7 +121,7 @@ class LengthPolicy(ABC):
         return list(lengths)
 
     def observe(self, num_accepted: Sequence[int]) -> None:  # noqa: B027
-        """The target has confirmed so many tokens of each row's draft."""
+        """The target has confirmed `num_accepted[b]` tokens of sequence b's draft."""
 
 
 def first_ends(token_ids: torch.Tensor, eos_token_ids: torch.Tensor | None) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """Draft lengths by confidence: FailFast's rule, and the fixed length it is compared with."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 
-from ..config import FailFastConfig
 from ..engine import kernels
-from .base import LengthPolicy
+from .base import ChunkRule, Drafter, LengthPolicy, MeasureCosts
 
 
 class ConfidenceThreshold(LengthPolicy):
@@ -16,9 +16,15 @@ class ConfidenceThreshold(LengthPolicy):
     here, tests the newest chunk of the draft itself. NaN is not >= tau, so a broken drafter fails fast.
     """
 
-    def __init__(self, config: FailFastConfig) -> None:
+    options = ("confidence_threshold", "chunk_length", "max_draft_length")
+
+    def __init__(self, config: ChunkRule) -> None:
         super().__init__(config.chunk_length, config.max_draft_length)
         self.confidence_threshold = config.confidence_threshold
+
+    @classmethod
+    def for_pair(cls, config: ChunkRule, drafter: Drafter, measure: MeasureCosts) -> Self:
+        return cls(config)
 
     def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
         return (confidence >= self.confidence_threshold).all(dim=-1)

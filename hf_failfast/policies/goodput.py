@@ -7,40 +7,30 @@ round makes one token in one unit of time, and whatever is done beside it must m
 """
 
 from bisect import bisect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import accumulate
+from typing import Self
 
 import torch
 
-from .base import Decision, LengthPolicy, first_ends
+from .base import ChunkRule, Decision, Drafter, LengthPolicy, MeasureCosts, first_ends
 
 LONGEST_CHUNK = 16
 LONGEST_DRAFT = 64
 CONFIDENCE_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 # What drafting may lose against plain rounds: 2.7 tokens at once, which may be the price of reading the prompt, and
-# 0.5 % of the plain rounds, so less than 3 % of 128 tokens; behind them 2.5 %. Of what it has won it may lose 6 before
+# 0.5 % of the plain rounds, so less than 3 % of 128 tokens; after them 2.5 %. Of what it has won it may lose 6 before
 # it stops. The rest is saved, and pays for trying again: 5 % of the plain rounds, as long as it lasts.
 FIRST_CREDIT, CREDIT, MOST_CREDIT = 2.7, 0.005, 6.0
 LONG_REQUEST, LATER_CREDIT, CREDIT_FROM_SAVINGS = 128, 0.025, 0.05
 
-# A draft begins if the account holds the drafter's pass and the verification of so many tokens.
+# A draft begins if the account holds the drafter's pass and the verification of this many tokens.
 PROBE_LENGTH = 3
 
 # A drafter that is trusted so little that nothing is verified could never win trust back: a draft of which nothing was
 # worth verifying takes this much of what was learned.
 TRUST_MEMORY = 0.8
-
-
-@dataclass(frozen=True)
-class RoundCosts:
-    """Measured seconds: of a drafter pass by the rows it is fed beside the last token, the prompt's in its first one,
-    and of a round's rest by the draft tokens it verifies. Points (count, seconds), ascending, at least two; linear
-    between them and beyond."""
-
-    draft: tuple[tuple[int, float], ...]
-    verify: tuple[tuple[int, float], ...]
 
 
 def seconds_at(points: Sequence[tuple[int, float]], count: int) -> float:
@@ -72,7 +62,7 @@ class Mean:
 
 
 class Calibration:
-    """How likely the target confirms a draft token behind confirmed ones, given its confidence and place in its chunk.
+    """How likely the target confirms a draft token after confirmed ones, given its confidence and place in its chunk.
 
     The confidence itself at first; then times two ratios of confirmed to expected tokens: of those about as confident,
     and of those in the same place.
@@ -128,17 +118,24 @@ class Goodput(LengthPolicy):
     so that a useless drafter soon stops, to try again now and then (`plain_rounds` in the stats). The first chunk is
     as long as its last place is worth its row in the pass; another chunk follows, and a token is verified, if the
     tokens expected of it are more than the known rate makes in the same time. Whether a token is verified is decided
-    without a look at it or at anything behind it, for drafts that are drawn, and their confidences, depend on it.
-
-    measure: (rows of the batch, tokens of the longest row) -> RoundCosts.
+    without a look at it or at anything after it, for drafts that are drawn, and their confidences, depend on it.
 
     Decides on confidence and on earlier rounds, never on the tokens drafted. How long drafts are depends on measured
     times, so that under sampling a seed reproduces a text only as long as the measurement lasts (the process).
     """
 
-    def __init__(self, measure: Callable[[int, int], RoundCosts]) -> None:
+    def __init__(self, measure: MeasureCosts) -> None:
         super().__init__(1, LONGEST_DRAFT)
         self._measure = measure
+
+    @classmethod
+    def for_pair(cls, config: ChunkRule, drafter: Drafter, measure: MeasureCosts) -> Self:
+        if not drafter.drafts_by_chunks:
+            raise ValueError(
+                "`length_policy='goodput'` needs a drafter of the target's tokenizer that drafts by chunks: neither "
+                "`assistant_tokenizer` nor `mode='reference'` can be combined with it."
+            )
+        return cls(measure)
 
     def start(self, num_rows: int, num_tokens: int) -> None:
         costs = self._measure(num_rows, num_tokens)
@@ -227,7 +224,7 @@ class Goodput(LengthPolicy):
         return saved + (CREDIT if self._num_emitted < LONG_REQUEST else LATER_CREDIT)
 
     def _can_afford(self, unread: int, length: int) -> bool:
-        """Whether the account holds a draft of one chunk, to whose pass the drafter is fed so many new tokens."""
+        """Whether the account holds a draft of one chunk, to whose pass the drafter is fed `unread` new tokens."""
         pass_cost = self._pass_cost(unread - 1 + length)
         return self.account >= pass_cost + self._verify[min(length, PROBE_LENGTH)] - 1
 
@@ -291,7 +288,7 @@ class Goodput(LengthPolicy):
         return any(gain > 0 for gain in gains)
 
     def _extends(self, length: int) -> bool:
-        """Whether another chunk of so many tokens is expected to gain more than its pass costs."""
+        """Whether another chunk of `length` tokens is expected to gain more than its pass costs."""
         start = max(len(row.survival) for row in self._rows)
         if self._length < start or start + length > LONGEST_DRAFT:
             return False

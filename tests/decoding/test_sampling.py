@@ -27,8 +27,8 @@ from hf_failfast.decoding.token_choice import TokenChoice
 from hf_failfast.decoding.verification import Scores, choose_sampled
 from hf_failfast.drafters import DiffusionDrafter
 from hf_failfast.drafters.denoising import Denoising
-from hf_failfast.drafters.masked.session import DraftingOptions, MaskedDrafter
 from hf_failfast.drafters.masked import session as masked
+from hf_failfast.drafters.masked.session import DraftingOptions, MaskedDrafter
 
 TEMPERATURE = {"temperature": 1.3, "top_k": 0}
 STACKS: dict[str, dict[str, Any]] = {

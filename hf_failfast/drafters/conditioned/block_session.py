@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 
+from ...engine.ragged import RaggedIds
 from ...engine.slot_cache import SlotCache
-from ..base import Chunk, ChunkedSession
+from ..chunks import Chunk, ChunkedSession
 from ..denoising import DraftTokens
 
 
@@ -32,9 +34,9 @@ class BlockSession(ChunkedSession):
 
     @abstractmethod
     def draft_block(self, last: torch.Tensor) -> DraftTokens:
-        """The tokens behind the last one (1, 1). Leaves the context in the slots and no features."""
+        """The tokens after the last one (1, 1). Leaves the context in the slots and no features."""
 
-    def accept(self, num_accepted: int) -> None:
+    def accept(self, counts: Sequence[int]) -> None:
         """Nothing to forget: the slots hold context only."""
 
     def inherit(self, previous: Self, num_tokens: int) -> int:
@@ -46,10 +48,10 @@ class BlockSession(ChunkedSession):
         known = self.cache.get_seq_length() + self.features.shape[1]
         return self.block_length if known == num_tokens - 1 else 0
 
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        start = drafted.shape[1]
+    def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
+        start = known.lengths[0] - self.lengths[0]
         if start == 0:
-            self.block = self.draft_block(token_ids[:, -1:])
+            self.block = self.draft_block(known.ids[:, -1:])
         assert self.block is not None
         ids, confidence, probs = self.block
         read = slice(start, start + length)

@@ -8,7 +8,7 @@ the positions that it drafts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from torch import nn
 from ...config import FailFastConfig
 from ...engine.kernels import most_likely
 from ...engine.runner import EagerRunner
-from ..base import DiffusionDrafter
+from ...engine.window import Sight, Window
+from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.borrowed import SharedBody
 from ..checkpoints.vocabulary import check_vocabulary
 from ..denoising import DraftTokens
@@ -27,7 +28,7 @@ from ..spec import DrafterSpec
 from .block_session import BlockSession
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 class HiddenStateInjection:
@@ -72,24 +73,25 @@ class ConditionedDrafter(DiffusionDrafter):
         self.config = config
         self.injection = HiddenStateInjection(body.decoder)
 
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> ConditionedSession:
-        config = target.config.get_text_config(decoder=True)
+    def start(self, request: DraftRequest) -> DraftSession:
+        config = request.target.config.get_text_config(decoder=True)
         check_vocabulary(self.body.config.get_text_config(decoder=True).vocab_size, config.vocab_size)
         if max(self.target_layers) >= config.num_hidden_layers:
             raise ValueError(
                 f"The drafter reads the hidden states {list(self.target_layers)}, but the target has "
                 f"{config.num_hidden_layers} layers."
             )
-        return ConditionedSession(self, target, capacity, eos_token_ids)
+        return PerRow.of(request, lambda one: ConditionedSession(self, one))
+
+    def modules(self) -> Iterator[nn.Module]:
+        return self.body.modules()
 
 
 class ConditionedSession(BlockSession):
-    """Drafts one canvas per round. The last token and the masks behind it pass through the layers as in training."""
+    """Drafts one canvas per round. The last token and the masks after it pass through the layers as in training."""
 
-    def __init__(
-        self, drafter: ConditionedDrafter, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None
-    ) -> None:
-        self.model = drafter.body.attach(target)
+    def __init__(self, drafter: ConditionedDrafter, request: DraftRequest) -> None:
+        self.model = drafter.body.attach(request.target)
         self.device = self.model.device
         self.target_layers = drafter.target_layers
         self.injection = drafter.injection
@@ -97,15 +99,15 @@ class ConditionedSession(BlockSession):
         self.pattern = CausalCanvas(drafter.spec)
         self.runner = EagerRunner(self.model)
         super().__init__(
-            self.runner.new_cache(capacity + drafter.canvas_length),
+            self.runner.new_cache(request.capacity + drafter.canvas_length),
             torch.zeros(1, 0, len(self.target_layers), self.model.config.hidden_size, device=self.device),
             drafter.canvas_length,
-            None if eos_token_ids is None else eos_token_ids.to(self.device),
+            request.eos_on(self.device),
         )
 
-    def observe(self, hidden_states: torch.Tensor) -> None:
-        states = hidden_states.to(self.device).unflatten(-1, (len(self.target_layers), -1))
-        self.features = torch.cat([self.features.to(states.dtype), states], dim=1)
+    def observe(self, states: Sequence[torch.Tensor]) -> None:
+        new = states[0].to(self.device).unflatten(-1, (len(self.target_layers), -1))
+        self.features = torch.cat([self.features.to(new.dtype), new], dim=1)
 
     def draft_block(self, last: torch.Tensor) -> DraftTokens:
         last = last.to(self.device)
@@ -116,7 +118,8 @@ class ConditionedSession(BlockSession):
         end = start + window.shape[1]
         limit = self.pattern.limit(torch.arange(start, end, device=self.device), start + new + 1, end)
         with self.injection.of(self.features):
-            logits = self.runner(window, self.cache, self.block_length, limit)
+            forward = self.runner.run(Window(window, [start], self.block_length, Sight(limit)), self.cache)
+        (logits,) = forward.outputs
         self.cache.rollback(start + new)
         self.features = self.features[:, :0]
         ids, confidence = most_likely(logits, logits.shape[-1], None)

@@ -6,6 +6,7 @@ checkpoints' weight names, its layers transformers' Qwen3 layers; `NativeDFlashB
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 from ...compatibility import CACHE
 from ...config import FailFastConfig
 from ...engine.slot_cache import SlotCache
-from ..base import DiffusionDrafter
+from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..checkpoints.reading import Checkpoint
 from ..checkpoints.vocabulary import check_mask_token, check_vocabulary
 from ..checkpoints.weights import load_into, load_native
@@ -58,7 +59,7 @@ class DFlashBody(nn.Module):
         """Hidden states (1, b, width) of the embedded block (1, b, width).
 
         features: (1, m, features), the context tokens that are not in the slots. Afterwards the slots hold them, and
-            the block behind them.
+            the block after them.
         """
         context = self.hidden_norm(self.fc(features))
         start = cache.get_seq_length()
@@ -159,7 +160,8 @@ class DFlashDrafter(DiffusionDrafter):
         self.mask_token_id = mask_token_id
         self.config = config
 
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DFlashSession:
+    def start(self, request: DraftRequest) -> DraftSession:
+        target = request.target
         config = target.config.get_text_config(decoder=True)
         self._check_vocabulary(target)
         width = config.hidden_size
@@ -174,7 +176,10 @@ class DFlashDrafter(DiffusionDrafter):
                 f"The drafter was made for a target of {layers} layers (it reads the hidden states "
                 f"{list(self.target_layers)}), but the target has {config.num_hidden_layers}."
             )
-        return DFlashSession(self, target, capacity, eos_token_ids)
+        return PerRow.of(request, lambda one: DFlashSession(self, one))
+
+    def modules(self) -> Iterator[nn.Module]:
+        return self.body.modules()
 
     def _check_vocabulary(self, target: PreTrainedModel) -> None:
         """The native body has no vocabulary of its own to compare; every mask token must have an embedding."""
@@ -187,9 +192,8 @@ class DFlashDrafter(DiffusionDrafter):
 class DFlashSession(BlockSession):
     """Drafts one block per round; the original always proposes the whole of it."""
 
-    def __init__(
-        self, drafter: DFlashDrafter, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None
-    ) -> None:
+    def __init__(self, drafter: DFlashDrafter, request: DraftRequest) -> None:
+        target = request.target
         self.body = drafter.body
         self.device = self.body.device
         self.target_layers = drafter.target_layers
@@ -197,15 +201,16 @@ class DFlashSession(BlockSession):
         self.embedding = target.get_input_embeddings()
         self.head = target.get_output_embeddings()
         self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
+        self.warp = request.warp
         super().__init__(
-            SlotCache(len(self.body.layers), capacity + drafter.block_size),
+            SlotCache(len(self.body.layers), request.capacity + drafter.block_size),
             torch.zeros(1, 0, self.body.num_features, dtype=self.body.dtype, device=self.device),
             drafter.block_size - 1,
-            None if eos_token_ids is None else eos_token_ids.to(self.device),
+            request.eos_on(self.device),
         )
 
-    def observe(self, hidden_states: torch.Tensor) -> None:
-        self.features = torch.cat([self.features, hidden_states.to(self.device, self.body.dtype)], dim=1)
+    def observe(self, states: Sequence[torch.Tensor]) -> None:
+        self.features = torch.cat([self.features, states[0].to(self.device, self.body.dtype)], dim=1)
 
     def draft_block(self, last: torch.Tensor) -> DraftTokens:
         device = self.embedding.weight.device

@@ -1,14 +1,18 @@
 """Fast-dLLM v2's own way to draft, pass by pass, to compare ours with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 
+from ...engine.causal_lm import CausalLM
 from ...engine.kernels import most_likely
-from ...engine.runner import CausalLM, EagerRunner
+from ...engine.ragged import RaggedIds
+from ...engine.runner import EagerRunner
+from ...engine.window import Sight, Window
 from ...policies.base import LengthPolicy
-from ..base import Draft, RowSession
+from ..base import Draft, DraftRequest, DraftSession
 from ..denoising import Denoising
 from ..spec import DrafterSpec
 from .attention_patterns import BlockCausal
@@ -22,7 +26,7 @@ class Pass(NamedTuple):
     committed: bool  # whether its K/V stay
 
 
-class ReferenceSession(RowSession):
+class ReferenceSession(DraftSession):
     """FailFast (arXiv 2512.20573) as its authors implemented it on Fast-dLLM v2, for a block-causal body with shift.
 
     A draft is written in sub-blocks: a pass over the whole block of 32 fills the positions of one sub-block of 8 whose
@@ -40,15 +44,14 @@ class ReferenceSession(RowSession):
         self,
         model: CausalLM,
         spec: DrafterSpec,
-        capacity: int,
         vocab_size: int,
-        eos_token_ids: torch.Tensor | None,
+        request: DraftRequest,
         small_block_size: int = 8,
         threshold: float = 0.05,
         max_blocks: int = 3,
     ) -> None:
         self.device = model.device
-        super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
+        self.eos_token_ids = request.eos_on(self.device)
         assert spec.block_size is not None
         self.block_size = spec.block_size
         self.mask_token_id = cast(int, spec.mask_token_id)
@@ -59,36 +62,36 @@ class ReferenceSession(RowSession):
         self.max_blocks = max_blocks
         self.pattern = BlockCausal(spec)
         self.runner = EagerRunner(model)
-        self.cache = self.runner.new_cache((capacity // self.block_size + max_blocks + 2) * self.block_size)
-        self.last_position = getattr(model.config, "max_position_embeddings", None) or capacity
+        self.cache = self.runner.new_cache((request.capacity // self.block_size + max_blocks + 2) * self.block_size)
+        self.last_position = getattr(model.config, "max_position_embeddings", None) or request.capacity
         self.num_prefix = 0  # accepted tokens in the slots that the next draft may build on
         self.recorded: list[float] = []  # the confidences that the length rule of the last draft saw
         self.passes: list[Pass] = []  # of the last draft
 
-    def draft(self, token_ids: torch.Tensor, policy: LengthPolicy, max_tokens: int) -> Draft:
-        """As the interface says, except for the chunk rule, which is the authors' (see the class)."""
-        self.num_tokens = start = token_ids.shape[1]
+    def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
+        """Of one sequence. As the interface says, except for the chunk rule, which is the authors' (see the class)."""
+        token_ids, start = text.ids, text.lengths[0]
         self.recorded, self.passes = [], []
-        cap = min(max_tokens, self._positions_left(start))
-        text = _Text(
+        cap = min(room[0], self._positions_left(start))
+        written = _Text(
             token_ids.to(self.device).clamp(max=self.last_id), torch.ones(token_ids.shape, device=self.device)
         )
         end = start + policy.chunk_length
         if cap > 0:
-            self._read_prefix(text)
+            self._read_prefix(written)
             for _ in range(self.max_blocks):
-                end, done = self._write_block(text, start, end, policy)
+                end, done = self._write_block(written, start, end, policy)
                 if done:
                     break
-        kept = slice(start, start + self._length(text.ids[0, start:], min(end - start, max(cap, 0))))
+        kept = slice(start, start + self._length(written.ids[0, start:], min(end - start, max(cap, 0))))
         return Draft(
-            text.ids[:, kept].to(token_ids.device),
-            text.confidence[:, kept].to(token_ids.device),
+            written.ids[:, kept].to(token_ids.device),
+            written.confidence[:, kept].to(token_ids.device),
             len(self.passes),
             host_reads=4 * len(self.passes),
         )
 
-    def accept(self, num_accepted: int) -> None:
+    def accept(self, counts: Sequence[int]) -> None:
         """Nothing to do: only the accepted prefix is kept, see `_read_prefix`."""
 
     def _positions_left(self, num_tokens: int) -> int:
@@ -107,7 +110,7 @@ class ReferenceSession(RowSession):
             text.append(ids, confidence)
 
     def _write_block(self, text: "_Text", start: int, end: int, policy: LengthPolicy) -> tuple[int, bool]:
-        """Fills the last block, masks behind the text; (end of the draft so far, whether drafting is over)."""
+        """Fills the last block, masks after the text; (end of the draft so far, whether drafting is over)."""
         first = text.length // self.block_size * self.block_size
         missing = first + self.block_size - text.length
         text.append(
@@ -138,12 +141,12 @@ class ReferenceSession(RowSession):
         return end, False
 
     def _run(self, window: torch.Tensor, rows: torch.Tensor, commit: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass over tokens (1, q) behind the slots: the choice of the given rows, ids and confidences (1, r)."""
+        """One pass over tokens (1, q) after the slots: the choice of the given rows, ids and confidences (1, r)."""
         start = self.cache.get_seq_length()
         end = start + window.shape[1]
         self.passes.append(Pass(start, window.shape[1], commit))
         limit = self.pattern.limit(torch.arange(start, end, device=self.device), start, end)
-        logits = self.runner(window, self.cache, rows, limit)
+        (logits,) = self.runner.run(Window(window, [start], rows, Sight(limit)), self.cache).outputs
         if not commit:
             self.cache.rollback(start)
         return most_likely(logits, self.vocab_size, self.mask_token_id)

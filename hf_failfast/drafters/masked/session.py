@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self, cast, get_args
 
 import torch
+from torch import nn
 
 from ...config import FailFastConfig
-from ...engine.ragged import Rows, is_even
-from ...engine.runner import CausalLM, EagerRunner, Head, feed, raw_logits
-from ...policies.base import LengthPolicy
-from ..base import (
-    BatchSession,
-    Chunk,
-    ChunkedSession,
-    DiffusionDrafter,
-    Draft,
-    RowSession,
-    concatenate_probs,
-    draft_by_chunks,
-)
+from ...engine.causal_lm import CausalLM
+from ...engine.ragged import RaggedIds, is_even
+from ...engine.runner import EagerRunner, Head, raw_logits
+from ...engine.window import Window
+from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.borrowed import SharedBody
 from ..bodies.dit import DiT
 from ..checkpoints.vocabulary import check_vocabulary
+from ..chunks import Chunk, ChunkedSession, concatenate_probs
 from ..denoising import Denoising, DraftTokens, MostLikely, choose_tokens
 from ..spec import DrafterSpec
 from .attention_patterns import Bound, attention_pattern
@@ -70,25 +65,21 @@ class MaskedDrafter(DiffusionDrafter):
         if options.mode == "reference" and (spec.attention != "block_causal" or spec.shift != 1):
             raise ValueError("`mode='reference'` is Fast-dLLM v2's: block_causal attention with shift 1.")
 
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:
+    def start(self, request: DraftRequest) -> DraftSession:
+        model, vocab_size = self._fit(request.target)
         if self.options.mode == "reference":
-            model, vocab_size = self._fit(target)
-            return ReferenceSession(model, self.spec, capacity, vocab_size, eos_token_ids)
-        return self._start(target, capacity, eos_token_ids, 1)
+            return PerRow.of(request, lambda one: ReferenceSession(model, self.spec, vocab_size, one))
+        runner = self.runners.drafter(model, request.target)
+        return MaskedSession(runner, self.spec, vocab_size, request, self.options)
 
-    def start_batch(
-        self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None, num_rows: int
-    ) -> BatchSession:
-        if self.options.mode == "reference":
-            return super().start_batch(target, capacity, eos_token_ids, num_rows)
-        return self._start(target, capacity, eos_token_ids, num_rows)
+    def modules(self) -> Iterator[nn.Module]:
+        return self.model.modules()
 
-    def _start(
-        self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None, num_rows: int
-    ) -> MaskedSession:
-        model, vocab_size = self._fit(target)
-        runner = self.runners.drafter(model, target)
-        return MaskedSession(runner, self.spec, capacity, vocab_size, eos_token_ids, self.options, num_rows)
+    def with_denoising(self, denoising: Denoising) -> Self:
+        """The same drafter, its chunks filled in another number of passes."""
+        other = copy.copy(self)
+        other.options, other.runners = replace(self.options, denoising=denoising), self.runners
+        return other
 
     def _fit(self, target: PreTrainedModel) -> tuple[CausalLM, int]:
         """The body as it drafts for this target, and the target's vocabulary."""
@@ -98,61 +89,44 @@ class MaskedDrafter(DiffusionDrafter):
         return model, vocab_size
 
 
-class MaskedSession(ChunkedSession, BatchSession):
+class MaskedSession(ChunkedSession):
     """Drafts by filling masked positions. Final K/V stay in slots, so that no pass re-reads the prefix: the pass that
-    drafts also commits the newly accepted tokens. The rows of a batch share each pass."""
+    drafts also commits the newly accepted tokens. The sequences of a batch share each pass.
+
+    vocab_size: ids from here on are unknown to the target.
+    """
 
     def __init__(
         self,
         runner: EagerRunner,
         spec: DrafterSpec,
-        capacity: int,  # tokens of the whole sequence
-        vocab_size: int,  # ids from here on are unknown to the target
-        eos_token_ids: torch.Tensor | None,
+        vocab_size: int,
+        request: DraftRequest,
         options: DraftingOptions = DraftingOptions(),
-        num_rows: int = 1,
     ) -> None:
         model = runner.model
         self.device = model.device
-        super().__init__(None if eos_token_ids is None else eos_token_ids.to(self.device))
+        super().__init__(request.eos_on(self.device))
         block = spec.block_size or 1
-        max_positions = getattr(model.config, "max_position_embeddings", None) or capacity + block
+        max_positions = getattr(model.config, "max_position_embeddings", None) or request.capacity + block
         self.spec = spec
         self.vocab_size = vocab_size
         last_id = model.config.vocab_size - 1  # stands for the target's ids that the drafter does not know
         self.last_id = last_id if last_id < vocab_size - 1 else None
         self.vocabulary: torch.Tensor | None = getattr(model, "vocabulary", None)
+        self.warp = request.warp
         self.denoising = options.denoising
         self.pattern = attention_pattern(spec, options.prefix_block)
         self.runner = runner
-        self.cache = self.runner.new_cache((capacity // block + 2) * block, num_rows)
+        self.cache = runner.new_cache((request.capacity // block + 2) * block, request.num_rows)
         self.last_position = max_positions // block * block
         self.generator = torch.Generator(self.device).manual_seed(0)
-        self.row_lengths: list[int] = []  # accepted tokens of each row at the time of the last draft
 
-    def draft_rows(self, text: Rows, policy: LengthPolicy, max_tokens: Sequence[int]) -> Draft:
-        self.row_lengths = text.lengths
-        longest = policy.max_draft_length
-        return draft_by_chunks(
-            lambda drafted, length: self._draft_chunk(text.append(drafted), length),
-            [min(longest, room, self.max_draft_length(n)) for room, n in zip(max_tokens, text.lengths, strict=True)],
-            max(text.lengths),
-            policy,
-            self.eos_token_ids,
-            text.values.device,
-        )
+    def accept(self, counts: Sequence[int]) -> None:
+        self._forget([length + count for length, count in zip(self.lengths, counts, strict=True)])
 
-    def accept_rows(self, num_accepted: Sequence[int]) -> None:
-        self._forget([length + count for length, count in zip(self.row_lengths, num_accepted, strict=True)])
-
-    def keep_rows(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         self.cache.keep(rows)
-
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        return self._draft_chunk(Rows.full(token_ids).append(drafted), length)
-
-    def accept(self, num_accepted: int) -> None:
-        self._forget([self.num_tokens + num_accepted])
 
     def inherit(self, previous: Self, num_tokens: int) -> int:
         self.cache.adopt(previous.cache, self.pattern.final_length(num_tokens))
@@ -161,16 +135,21 @@ class MaskedSession(ChunkedSession, BatchSession):
     def max_draft_length(self, num_tokens: int) -> int:
         return self.last_position - num_tokens
 
-    def _draft_chunk(self, known: Rows, length: int) -> Chunk:
-        """`length` tokens behind the known ones of each row, in as many passes as the attention pattern asks for."""
-        values = known.values.to(self.device)
-        known = Rows(values if self.last_id is None else values.clamp(max=self.last_id), known.lengths)
+    def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
+        """In as many fillings as the attention pattern asks for."""
+        ids = known.ids.to(self.device)
+        known = RaggedIds(ids if self.last_id is None else ids.clamp(max=self.last_id), known.lengths)
         missing = [length] * len(known.lengths)
         chunks: list[Chunk] = []
-        places: list[list[int]] = [[] for _ in missing]  # of each row's tokens among the columns of all chunks
+        places: list[list[int]] = [[] for _ in missing]  # of each sequence's tokens among the columns of all chunks
         width = 0
         while any(missing):
-            chunk, num_read = self._fill(known, missing)
+            num_noise, num_read = self._plan(known.lengths, missing)
+            canvas = self._noise(len(missing), max(num_noise))
+            tokens, passes = self._denoise(known, canvas, num_noise, max(num_read)), 1
+            if not self.denoising.is_single_pass:
+                tokens, passes = self._refine(known, canvas, num_noise, num_read, tokens)
+            chunk = Chunk(tokens.token_ids, tokens.confidence, passes, tokens.probs)
             if not chunks and num_read == missing:
                 return chunk
             known = known.append(chunk.token_ids, num_read)
@@ -182,24 +161,26 @@ class MaskedSession(ChunkedSession, BatchSession):
         return _join(chunks, places)
 
     def _forget(self, lengths: Sequence[int]) -> None:
-        """Keeps the slots that are final now that so many tokens of each row are accepted."""
-        self._rollback([self.pattern.final_length(length) for length in lengths])
+        """Keeps the slots that are final now that `lengths[b]` tokens of sequence b are accepted."""
+        final = [self.pattern.final_length(length) for length in lengths]
+        self.cache.rollback([min(pair) for pair in zip(self.cache.lengths, final, strict=True)])
 
-    def _rollback(self, lengths: Sequence[int]) -> None:
-        self.cache.rollback([min(old, new) for old, new in zip(self.cache.lengths, lengths, strict=True)])
-
-    def _fill(self, known: Rows, wanted: Sequence[int]) -> tuple[Chunk, list[int]]:
-        """The next tokens behind the known ones, and how many of each row: as many of the wanted ones, which may be 0
+    def _plan(self, lengths: Sequence[int], wanted: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Of each sequence the noise to feed and the tokens to read next: as many of the wanted ones, which may be 0
         for some, as the attention pattern allows."""
-        plans = [
-            self.pattern.plan(clean_end, count) if count else (0, 0)
-            for clean_end, count in zip(known.lengths, wanted, strict=True)
-        ]
-        num_noise, num_read = [plan[0] for plan in plans], [plan[1] for plan in plans]
-        canvas = self._noise(len(plans), max(num_noise))
-        tokens = self._denoise(known, canvas, num_noise, max(num_read))
-        if self.denoising.is_single_pass:
-            return Chunk(tokens.token_ids, tokens.confidence, 1, tokens.probs), num_read
+        pairs = zip(lengths, wanted, strict=True)
+        plans = [self.pattern.plan(clean_end, count) if count else (0, 0) for clean_end, count in pairs]
+        return [noise for noise, _ in plans], [read for _, read in plans]
+
+    def _refine(
+        self,
+        known: RaggedIds,
+        canvas: torch.Tensor,  # (B, c)
+        num_noise: Sequence[int],
+        num_read: Sequence[int],
+        tokens: DraftTokens,  # of the first pass
+    ) -> tuple[DraftTokens, int]:
+        """Passes until every position is fixed, and how many there were in all."""
         column = torch.arange(max(num_read), device=self.device)
         is_open = column < torch.tensor(num_read, device=self.device)[:, None]
         masked = is_open.clone()
@@ -208,7 +189,7 @@ class MaskedSession(ChunkedSession, BatchSession):
         while True:
             masked &= ~self.denoising.choose(tokens.confidence, masked, passes - 1, in_order=self.warp is not None)
             if not bool(masked.any()):  # host sync: another pass or not
-                return Chunk(tokens.token_ids, tokens.confidence, passes, tokens.probs), num_read
+                return tokens, passes
             is_filled = (is_open & ~masked)[:, :fed]
             filled = torch.where(is_filled, tokens.token_ids[:, :fed], canvas[:, :fed])
             canvas = torch.cat([filled, canvas[:, fed:]], dim=1)
@@ -217,40 +198,27 @@ class MaskedSession(ChunkedSession, BatchSession):
             tokens = self._denoise(known, canvas, num_noise, max(num_read)).where(masked, tokens)
             passes += 1
 
-    def denoise(self, known: torch.Tensor, canvas: torch.Tensor, num_read: int) -> DraftTokens:
-        """One pass over the known tokens (1, n) that are not in the slots, which it commits, and the canvas behind
-        them; its choice for the first `num_read` = r positions behind the known ones.
-        """
-        return self._denoise(Rows.full(known), canvas, [canvas.shape[1]], num_read)
-
     def _denoise(
         self,
-        known: Rows,
+        known: RaggedIds,
         canvas: torch.Tensor,  # (B, c)
-        num_noise: Sequence[int],  # how much of the canvas belongs to each row
+        num_noise: Sequence[int],  # how much of the canvas belongs to each sequence
         num_read: int,
     ) -> DraftTokens:
-        """As `denoise`, for rows of any length."""
+        """One pass over the known tokens that are not in the slots, which it commits, and the canvas after them; its
+        choice for the first `num_read` positions after the known ones."""
         pairs = zip(self.cache.lengths, known.lengths, strict=True)
-        self.cache.rollback([self.pattern.reusable_length(cached, clean_end) for cached, clean_end in pairs])
+        reusable = [self.pattern.reusable_length(cached, clean_end) for cached, clean_end in pairs]
         noise = num_noise[0] if is_even(num_noise) else torch.tensor(num_noise, device=self.device)[:, None]
 
         def limit(positions: torch.Tensor, clean_end: Bound) -> torch.Tensor:
             return self.pattern.limit(positions, clean_end, clean_end + noise)
 
         needs_limit = not self.pattern.is_causal(canvas.shape[1])
-        outputs = feed(
-            self.runner,
-            self.cache,
-            known,
-            canvas,
-            num_read,
-            self.spec.shift,
-            limit if needs_limit else None,
-            self.head,
-        )
+        window = Window.over(known, canvas, reusable, num_read, self.spec.shift, limit if needs_limit else None)
+        forward = self.runner.run(window, self.cache, self.head)
         self._forget(known.lengths)
-        return self.choose(*outputs)
+        return self.choose(*forward.outputs)
 
     @property
     def admissible(self) -> tuple[int, int | None]:

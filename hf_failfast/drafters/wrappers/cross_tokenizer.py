@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...engine.runner_pool import Runners
+from ...engine.ragged import RaggedIds
 from ...policies.base import LengthPolicy
-from ..base import DiffusionDrafter, Draft, RowSession
+from ..base import DiffusionDrafter, Draft, DraftRequest, DraftSession, PerRow
 from ..bodies.borrowed import SharedBody
 from ..diffusion_gemma import DiffusionGemmaDrafter
 from ..masked.session import MaskedDrafter
+from .base import Wrapper
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,13 +25,11 @@ OVERLAPS = (64, 16, 4, 1)
 TOKEN_RATIO = 2
 
 
-class CrossTokenizerDrafter(DiffusionDrafter):
+class CrossTokenizerDrafter(Wrapper):
     """A drafter between two tokenizers. Slower than one tokenizer, and as lossless: a badly aligned draft is rejected.
 
     The inner drafter keeps its own sequence; what of it stays the same between two rounds keeps its K/V.
     """
-
-    drafts_by_chunks = False
 
     def __init__(
         self,
@@ -41,64 +41,62 @@ class CrossTokenizerDrafter(DiffusionDrafter):
             raise ValueError("The drafter borrows the target's embedding or hidden states, so it needs its tokenizer.")
         if isinstance(drafter, MaskedDrafter) and drafter.options.mode == "reference":
             raise ValueError("`mode='reference'` drafts for the drafter's own tokenizer only.")
-        self.drafter = drafter
-        self.config = drafter.config
+        super().__init__(drafter)
+        self.model = drafter.model
+        self.drafts_by_chunks = False  # the last word on lengths has the target's tokenizer
         self.target_tokenizer = target_tokenizer
         self.drafter_tokenizer = drafter_tokenizer
 
-    @property
-    def runners(self) -> Runners:
-        """The inner drafter's: this one is made for every call."""
-        return self.drafter.runners
+    def start(self, request: DraftRequest) -> DraftSession:
+        return PerRow.of(request, self._start)
 
-    def start(
-        self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None
-    ) -> CrossTokenizerSession:
-        own_capacity = TOKEN_RATIO * capacity + 256
+    def _start(self, request: DraftRequest) -> CrossTokenizerSession:
         own_eos = self.drafter_tokenizer.eos_token_id
-        inner = self.drafter.start(
-            self.drafter.model,  # as if it drafted for a target with its own vocabulary
-            own_capacity,
-            None if own_eos is None else torch.tensor([own_eos]),
+        own = DraftRequest(
+            self.model,  # as if it drafted for a target with its own vocabulary
+            TOKEN_RATIO * request.capacity + 256,
+            eos_token_ids=None if own_eos is None else torch.tensor([own_eos]),
         )
-        return CrossTokenizerSession(self, inner, own_capacity, target, eos_token_ids)
+        return CrossTokenizerSession(self, self.drafter.start(own), own.capacity, request.target)
 
 
-class CrossTokenizerSession(RowSession):
+class CrossTokenizerSession(DraftSession):
     """Each round: the text so far as the drafter's tokens, its draft as text, that text as the target's tokens."""
 
     def __init__(
         self,
         drafter: CrossTokenizerDrafter,
-        inner: RowSession,
+        inner: DraftSession,
         own_capacity: int,
         target: PreTrainedModel,
-        eos_token_ids: torch.Tensor | None,
     ) -> None:
-        super().__init__(eos_token_ids)
         self.inner = inner
+        self.num_read = 0  # tokens of the inner session's sequence at the time of its last draft
         self.own_capacity = own_capacity
         self.target_tokenizer: Any = drafter.target_tokenizer
         self.drafter_tokenizer: Any = drafter.drafter_tokenizer
         self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
         self.known: list[int] = []  # the inner session's sequence, its last draft included
 
-    def draft(self, token_ids: torch.Tensor, policy: LengthPolicy, max_tokens: int) -> Draft:
-        """As the interface says; the length rule decides on the drafter's own tokens."""
-        text = self.target_tokenizer.decode(token_ids[0], **_VERBATIM)  # host sync: the text
-        own = self.drafter_tokenizer(text, add_special_tokens=False).input_ids
-        room = min(max_tokens, self.own_capacity - len(own) - policy.max_draft_length - 1)
-        if not own or room < 1:
+    def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
+        """Of one sequence. The length rule decides on the drafter's own tokens."""
+        token_ids = text.ids
+        words = self.target_tokenizer.decode(token_ids[0], **_VERBATIM)  # host sync: the text
+        own = self.drafter_tokenizer(words, add_special_tokens=False).input_ids
+        longest = min(room[0], self.own_capacity - len(own) - policy.max_draft_length - 1)
+        if not own or longest < 1:
             return _draft([], token_ids, 1.0, 0, 1)
         self._keep_common(own)
-        drafted = self.inner.draft(torch.tensor([own], device=token_ids.device), policy, policy.max_draft_length)
+        known = RaggedIds.full(torch.tensor([own], device=token_ids.device))
+        drafted = self.inner.draft(known, policy, [policy.max_draft_length])
+        self.num_read = len(own)
         self.known = own + drafted.token_ids[0].tolist()  # host sync: the draft
         ids = self._encode_draft(token_ids[0].tolist(), self._new_text(own, self.known))
-        ids = ids[: min(room, policy.max_draft_length)]
+        ids = ids[: min(longest, policy.max_draft_length)]
         confidence = float(drafted.confidence.min()) if len(drafted) else 1.0  # host sync: the record of confidences
         return _draft(ids, token_ids, confidence, drafted.passes, drafted.host_reads + 3)
 
-    def accept(self, num_accepted: int) -> None:
+    def accept(self, counts: Sequence[int]) -> None:
         """Nothing to do: the next draft finds out what its own sequence has in common with the text."""
 
     def _keep_common(self, own: list[int]) -> None:
@@ -106,7 +104,8 @@ class CrossTokenizerSession(RowSession):
         pairs = zip(self.known, own[:-1], strict=False)
         shorter = min(len(self.known), len(own) - 1)
         common = next((index for index, (old, new) in enumerate(pairs) if old != new), shorter)
-        self.inner.accept(common - self.inner.num_tokens)
+        if self.known:
+            self.inner.accept([common - self.num_read])
 
     def _new_text(self, own: list[int], known: list[int]) -> str:
         """The text of the drafted tokens, in their context; without a character whose bytes are not complete."""
@@ -117,7 +116,7 @@ class CrossTokenizerSession(RowSession):
         return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
     def _encode_draft(self, token_ids: list[int], text: str) -> list[int]:
-        """The target's tokens of the text behind its last tokens.
+        """The target's tokens of the text after its last tokens.
 
         The text before it can decide how it is cut into tokens, so it is encoded together with the longest stretch of
         the last tokens that then comes out unchanged; alone if none does (the draft continues a token).

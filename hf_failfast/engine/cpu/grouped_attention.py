@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-if TYPE_CHECKING:
-    from ..runner import CausalLM
+from ..causal_lm import PREFIX, CausalLM, attention_name
 
-PREFIX = "hf_failfast_"  # of the names of attention implementations that are ours
 NAME = f"{PREFIX}grouped"
 
 # The widest window of which a group is packed. SDPA works on blocks of 32 rows; a wider one fills them by itself.
@@ -24,12 +22,6 @@ PACKED_WIDTH = 32
 
 # What SDPA may be asked for beside a mask.
 _OTHERS = ("cache", "position_bias", "s_aux", "softcap")
-
-
-def attention_name(model: CausalLM) -> str | None:
-    """The model's attention implementation; another thread may just have put one of ours in the place of SDPA."""
-    name: str | None = model.config.get_text_config(decoder=True)._attn_implementation
-    return "sdpa" if name is not None and name.startswith(PREFIX) else name
 
 
 def is_usable(model: CausalLM) -> bool:

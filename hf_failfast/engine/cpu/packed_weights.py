@@ -8,13 +8,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
-
-from ...drafters import DiffusionDrafter
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +22,13 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 CHECKED_ROWS = (1, 8)  # matrix-vector and matrix-matrix products have kernels of their own
 
 
-def prepack(*models: nn.Module | DiffusionDrafter) -> Prepacked:
+class HasModules(Protocol):
+    """A model, or a drafter."""
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
+def prepack(*models: HasModules) -> Prepacked:
     """Packs the models' linear layers until `undo()` of what it returns, or for a `with` block.
 
     models: the target, and the drafter if there is one; what it borrows of the target is packed with the target.
@@ -37,7 +41,7 @@ def prepack(*models: nn.Module | DiffusionDrafter) -> Prepacked:
 
     Raises ValueError if there is no layer to pack, or if this torch or processor cannot do it.
     """
-    modules = dict.fromkeys(module for model in models for module in _modules(model))
+    modules = dict.fromkeys(module for model in models for module in model.modules())
     adapted = {inner for module in modules if hasattr(module, "base_layer") for inner in module.modules()}
     linears = [module for module in modules if isinstance(module, nn.Linear)]
     layers = [layer for layer in linears if layer not in adapted and _is_plain(layer)]
@@ -55,9 +59,9 @@ def prepack(*models: nn.Module | DiffusionDrafter) -> Prepacked:
         return Prepacked(layers)
 
 
-def is_prepacked(model: nn.Module | DiffusionDrafter) -> bool:
+def is_prepacked(model: HasModules) -> bool:
     """Whether any layer of the model is packed now."""
-    return any(isinstance(module, PackedLinear) for module in _modules(model))
+    return any(isinstance(module, PackedLinear) for module in model.modules())
 
 
 class Prepacked:
@@ -116,16 +120,6 @@ class PackedLinear(nn.Linear):
         """Copies and pickles of the layer are ordinary ones."""
         state = {name: value for name, value in vars(self).items() if name != "_packed"}
         return object.__new__, (nn.Linear,), state
-
-
-def _modules(model: nn.Module | DiffusionDrafter) -> Iterator[nn.Module]:
-    """A model's modules; a drafter's, whatever it calls its body."""
-    if isinstance(model, nn.Module):
-        yield from model.modules()
-    else:
-        for part in vars(model).values():
-            if isinstance(part, (nn.Module, DiffusionDrafter)):
-                yield from _modules(part)
 
 
 def _is_plain(layer: nn.Linear) -> bool:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from .. import kernels
-from ..cpu.grouped_attention import PREFIX, attention_name
-from ..runner import CausalLM
+from ..causal_lm import PREFIX, CausalLM, attention_name
 
 NAME = f"{PREFIX}slots"
 

@@ -35,13 +35,23 @@ def chunk_decision(
     return [(_up_to_end(is_end), sure and not any(is_end)) for sure, *is_end in rows]
 
 
-class Accepted(NamedTuple):
+class RowOutcome(NamedTuple):
     """What a round adds to a sequence."""
 
-    num_accepted: int  # draft tokens that stay
-    num_emitted: int  # tokens the sequence grows by: accepted draft tokens, then the bonus token
-    is_finished: bool
-    is_broken: bool  # the draft's confidences are not all numbers
+    accepted: int  # draft tokens that stay
+    emitted: int  # tokens the sequence grows by: accepted draft tokens, then the bonus token
+    finished: bool
+    broken: bool = False  # the draft's confidences are not all numbers
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose K/V the round has made for good: the last token's come with the next round."""
+        return max(self.emitted - 1, 0)
+
+    @property
+    def kept(self) -> int:
+        """Draft tokens whose K/V the drafter may keep."""
+        return min(self.accepted, self.cached)
 
 
 def accept(
@@ -53,7 +63,7 @@ def accept(
     finished: Sequence[bool],
     max_length: int,
     eos_token_ids: torch.Tensor | None,
-) -> list[Accepted]:
+) -> list[RowOutcome]:
     """Longest match of each draft with the target's own tokens, cut at the first end of sequence and at `max_length`.
 
     draft_ids, confidence: (B, k), of which sequence b has drafted the first `draft_lengths[b]`.
@@ -76,7 +86,7 @@ def accept(
             matched += 1
         emitted = 0 if was_finished else min(_up_to_end(is_end[: matched + 1]), max_length - length)
         is_finished = was_finished or length + emitted >= max_length or any(is_end[:emitted])
-        outcome.append(Accepted(min(matched, emitted), emitted, is_finished, bool(row[-1])))
+        outcome.append(RowOutcome(min(matched, emitted), emitted, is_finished, bool(row[-1])))
     return outcome
 
 

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .reference import Accepted
+from .reference import RowOutcome
 
 
 @triton.jit
@@ -114,7 +114,7 @@ def accept(
     finished: Sequence[bool],
     max_length: int,
     eos_token_ids: torch.Tensor | None,
-) -> list[Accepted]:
+) -> list[RowOutcome]:
     """See `reference.accept`."""
     batch, num_drafted = draft_ids.shape
     device = token_ids.device
@@ -138,4 +138,4 @@ def accept(
         NUM_EOS=num_eos,
         PLACES=triton.next_power_of_2(num_drafted + 1),
     )
-    return [Accepted(matched, emitted, bool(end), bool(broken)) for matched, emitted, end, broken in out.tolist()]
+    return [RowOutcome(matched, emitted, bool(end), bool(broken)) for matched, emitted, end, broken in out.tolist()]

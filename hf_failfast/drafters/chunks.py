@@ -1,0 +1,100 @@
+"""FailFast's chunk rule: the one loop that makes a draft out of chunks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..engine.ragged import RaggedIds, indices, is_even
+from ..policies.base import LengthPolicy
+from .base import Draft, DraftSession
+
+
+class Chunk(NamedTuple):
+    """Tokens and confidences that one drafting step added."""
+
+    token_ids: torch.Tensor  # (B, n)
+    confidence: torch.Tensor  # (B, n), fp32, a function of the tokens before: never of the one that was drawn
+    passes: int  # drafter forwards it took
+    probs: torch.Tensor | None = None  # (B, n, V), fp32: the distributions that the tokens were drawn from, if any
+
+
+def concatenate_probs(chunks: Sequence[Chunk]) -> torch.Tensor | None:
+    """The distributions (B, n, V) of consecutive chunks; None if their tokens were not drawn."""
+    probs = [chunk.probs for chunk in chunks if chunk.probs is not None]
+    return torch.cat(probs, dim=1) if probs else None
+
+
+class ChunkedSession(DraftSession):
+    """A session that drafts chunk by chunk; its drafter says how a chunk is made, the length policy how many follow.
+
+    eos_token_ids: where the drafter is; None: no end of sequence ends a draft.
+
+    lengths: accepted tokens of each sequence at the time of the last draft.
+    """
+
+    def __init__(self, eos_token_ids: torch.Tensor | None) -> None:
+        self.eos_token_ids = eos_token_ids
+        self.lengths: list[int] = []
+
+    @abstractmethod
+    def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
+        """`length` >= 1 more tokens after the known ones of each sequence: the accepted ones (`self.lengths`), then
+        those drafted so far, of all sequences as many."""
+
+    @abstractmethod
+    def max_draft_length(self, num_tokens: int) -> int:
+        """The longest draft that the drafter's positions allow after `num_tokens` accepted tokens; may be < 1."""
+
+    def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
+        """Drafts one chunk at a time until the policy stops, or a sequence's room or an end of sequence is reached.
+
+        The chunk that made the policy stop is kept; tokens after an end of sequence are not. A sequence that has
+        stopped goes along with the others at no other cost than its share of their passes.
+        """
+        self.lengths = text.lengths
+        caps = [
+            min(policy.max_draft_length, limit, self.max_draft_length(length))
+            for limit, length in zip(room, text.lengths, strict=True)
+        ]
+        lengths = [0] * len(caps)
+        is_drafting = policy.start_draft(len(caps), max(text.lengths), max(caps))
+        growing = [row for row, cap in enumerate(caps) if is_drafting and cap > 0]
+        chunks: list[Chunk] = []
+        host_reads = start = 0
+        while growing:
+            chunk = self.draft_chunk(text, min(policy.chunk_length, max(caps[row] for row in growing) - start))
+            chunks.append(chunk)
+            text = text.append(chunk.token_ids.to(text.ids.device))
+            end = start + chunk.token_ids.shape[1]
+            can_extend = [row for row in growing if end < caps[row]]
+            kept, extend, reads = policy.decide(
+                chunk.token_ids, chunk.confidence, self.eos_token_ids, bool(can_extend)
+            )
+            host_reads += reads
+            for row in growing:
+                lengths[row] = min(start + kept[row], caps[row])
+            growing = [row for row in can_extend if extend[row]]
+            start = end
+        if is_drafting:
+            lengths = policy.cut(lengths)
+        return _joined(chunks, lengths, host_reads, text)
+
+
+def _joined(chunks: Sequence[Chunk], lengths: list[int], host_reads: int, text: RaggedIds) -> Draft:
+    """The draft of these chunks, of each sequence as long as `lengths` says, where the text is."""
+    if not chunks:
+        return Draft.empty(text)
+    longest, device = max(lengths), text.ids.device
+    token_ids = torch.cat([chunk.token_ids.to(device) for chunk in chunks], dim=1)[:, :longest]
+    confidence = torch.cat([chunk.confidence.to(device) for chunk in chunks], dim=1)[:, :longest]
+    probs = concatenate_probs(chunks)
+    if probs is not None:
+        probs = probs[:, :longest]
+        if not is_even(lengths):  # nothing was drafted after the end of a sequence
+            is_drafted = torch.arange(longest, device=probs.device) < indices(lengths, 1, probs.device)
+            probs = probs * is_drafted[..., None]
+    return Draft(token_ids, confidence, sum(chunk.passes for chunk in chunks), host_reads, probs, lengths)

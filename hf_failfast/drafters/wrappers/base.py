@@ -1,0 +1,23 @@
+"""A drafter around another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from ..base import DiffusionDrafter
+
+
+class Wrapper(DiffusionDrafter):
+    """Another drafter with something added: whatever the contract says of a drafter is the inner drafter's."""
+
+    def __init__(self, drafter: DiffusionDrafter) -> None:
+        self.drafter = drafter
+        self.config = drafter.config
+        self.made_for = drafter.made_for
+        self.drafts_by_chunks = drafter.drafts_by_chunks
+        self.runners = drafter.runners
+
+    def modules(self) -> Iterator[nn.Module]:
+        return self.drafter.modules()

@@ -1,0 +1,41 @@
+"""Whether a model's forwards can be captured, and whether what was captured is still of the same model."""
+
+import torch
+
+from ..causal_lm import CausalLM, attention_name
+
+
+def fingerprint(model: CausalLM) -> tuple[object, ...]:
+    """What a graph has baked in of a model: where its weights are, and the switches that its forward reads."""
+    state: list[object] = [attention_name(model)]
+    for module in model.modules():
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        state += [tensor.data_ptr() for tensor in tensors if tensor is not None]
+        # LoRA (peft) switches adapters on and off in its layers.
+        if hasattr(type(module), "merged"):
+            state += [str(getattr(module, name)) for name in ("active_adapters", "disable_adapters", "merged")]
+    return tuple(state)
+
+
+def obstacle(model: CausalLM) -> str | None:
+    """Why this model's forwards cannot be captured, where that can be told beforehand."""
+    attention = attention_name(model)
+    modules = list(model.modules())
+    devices = {tensor.device for module in modules for tensor in module.parameters(recurse=False)}
+    if attention not in ("sdpa", "eager"):
+        return f"the attention implementation {attention!r} takes no mask of its own"
+    if len(devices) > 1:
+        return f"the model is spread over {sorted(map(str, devices))}"
+    if any(module.training for module in modules):
+        return "the model is in training mode"
+    if any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in modules):
+        return "the model is compiled"
+    if any("_hf_hook" in vars(module) or _has_foreign_hooks(module) for module in modules):
+        return "the model has forward hooks, which a replay would skip"
+    return None
+
+
+def _has_foreign_hooks(module: torch.nn.Module) -> bool:
+    """transformers' own hooks collect hidden states, and have done so when the graph was captured."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
