@@ -71,19 +71,23 @@ class _Module:
         if found is None or node.level > len(self.parents) + 1:
             raise self._cannot(node, "a relative import over several lines or out of the package")
         base = self.parents[: len(self.parents) + 1 - node.level]
-        if node.module is None:
-            self._replace(node, self._imports_of_modules(node, base))
+        package = [*base, *node.module.split(".")] if node.module else base
+        if node.module is None or all(self._is_module([*package, alias.name]) for alias in node.names):
+            self._replace(node, self._imports_of_modules(node, package))
         else:
-            self.imported.append(".".join([*base, node.module]))
+            self.imported.append(".".join(package))
             line = self.lines[node.lineno - 1]
             statement = f"from .{flat_name(self.imported[-1])} import"
             self.lines[node.lineno - 1] = line[: found.start()] + statement + line[found.end() :]
 
+    def _is_module(self, names: list[str]) -> bool:
+        return any((self.package / Path(*names)).with_suffix(suffix).exists() for suffix in ("", ".py"))
+
     def _imports_of_modules(self, node: ast.ImportFrom, base: list[str]) -> Iterator[str]:
-        """`from . import a`: its file has to be named in a statement of the only form that transformers reads."""
+        """`from . import a`, `from .package import a`: its file has to be named in a statement of the only form that transformers reads."""
         for alias in node.names:
             module = [*base, alias.name]
-            if not any((self.package / Path(*module)).with_suffix(suffix).exists() for suffix in ("", ".py")):
+            if not self._is_module(module):
                 raise self._cannot(node, f"`{alias.name}`, which is no module, from a package's `__init__`")
             self.imported.append(".".join(module))
             flat = flat_name(self.imported[-1])

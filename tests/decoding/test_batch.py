@@ -78,8 +78,8 @@ class ScriptedRows(ScriptedDrafter):
         super().__init__(scripts[0].reference)
         self.scripts = iter(scripts)
 
-    def start(self, *arguments: Any) -> Any:
-        return next(self.scripts).start(*arguments)
+    def start_one(self, request: Any) -> Any:
+        return next(self.scripts).start_one(request)
 
 
 def scripts(references: list[torch.Tensor], *accept_lengths: list[int]) -> ScriptedRows:

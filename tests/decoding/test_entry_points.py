@@ -14,7 +14,7 @@ from transformers.generation import BaseStreamer
 
 import hf_failfast
 from hf_failfast import FailFastConfig
-from hf_failfast.drafters import DiffusionDrafter, RowSession
+from hf_failfast.drafters import DiffusionDrafter, DraftRequest, DraftSession
 
 
 class Collect(BaseStreamer):
@@ -216,13 +216,12 @@ def test_called_directly() -> None:
 
 
 class ForeignDrafter(DiffusionDrafter):
-    """A drafter of somebody else: the two abstract methods are all it has."""
+    """A drafter of somebody else: its config and the abstract method are all it has."""
 
     config = FailFastConfig()
 
-    def start(self, target: Any, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:
-        inner = drafter("canvas_shift", "qwen2")
-        return inner.start(target, capacity, eos_token_ids)
+    def start(self, request: DraftRequest) -> DraftSession:
+        return drafter("canvas_shift", "qwen2").start(request)
 
 
 def test_a_drafter_of_somebody_else() -> None:

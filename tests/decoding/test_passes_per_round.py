@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from conftest import drafter, failfast, prompt, target, tiny_model
+from sessions import logits_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_failfast
@@ -87,9 +88,9 @@ def test_no_forward_copies_keys_and_values() -> None:
     counts = []
     for length in (50, 1050):
         cache = runner.new_cache(2000)
-        runner(prompt(length), cache, rows=1)
+        logits_of(runner, prompt(length), cache, read=1)
         with AllocatedBytes() as allocated:
-            runner(prompt(3), cache, rows=3)
+            logits_of(runner, prompt(3), cache, read=3)
         counts.append(allocated.bytes)
     per_token = (counts[1] - counts[0]) / 1000
     assert 3 <= per_token < 100  # masks: of the window, and of two layers with two heads per group

@@ -133,7 +133,7 @@ def test_acceptance(draft: list[int], own: list[int], accepted: int) -> None:
     assert token_ids.tolist() == [own]
     draft_ids = torch.tensor([draft], dtype=torch.long)
     (row,) = kernels.accept(draft_ids, draft_ids.float(), token_ids, [len(draft)], [10], [False], 99, None)
-    assert (row.num_accepted, row.num_emitted) == (accepted, accepted + 1)
+    assert (row.accepted, row.emitted) == (accepted, accepted + 1)
 
 
 def test_ties_break_as_argmax_does() -> None:

@@ -18,6 +18,7 @@ from conftest import (
 )
 from counters import record_feeds
 from scripted import ScriptedDrafter
+from sessions import draft_of, session_of
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength, load_drafter
 from hf_failfast.drafters import Draft
@@ -39,8 +40,8 @@ def draft_by_script(
     """One draft behind a prompt of 5 tokens; draft token i is `50 + i`."""
     reference = torch.cat([prompt(5), torch.arange(50, 200)[None]], dim=1)
     script = ScriptedDrafter(reference, confidence=confidence)
-    session = script.start(target("llama"), 300, torch.tensor(eos) if eos else None)
-    draft = session.draft(reference[:, :5], rule, max_tokens)
+    session = session_of(script, target("llama"), 300, torch.tensor(eos) if eos else None)
+    draft = draft_of(session, reference[:, :5], rule, max_tokens)
     assert draft.token_ids[0].tolist() == list(range(50, 50 + len(draft)))
     assert draft.confidence.shape == draft.token_ids.shape
     return draft
@@ -110,17 +111,17 @@ def test_fixed_length_never_extends() -> None:
 @pytest.mark.parametrize("kind", ["canvas", "canvas_shift", "bidirectional", "bidirectional_shift"])
 def test_one_pass_per_chunk(kind: str) -> None:
     """A canvas would be filled in several passes."""
-    session = drafter(kind).start(target("qwen2"), 200, None)
+    session = session_of(drafter(kind), target("qwen2"), 200)
     with record_feeds(drafter(kind).model) as feeds, torch.no_grad():
-        draft = session.draft(prompt(33), policy(tau=0.0, max_draft_length=40), 100)
+        draft = draft_of(session, prompt(33), policy(tau=0.0, max_draft_length=40), 100)
     assert (len(draft), draft.passes, len(feeds)) == (40, 4, 4)
 
 
 def test_passes_of_a_block_causal_chunk() -> None:
     """A chunk that crosses the edge of a block takes one pass for each block it touches, and no more."""
-    session = drafter("block_shift").start(target("qwen2"), 200, None)
+    session = session_of(drafter("block_shift"), target("qwen2"), 200)
     with record_feeds(drafter("block_shift").model) as feeds, torch.no_grad():
-        draft = session.draft(prompt(20), FixedLength(10), 100)  # positions 20 to 29: blocks 16-23 and 24-31
+        draft = draft_of(session, prompt(20), FixedLength(10), 100)  # positions 20 to 29: blocks 16-23 and 24-31
     assert (len(draft), draft.passes, len(feeds)) == (10, 2, 2)
     assert [feed.positions[-1] for feed in feeds] == [23, 31]
 
@@ -138,7 +139,7 @@ def test_mask_and_padding_ids_are_never_proposed(kind: str, tmp_path: Path, monk
     body.save_pretrained(tmp_path)
     loaded = load_drafter(tmp_path, mask_token_id=7, dtype=torch.float32, **DRAFTERS[kind])
     assert isinstance(loaded, MaskedDrafter)
-    session = loaded.start(target("qwen2"), 200, None)
+    session = session_of(loaded, target("qwen2"), 200)
     proposed, unrestricted = [], []
     choose = MostLikely.__call__
 
@@ -153,7 +154,7 @@ def test_mask_and_padding_ids_are_never_proposed(kind: str, tmp_path: Path, monk
     monkeypatch.setattr(MostLikely, "__call__", spy)
     with torch.no_grad():
         for seed in range(8):
-            draft = session.draft(prompt(20, seed), FixedLength(10), 100)
+            draft = draft_of(session, prompt(20, seed), FixedLength(10), 100)
             session.cache.rollback(0)
             proposed += draft.token_ids[0].tolist()
             assert draft.confidence.max() < 1
@@ -175,9 +176,9 @@ def test_a_drafter_between_the_targets_embedding_and_head(loop: str, every: int 
     assert torch.equal(output.sequences, reference)
     first_is_possible = [every is None or token % every == 0 for token in reference[0, 20:].tolist()]
     assert output.speculation.accepted >= (sum(first_is_possible) // 2 if every == 3 else 12)
-    session = proposer.start(model, 100, None)
+    session = session_of(proposer, model, 100)
     with torch.no_grad():
-        draft = session.draft(prompt(33), FixedLength(20), 50)
+        draft = draft_of(session, prompt(33), FixedLength(20), 50)
     assert all(token < VOCAB_SIZE and token % (every or 1) == 0 for token in draft.token_ids[0].tolist())
 
 
@@ -185,8 +186,8 @@ def test_a_reduced_vocabulary_changes_nothing_but_the_choice() -> None:
     """The reduced head would have other rows than the target's, or its order be mixed up."""
     model = target("llama")
     with torch.no_grad():
-        whole = shared_drafter().start(model, 100, None).draft(prompt(33), FixedLength(20), 50)
-        same = shared_drafter(1).start(model, 100, None).draft(prompt(33), FixedLength(20), 50)
+        whole = draft_of(session_of(shared_drafter(), model, 100), prompt(33), FixedLength(20), 50)
+        same = draft_of(session_of(shared_drafter(1), model, 100), prompt(33), FixedLength(20), 50)
     assert whole.token_ids.tolist() == same.token_ids.tolist()
     torch.testing.assert_close(whole.confidence, same.confidence)
 
@@ -194,4 +195,4 @@ def test_a_reduced_vocabulary_changes_nothing_but_the_choice() -> None:
 def test_a_borrowed_embedding_of_another_width_is_refused() -> None:
     """A drafter for another model of the same tokenizer would fail deep in its first layer."""
     with pytest.raises(ValueError, match="embedding of width 32, but the target's is 64 wide"):
-        shared_drafter().start(tiny_model("llama", hidden_size=64), 100, None)
+        session_of(shared_drafter(), tiny_model("llama", hidden_size=64), 100)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from family_support import DATA, read_json
 from safetensors.torch import load_file
+from sessions import draft_of, logits_of, session_of
 
 from hf_failfast import load_drafter
 from hf_failfast.drafters.masked.session import MaskedDrafter, MaskedSession
@@ -41,7 +42,7 @@ def drafter() -> MaskedDrafter:
 
 def new_session(drafter: MaskedDrafter, capacity: int = 256) -> MaskedSession:
     """A session as `drafter.start` makes it, for a target of the drafter's own vocabulary."""
-    return drafter.start(drafter.model, capacity, None)  # type: ignore[arg-type]
+    return session_of(drafter, drafter.model, capacity)  # type: ignore[arg-type]
 
 
 def forward(session: MaskedSession, ids: list[int]) -> torch.Tensor:
@@ -50,7 +51,7 @@ def forward(session: MaskedSession, ids: list[int]) -> torch.Tensor:
     positions = torch.arange(start, start + len(ids))
     limit = session.pattern.limit(positions, start, start + len(ids))
     with torch.no_grad():
-        return session.runner(torch.tensor([ids]), session.cache, len(ids), limit)
+        return logits_of(session.runner, torch.tensor([ids]), session.cache, len(ids), limit)
 
 
 def test_the_public_config_is_understood(drafter: MaskedDrafter) -> None:
@@ -186,10 +187,10 @@ def test_the_first_pass_of_our_own_drafting(run: dict[str, Any], drafter: Masked
     step = run["steps"][0]
     session = new_session(drafter)
     if len(prefix) % BLOCK == 0:  # the reference takes the block's first token from the prefix, then fills the rest
-        draft = session.draft(torch.tensor([prefix]), FixedLength(1), 64)
+        draft = draft_of(session, torch.tensor([prefix]), FixedLength(1), 64)
         assert draft.token_ids[0].tolist() == run["draft"][:1]
     else:
-        draft = session.draft(torch.tensor([prefix]), FixedLength(len(step["pos"])), 64)
+        draft = draft_of(session, torch.tensor([prefix]), FixedLength(len(step["pos"])), 64)
         assert step["pos"][0] == len(prefix)
         assert draft.token_ids[0].tolist() == step["tok"]
         torch.testing.assert_close(draft.confidence[0], torch.tensor(step["conf"]), **TOLERANCE)

@@ -1,4 +1,4 @@
-"""A `DraftSession` over the turns of a conversation: nothing is read twice, and nothing else changes."""
+"""A `Conversation` over the turns of a conversation: nothing is read twice, and nothing else changes."""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from scripted import ScriptedDrafter
 from test_family_dflash import load as load_dflash
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from hf_failfast import DraftSession
+from hf_failfast import Conversation
 from hf_failfast.compatibility import CACHE
 
 NEW = 18
@@ -40,7 +40,7 @@ def test_a_turn_drafts_as_if_it_had_read_all(kind: str, has_cache: bool) -> None
     """K/V of another text, or of a draft that was rejected, would be kept."""
     model = target("llama")
     proposer = shared_drafter() if kind == "shared" else drafter(kind, "llama")
-    session, cache = DraftSession(proposer), DynamicCache(config=model.config)
+    session, cache = Conversation(proposer), DynamicCache(config=model.config)
     texts = conversation(model)
     for text, following in zip(texts, texts[1:], strict=False):
         options = EXACT | ({CACHE: cache} if has_cache else {})
@@ -53,7 +53,7 @@ def test_a_turn_drafts_as_if_it_had_read_all(kind: str, has_cache: bool) -> None
 def test_a_turn_reads_what_is_new(loop: str) -> None:
     """The drafter would read every turn again in each later one."""
     model, proposer = target("llama"), drafter("canvas_shift", "llama")
-    session, read = DraftSession(proposer), []
+    session, read = Conversation(proposer), []
     texts = conversation(model)
     for text, following in zip(texts, texts[1:], strict=False):
         with record_feeds(proposer.model) as feeds:
@@ -68,7 +68,7 @@ def test_a_turn_reads_what_is_new(loop: str) -> None:
 def test_an_edited_text_is_read_from_the_edit_on() -> None:
     """A regenerated answer or an edited question would meet the K/V of what it replaces."""
     model, proposer = target("llama"), drafter("canvas_shift", "llama")
-    session, text = DraftSession(proposer), prompt(40)
+    session, text = Conversation(proposer), prompt(40)
     failfast(model, text, session, **EXACT)
     edited = text.clone()
     edited[0, 25] = (edited[0, 25] + 1) % 50
@@ -85,7 +85,7 @@ def test_a_drafter_that_reads_hidden_states() -> None:
     model = AutoModelForCausalLM.from_pretrained(DATA / "dflash" / "case_1" / "target", dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     proposer = load_dflash()
-    session, cache = DraftSession(proposer), DynamicCache(config=model.config)
+    session, cache = Conversation(proposer), DynamicCache(config=model.config)
     texts = conversation(model)
     for text, following in zip(texts, texts[1:], strict=False):
         kept = failfast(model, text, session, **{CACHE: cache}, **EXACT)
@@ -96,7 +96,7 @@ def test_a_drafter_that_reads_hidden_states() -> None:
     kept = failfast(model, texts[-1], session, **EXACT)
     assert torch.equal(kept.sequences, plain(model, texts[-1], max_new_tokens=NEW))
     assert kept.speculation.drafted > 0
-    gap = failfast(model, texts[1], DraftSession(proposer), **{CACHE: cache_of(model, texts[0])}, **EXACT)
+    gap = failfast(model, texts[1], Conversation(proposer), **{CACHE: cache_of(model, texts[0])}, **EXACT)
     assert torch.equal(gap.sequences, plain(model, texts[1], max_new_tokens=NEW))
     assert gap.speculation.drafted == 0
 
@@ -123,7 +123,7 @@ def interrupt(call: int) -> Callable[..., None]:
 def test_an_interrupted_turn(who: str, call: int) -> None:
     """Half a round would be taken for the text."""
     model, proposer = target("llama"), drafter("canvas_shift", "llama")
-    session, texts = DraftSession(proposer), conversation(model, 1)
+    session, texts = Conversation(proposer), conversation(model, 1)
     failfast(model, texts[0], session, **EXACT)
     handle = (proposer.model if who == "drafter" else model).register_forward_pre_hook(interrupt(call))
     with pytest.raises(KeyboardInterrupt):
@@ -135,7 +135,7 @@ def test_an_interrupted_turn(who: str, call: int) -> None:
 
 def test_one_call_at_a_time() -> None:
     """Two threads would write into the same slots."""
-    model, session = target("llama"), DraftSession(drafter("canvas", "llama"))
+    model, session = target("llama"), Conversation(drafter("canvas", "llama"))
     started, go_on = threading.Event(), threading.Event()
 
     def wait(*_: Any) -> None:
@@ -156,24 +156,24 @@ def test_one_call_at_a_time() -> None:
 
 def test_refusals(tokenizer: Any) -> None:
     """A batch, another target or another tokenizer would be drafted for from the wrong text."""
-    session = DraftSession(drafter("canvas", "llama"))
+    session = Conversation(drafter("canvas", "llama"))
     with pytest.raises(ValueError, match="keeps one text, but there are 2"):
         failfast(target("llama"), prompt(9).repeat(2, 1), session, max_new_tokens=4)
     failfast(target("llama"), prompt(9), session, max_new_tokens=4)
-    with pytest.raises(ValueError, match="a DraftSession of another target"):
+    with pytest.raises(ValueError, match="a Conversation of another target"):
         failfast(target("qwen2"), prompt(9), session, max_new_tokens=4)
     with pytest.raises(ValueError, match="`drafter` must be"):
-        DraftSession(session)
+        Conversation(session)
     other = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, unk_token="!")
     other.add_tokens(["<another>"])
-    with pytest.raises(ValueError, match="DraftSession cannot be combined with `assistant_tokenizer`"):
+    with pytest.raises(ValueError, match="Conversation cannot be combined with `assistant_tokenizer`"):
         failfast(target("llama"), prompt(9), session, tokenizer=tokenizer, assistant_tokenizer=other)
 
 
 def test_a_drafter_that_cannot_keep_anything() -> None:
     """A drafter of somebody else, which does not define `inherit`, would not be taken."""
     model, texts = target("llama"), conversation(target("llama"), 2)
-    session = DraftSession(ScriptedDrafter(texts[-1], [3, 0, 10]))
+    session = Conversation(ScriptedDrafter(texts[-1], [3, 0, 10]))
     for text, following in zip(texts[:2], texts[1:], strict=True):
         assert torch.equal(failfast(model, text, session, max_new_tokens=NEW), answer_of(text, following))
 
@@ -181,6 +181,6 @@ def test_a_drafter_that_cannot_keep_anything() -> None:
 def test_goodput_measures_the_drafter() -> None:
     """The costs of the pair would be measured in the session, and in every new one again."""
     model, proposer = target("llama"), drafter("canvas", "llama")
-    for session in (DraftSession(proposer), DraftSession(proposer)):
+    for session in (Conversation(proposer), Conversation(proposer)):
         output = failfast(model, prompt(40), session, max_new_tokens=NEW, length_policy="goodput")
         assert torch.equal(output, plain(model, prompt(40), max_new_tokens=NEW))

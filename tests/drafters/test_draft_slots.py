@@ -17,6 +17,7 @@ from conftest import (
 from counters import Feed, record_feeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sessions import draft_of, session_of
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength
 from hf_failfast.drafters.masked.session import MaskedDrafter
@@ -54,12 +55,12 @@ def test_the_target_reads_every_token_once() -> None:
 def grow_text(kind: str) -> tuple[list[int], list[Feed], int]:
     """Twelve rounds that accept 0 to 12 tokens: (text, the drafter's feeds, tokens known to the last draft)."""
     proposer, text = drafter(kind), prompt(37)
-    session = proposer.start(target("qwen2"), 400, None)
+    session = session_of(proposer, target("qwen2"), 400)
     with record_feeds(proposer.model) as feeds, torch.no_grad():
         for accepted in (0, 12, 5, 1, 4, 8, 9, 12, 12, 3, 0, 7):
-            draft = session.draft(text, ConfidenceThreshold(FailFastConfig(0.0, 4, 12)), 300)
+            draft = draft_of(session, text, ConfidenceThreshold(FailFastConfig(0.0, 4, 12)), 300)
             assert len(draft) == 12
-            session.accept(accepted)
+            session.accept([accepted])
             text = torch.cat([text, draft.token_ids[:, :accepted], torch.tensor([[accepted]])], dim=1)
         known = text.shape[1] - accepted - 1  # the last round read all that was accepted before it
     return text[0].tolist(), feeds, known
@@ -112,16 +113,16 @@ def test_slots_give_what_a_fresh_session_gives(
     """A slot of a rejected token, a mask or an unfinished block would live on: drafts would silently get worse."""
     proposer, model = session_drafter(name), target("llama")
     rule = ConfidenceThreshold(FailFastConfig(tau, chunk_length, 20))
-    session = proposer.start(model, 200, None)
+    session = session_of(proposer, model, 200)
     text = prompt(length)
     with torch.no_grad():
         for share, bonus in rounds:
-            draft = session.draft(text, rule, 20)
-            fresh = proposer.start(model, 200, None).draft(text, rule, 20)
+            draft = draft_of(session, text, rule, 20)
+            fresh = draft_of(session_of(proposer, model, 200), text, rule, 20)
             assert draft.token_ids.tolist() == fresh.token_ids.tolist()
             torch.testing.assert_close(draft.confidence, fresh.confidence, atol=1e-4, rtol=0)
             accepted = round(share * len(draft))
-            session.accept(accepted)
+            session.accept([accepted])
             text = torch.cat([text, draft.token_ids[:, :accepted], torch.tensor([[bonus]])], dim=1)
 
 
@@ -146,5 +147,5 @@ def test_a_pass_is_one_forward_under_the_mask_of_its_attention(kind: str) -> Non
     proposer = session_drafter(kind)
     with torch.no_grad():
         for length in (1, 2, 17, 33):
-            draft = proposer.start(target("qwen2"), 100, None).draft(prompt(length), FixedLength(6), 50)
+            draft = draft_of(session_of(proposer, target("qwen2"), 100), prompt(length), FixedLength(6), 50)
             assert draft.token_ids.tolist() == full_attention_draft(proposer, prompt(length), 6).tolist()

@@ -19,8 +19,8 @@ class Failing(ScriptedDrafter):
 
     fault: Callable[[Any], Any]
 
-    def start(self, *arguments: Any) -> ScriptedSession:
-        session, rounds = super().start(*arguments), []
+    def start_one(self, request: Any) -> ScriptedSession:
+        session, rounds = super().start_one(request), []
         make_draft = session.draft
 
         def draft(*call: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from family_support import DATA, check_parity, forward_data, read_json, replay, save_as, tiny_model
 from safetensors.torch import load_file, save_file
+from sessions import chunk_of, logits_of, session_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_failfast import DrafterSpec, load_drafter
@@ -23,7 +24,7 @@ def load(family: str, **options: Any) -> MaskedDrafter:
 
 
 def start(drafter: MaskedDrafter) -> MaskedSession:
-    session = drafter.start(drafter.model, 256, None)
+    session = session_of(drafter, drafter.model, 256)
     assert isinstance(session, MaskedSession)
     return session
 
@@ -41,7 +42,7 @@ def test_logits(family: str) -> None:
     for ids, expected in forward_data(f"{family}/case_1"):
         session = start(drafter)
         limit = session.pattern.limit(torch.arange(ids.shape[1]), 0, ids.shape[1])
-        logits = session.runner(ids, session.cache, ids.shape[1], limit)
+        logits = logits_of(session.runner, ids, session.cache, ids.shape[1], limit)
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
@@ -73,7 +74,7 @@ def test_whole_drafts_of_llada(index: int) -> None:
     run = LLADA_RUNS[index]
     rule = {"denoising_threshold": run["threshold"]} if "threshold" in run else {"denoising_steps": run["steps"]}
     prompt = torch.tensor([run["prompt"]])
-    chunk = start(load("llada", **rule)).draft_chunk(prompt, prompt[:, :0], run["gen_length"])
+    chunk = chunk_of(start(load("llada", **rule)), prompt, prompt[:, :0], run["gen_length"])
     assert chunk.token_ids[0].tolist() == run["output_ids"][prompt.shape[1] :]
     assert chunk.passes == run["num_forward_passes"]
 
@@ -83,7 +84,7 @@ def test_whole_drafts_of_dream() -> None:
     for run in runs("dream", "generation_utils"):
         if run["steps"] == 1:
             prompt = torch.tensor([run["prompt"]])
-            chunk = start(load("dream")).draft_chunk(prompt, prompt[:, :0], run["max_new_tokens"])
+            chunk = chunk_of(start(load("dream")), prompt, prompt[:, :0], run["max_new_tokens"])
             assert chunk.token_ids[0].tolist() == run["output_ids"][prompt.shape[1] :]
             expected = torch.tensor([run["steps_trace"][0]["conf"]])
             torch.testing.assert_close(chunk.confidence, expected, atol=1e-4, rtol=0)
@@ -136,12 +137,12 @@ def test_the_prefix_cache_feeds_less_and_stays_close(family: str) -> None:
     text = torch.randint(0, 200, (1, 40), generator=torch.Generator().manual_seed(0))
     same = total = 0
     for _ in range(24):
-        chunks = {name: session.draft_chunk(text, text[:, :0], 8) for name, session in sessions.items()}
+        chunks = {name: chunk_of(session, text, text[:, :0], 8) for name, session in sessions.items()}
         same += int((chunks["exact"].token_ids == chunks["cached"].token_ids).sum())
         total += 8
         for session in sessions.values():
-            session.num_tokens = text.shape[1]
-            session.accept(2)
+            session.lengths = [text.shape[1]]
+            session.accept([2])
         text = torch.cat([text, chunks["exact"].token_ids[:, :3]], dim=1)
     assert fed["cached"] < 0.6 * fed["exact"]
     assert same / total > 0.7
@@ -156,12 +157,12 @@ def test_the_prefix_cache_is_exact_until_a_block_is_full(family: str, steps: int
     tiny = start(load(family, denoising_steps=steps, prefix_block=1))
     text = torch.randint(0, 200, (1, 7), generator=torch.Generator().manual_seed(0))
     for accepted in (0, 3, 6, 1):
-        chunks = [session.draft_chunk(text, text[:, :0], 6) for session in (exact, cached, tiny)]
+        chunks = [chunk_of(session, text, text[:, :0], 6) for session in (exact, cached, tiny)]
         torch.testing.assert_close(chunks[1], chunks[0])
         assert chunks[2].confidence.isfinite().all()
         for session in (exact, cached, tiny):
-            session.num_tokens = text.shape[1]
-            session.accept(accepted)
+            session.lengths = [text.shape[1]]
+            session.accept([accepted])
         text = torch.cat([text, chunks[0].token_ids[:, :accepted], torch.tensor([[9]])], dim=1)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from family_support import DATA, check_parity, copy_checkpoint, forward_data, read_json, replay, save_as, tiny_model
+from sessions import chunk_of, logits_of, session_of
 
 from hf_failfast import DrafterSpec, load_drafter
 from hf_failfast.drafters.masked.attention_patterns import FreeBlocks
@@ -45,10 +46,10 @@ def load(folder: str, **options: Any) -> MaskedDrafter:
 def test_logits(folder: str) -> None:
     drafter = load(folder)
     for ids, expected in forward_data(folder):
-        session = drafter.start(drafter.model, 128, None)
+        session = session_of(drafter, drafter.model, 128)
         positions = torch.arange(ids.shape[1])
         limit = session.pattern.limit(positions, 0, ids.shape[1])
-        logits = session.runner(ids, session.cache, ids.shape[1], limit)
+        logits = logits_of(session.runner, ids, session.cache, ids.shape[1], limit)
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
@@ -61,7 +62,7 @@ def test_enough_runs_are_compared() -> None:
 def test_every_step_of_the_original(folder: str, index: int, run: dict[str, Any]) -> None:
     """Ids and confidences of every denoising step, from the same masks; each block behind the finished ones."""
     drafter = load(folder)
-    session = drafter.start(drafter.model, 256, None)
+    session = session_of(drafter, drafter.model, 256)
     block = run["block_length"]
     output = run["output_ids"]
     for first in range(len(run["prompt"]) // block * block, len(output), block):
@@ -75,9 +76,9 @@ def test_every_step_of_the_original(folder: str, index: int, run: dict[str, Any]
 def test_whole_drafts_of_the_original(folder: str, index: int, run: dict[str, Any]) -> None:
     """The threshold rule, blocks crossed and all: one chunk as long as the original's text."""
     drafter = load(folder, denoising_threshold=run["confidence_threshold"])
-    session = drafter.start(drafter.model, 256, None)
+    session = session_of(drafter, drafter.model, 256)
     prompt = torch.tensor([run["prompt"]])
-    chunk = session.draft_chunk(prompt, prompt[:, :0], len(run["output_ids"]) - prompt.shape[1])
+    chunk = chunk_of(session, prompt, prompt[:, :0], len(run["output_ids"]) - prompt.shape[1])
     assert chunk.token_ids[0].tolist() == run["output_ids"][prompt.shape[1] :]
     # The original spends one more pass on every block that it finishes, and on every block of the prompt.
     assert chunk.passes == len(run["steps"])
@@ -138,16 +139,16 @@ def test_public_formats_load_and_draft(name: str, tmp_path: Path) -> None:
 def test_a_fresh_block_is_a_block_of_its_own() -> None:
     """With the text at a block edge both alignments agree; elsewhere a free block still takes a whole chunk."""
     absolute, free = load("sdar/case_2"), load("sdar/case_2", alignment="free")
-    sessions = [drafter.start(drafter.model, 256, None) for drafter in (absolute, free)]
+    sessions = [session_of(drafter, drafter.model, 256) for drafter in (absolute, free)]
     assert isinstance(sessions[1].pattern, FreeBlocks)
     text = torch.arange(64)[None]
-    first, second = (session.draft_chunk(text, text[:, :0], 20) for session in sessions)
+    first, second = (chunk_of(session, text, text[:, :0], 20) for session in sessions)
     assert first.token_ids.tolist() == second.token_ids.tolist()
     for session in sessions:
-        session.num_tokens = 64
-        session.accept(20)
+        session.lengths = [64]
+        session.accept([20])
     longer = torch.cat([text, first.token_ids, torch.tensor([[7]])], dim=1)
-    first, second = (session.draft_chunk(longer, longer[:, :0], 20) for session in sessions)
+    first, second = (chunk_of(session, longer, longer[:, :0], 20) for session in sessions)
     assert (first.passes, second.passes) == (2, 1)
 
 
@@ -156,12 +157,12 @@ def test_a_fresh_block_is_a_block_of_its_own() -> None:
 def test_slots_give_what_recomputation_gives(alignment: str) -> None:
     """K/V kept over many rounds of draft and accept, against a session that never saw the text before."""
     drafter = load("sdar/case_2", alignment=alignment)
-    session = drafter.start(drafter.model, 256, None)
+    session = session_of(drafter, drafter.model, 256)
     text = torch.arange(5)[None]
     for accepted in (3, 0, 12, 9, 20, 1, 17):
-        chunk = session.draft_chunk(text, text[:, :0], 20)
-        fresh = drafter.start(drafter.model, 256, None).draft_chunk(text, text[:, :0], 20)
+        chunk = chunk_of(session, text, text[:, :0], 20)
+        fresh = chunk_of(session_of(drafter, drafter.model, 256), text, text[:, :0], 20)
         torch.testing.assert_close(chunk.confidence, fresh.confidence, atol=1e-5, rtol=0)
-        session.num_tokens = text.shape[1]
-        session.accept(accepted)
+        session.lengths = [text.shape[1]]
+        session.accept([accepted])
         text = torch.cat([text, chunk.token_ids[:, :accepted], torch.tensor([[accepted]])], dim=1)

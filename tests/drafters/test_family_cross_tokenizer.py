@@ -5,15 +5,17 @@ from typing import Any
 import pytest
 import torch
 from family_support import DATA, tiny_model
+from sessions import draft_of, session_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import hf_failfast
 from hf_failfast import DiffusionDrafter, FailFastConfig, load_drafter
-from hf_failfast.drafters import Draft
-from hf_failfast.drafters.base import Chunk, ChunkedSession, RowSession
+from hf_failfast.drafters import Draft, DraftRequest, DraftSession
+from hf_failfast.drafters.chunks import Chunk, ChunkedSession
 from hf_failfast.drafters.masked.session import DraftingOptions, MaskedDrafter
 from hf_failfast.drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter, CrossTokenizerSession
+from hf_failfast.engine.ragged import RaggedIds
 from hf_failfast.policies.confidence import FixedLength
 
 TEXT = "the quick brown fox jumps over the lazy dog and naïve cafés serve quick lunches to the lazy foxes, " * 3
@@ -75,7 +77,7 @@ class Recorded(MaskedDrafter):
         super().__init__(model, hf_failfast.DrafterSpec("causal_canvas", 1, len(tokenizer)), FailFastConfig())
         self.tokenizer, self.text = tokenizer, text
 
-    def start(self, target: Any, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:
+    def start(self, request: DraftRequest) -> DraftSession:
         return _Recorded(self.tokenizer, self.text)
 
 
@@ -84,14 +86,14 @@ class _Recorded(ChunkedSession):
         super().__init__(None)
         self.tokenizer, self.text = tokenizer, text
 
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        known = self.tokenizer.decode(torch.cat([token_ids, drafted], dim=1)[0])
-        assert self.text.startswith(known)
-        ids = self.tokenizer(self.text[len(known) :]).input_ids[:length]
+    def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
+        text = self.tokenizer.decode(known.ids[0])
+        assert self.text.startswith(text)
+        ids = self.tokenizer(self.text[len(text) :]).input_ids[:length]
         ids += [0] * (length - len(ids))
         return Chunk(torch.tensor([ids]), torch.ones(1, length), 1)
 
-    def accept(self, num_accepted: int) -> None:
+    def accept(self, counts: list[int]) -> None:
         pass
 
     def max_draft_length(self, num_tokens: int) -> int:
@@ -106,13 +108,13 @@ def test_a_drafter_that_knows_the_text_is_accepted(
     ids = ours(text).input_ids
     model = tiny_model("qwen2", len(theirs) + 1)
     target = tiny_model("llama", len(ours))
-    session = CrossTokenizerDrafter(Recorded(model, theirs, text), ours, theirs).start(target, 400, None)
+    session = session_of(CrossTokenizerDrafter(Recorded(model, theirs, text), ours, theirs), target, 400)
     assert isinstance(session, CrossTokenizerSession)
     accepted = total = 0
     for cut in range(3, 40):
         if "\N{REPLACEMENT CHARACTER}" in ours.decode(ids[:cut]):
             continue
-        draft: Draft = session.draft(torch.tensor([ids[:cut]]), FixedLength(8), 50)
+        draft: Draft = draft_of(session, torch.tensor([ids[:cut]]), FixedLength(8), 50)
         wanted = ids[cut : cut + len(draft)]
         drafted = draft.token_ids[0].tolist()
         while drafted and drafted != wanted[: len(drafted)]:

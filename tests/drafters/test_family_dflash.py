@@ -7,6 +7,7 @@ import pytest
 import torch
 from family_support import DATA, check_parity, copy_checkpoint, read_json, tiny_model
 from safetensors.torch import load_file
+from sessions import draft_of, session_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import hf_failfast
@@ -46,27 +47,27 @@ def test_rounds_of_the_original(target: PreTrainedModel, index: int) -> None:
     """
     run = RUNS[index]
     drafter = load(block_size=run["block_size"])
-    session = drafter.start(target, 128, None)
+    session = session_of(drafter, target, 128)
     policy = FixedLength(run["block_size"] - 1)
     text, seen = run["prompt"] + run["new_tokens"], 0
     length = len(run["prompt"])
-    assert len(session.draft(torch.tensor([text[:length]]), policy, 64)) == 0
+    assert len(draft_of(session, torch.tensor([text[:length]]), policy, 64)) == 0
     compared = 0
     for number, one in enumerate(run["rounds"]):
         length += 1  # the target's own token
         features = hidden_states(target, text[: length - 1], drafter.target_layers)
         if index == number == 0:
             torch.testing.assert_close(features[0], TENSORS["run.0.round.0.target_hidden"], atol=1e-4, rtol=0)
-        session.observe(features[:, seen:])
+        session.observe([features[:, seen:]])
         assert features.shape[1] - seen == one["context_tokens"]
         seen = features.shape[1]
-        draft = session.draft(torch.tensor([text[:length]]), policy, 64)
+        draft = draft_of(session, torch.tensor([text[:length]]), policy, 64)
         if one["block"] == run["block_size"]:
             assert draft.token_ids[0].tolist() == one["draft_argmax"]
             torch.testing.assert_close(draft.confidence[0], torch.tensor(one["confidence"]), atol=1e-4, rtol=0)
             assert draft.passes == 1
             compared += 1
-        session.accept(one["matches"])
+        session.accept([one["matches"]])
         length += one["matches"]
     assert compared >= min(4, len(run["rounds"]))
 
@@ -119,9 +120,9 @@ def test_processors_and_padding(target: PreTrainedModel) -> None:
 def test_a_target_that_does_not_fit(tmp_path: Path) -> None:
     drafter = load()
     with pytest.raises(ValueError, match="the target's are 32 wide"):
-        drafter.start(tiny_model("qwen3", 96), 64, None)
+        session_of(drafter, tiny_model("qwen3", 96), 64)
     with pytest.raises(ValueError, match="a target of 6 layers .* but the target has 2"):
-        drafter.start(tiny_model("qwen3", 96, hidden_size=48), 64, None)
+        session_of(drafter, tiny_model("qwen3", 96, hidden_size=48), 64)
     folder = copy_checkpoint("dflash/case_1/checkpoint", tmp_path / "a", num_hidden_layers=3, layer_types=None)
     with pytest.raises(ValueError, match=r"missing \['layers.2"):
         load_drafter(folder)

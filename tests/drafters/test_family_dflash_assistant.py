@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from family_support import check_parity, tiny_model
+from sessions import draft_of, session_of
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.candidate_generator import DFlashTokenCandidateGenerator
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -87,7 +88,7 @@ def expected(logits: torch.Tensor) -> tuple[list[int], torch.Tensor]:
 def test_rounds_of_the_native_generator(folder: Path, target: PreTrainedModel, prompt_length: int) -> None:
     """The same context, draft and confidences, whatever is accepted; inside, at and far beyond the window."""
     drafter = load(folder)
-    native, session = native_generator(drafter, target), drafter.start(target, 256, None)
+    native, session = native_generator(drafter, target), session_of(drafter, target, 256)
     text = torch.randint(0, 90, (1, 120), generator=torch.Generator().manual_seed(3))
     states = target(text, output_hidden_states=True).hidden_states
     # transformers 5.17 numbers the layers it asks for in another way, so that the generator itself must ask.
@@ -108,13 +109,13 @@ def test_rounds_of_the_native_generator(folder: Path, target: PreTrainedModel, p
             is_first_iteration=False,
             n_last_matches=length - seen - 2,
         )
-        session.observe(torch.cat([states[layer][:, seen : length - 1] for layer in drafter.target_layers], dim=-1))
-        draft = session.draft(text[:, :length], FixedLength(BLOCK - 1), 64)
+        session.observe([torch.cat([states[layer][:, seen : length - 1] for layer in drafter.target_layers], dim=-1)])
+        draft = draft_of(session, text[:, :length], FixedLength(BLOCK - 1), 64)
         ids, confidence = expected(logits)
         assert draft.token_ids[0].tolist() == ids
         torch.testing.assert_close(draft.confidence[0], confidence, atol=1e-5, rtol=0)
         assert draft.passes == 1
-        session.accept(accepted)
+        session.accept([accepted])
         seen = length - 1
         length += accepted
 
@@ -212,7 +213,7 @@ def test_a_target_that_does_not_fit(
 ) -> None:
     model = tiny_model("qwen3", vocab_size, **sizes)
     with pytest.raises(ValueError, match=reason):
-        load(folder).start(model, 64, None)
+        session_of(load(folder), model, 64)
     model.save_pretrained(tmp_path)
     misfit = inspect_checkpoint(folder, target=tmp_path).misfit
     assert misfit is not None

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from family_support import check_parity, tiny_model
+from sessions import chunk_of, session_of
 
 from hf_failfast import load_drafter
 from hf_failfast.drafters.checkpoints.inspection import inspect_checkpoint
@@ -57,12 +58,12 @@ def load(folder: Path, **options: Any) -> DiffusionGemmaDrafter:
 def test_a_chunk_is_one_native_step(folder: Path, length: int) -> None:
     """Shorter and longer than the sliding window; the canvas is the session's own random one."""
     drafter = load(folder, dtype=torch.float32)
-    session = drafter.start(tiny_model("qwen2", 120), 128, None)
+    session = session_of(drafter, tiny_model("qwen2", 120), 128)
     text = torch.randint(0, 110, (1, length), generator=torch.Generator().manual_seed(1))
     canvas = torch.randint(120, (1, 8), generator=torch.Generator().manual_seed(0))
     logits = drafter.model(input_ids=text, decoder_input_ids=canvas).logits
     confidence, ids = logits.softmax(dim=-1).max(dim=-1)
-    chunk = session.draft_chunk(text, text[:, :0], 8)
+    chunk = chunk_of(session, text, text[:, :0], 8)
     assert chunk.token_ids.tolist() == ids.tolist()
     torch.testing.assert_close(chunk.confidence, confidence, atol=1e-5, rtol=0)
 
@@ -70,16 +71,16 @@ def test_a_chunk_is_one_native_step(folder: Path, length: int) -> None:
 @torch.no_grad()
 def test_slots_after_a_rejected_draft(folder: Path) -> None:
     drafter = load(folder, dtype=torch.float32)
-    sessions = [drafter.start(tiny_model("qwen2", 120), 128, None) for _ in range(2)]
+    sessions = [session_of(drafter, tiny_model("qwen2", 120), 128) for _ in range(2)]
     text = torch.arange(30)[None]
-    chunk = sessions[0].draft_chunk(text, text[:, :0], 6)
-    sessions[0].draft_chunk(text, chunk.token_ids, 6)  # a second chunk: the first one is in the slots now
-    sessions[0].num_tokens = 30
-    sessions[0].accept(2)
+    chunk = chunk_of(sessions[0], text, text[:, :0], 6)
+    chunk_of(sessions[0], text, chunk.token_ids, 6)  # a second chunk: the first one is in the slots now
+    sessions[0].lengths = [30]
+    sessions[0].accept([2])
     text = torch.cat([text, chunk.token_ids[:, :2], torch.tensor([[5]])], dim=1)
     for session in sessions:
         session.generator.manual_seed(7)
-    kept, fresh = (session.draft_chunk(text, text[:, :0], 6) for session in sessions)
+    kept, fresh = (chunk_of(session, text, text[:, :0], 6) for session in sessions)
     torch.testing.assert_close(kept.confidence, fresh.confidence, atol=1e-5, rtol=0)
 
 
@@ -94,4 +95,4 @@ def test_loading(folder: Path) -> None:
     with pytest.raises(ValueError, match="drafts in its own way"):
         load(folder, denoising_steps=2)
     with pytest.raises(ValueError, match="cannot come from the same tokenizer"):
-        load(folder).start(tiny_model("qwen2", 96), 64, None)
+        session_of(load(folder), tiny_model("qwen2", 96), 64)

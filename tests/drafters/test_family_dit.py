@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from family_support import DATA, check_parity, copy_checkpoint, forward_data, read_json, replay, tiny_model
+from sessions import chunk_of, session_of
 
 from hf_failfast import DrafterSpec, load_drafter
 from hf_failfast.drafters.bodies.dit import DiT
@@ -24,7 +25,7 @@ def load(family: str, **options: Any) -> MaskedDrafter:
 
 
 def start(drafter: MaskedDrafter) -> MaskedSession:
-    session = drafter.start(tiny_model("gpt2", 199), 256, None)
+    session = session_of(drafter, tiny_model("gpt2", 199), 256)
     assert isinstance(session, MaskedSession)
     return session
 
@@ -61,7 +62,7 @@ def test_whole_drafts(family: str, run: dict[str, Any]) -> None:
     """One chunk by the threshold rule; the block models' committing passes are none of ours."""
     prompt = torch.tensor([run["prompt"]])
     length = len(run["output_ids"]) - prompt.shape[1]
-    chunk = start(load(family, denoising_threshold=run["threshold"])).draft_chunk(prompt, prompt[:, :0], length)
+    chunk = chunk_of(start(load(family, denoising_threshold=run["threshold"])), prompt, prompt[:, :0], length)
     assert chunk.token_ids[0].tolist() == run["output_ids"][prompt.shape[1] :]
     assert chunk.passes == len(run["steps"])
 

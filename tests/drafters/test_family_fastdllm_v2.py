@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from family_support import DATA, check_parity, read_json
+from sessions import draft_of
 from transformers import PreTrainedModel, Qwen2ForCausalLM
 
 from hf_failfast import DrafterSpec, FailFastConfig, load_drafter
@@ -61,7 +62,7 @@ def new_session(model: PreTrainedModel, run: dict[str, Any]) -> ReferenceSession
 def test_reference_mode_repeats_the_published_drafts(model: PreTrainedModel, index: int) -> None:
     run = RUNS[index]
     session = new_session(model, run)
-    draft = session.draft(torch.tensor([run["prefix"]]), FirstThenOthers(run), 200)
+    draft = draft_of(session, torch.tensor([run["prefix"]]), FirstThenOthers(run), 200)
     assert draft.token_ids[0].tolist() == run["draft"]
     assert draft.passes == run["num_forward_passes"]
     assert [list(map(int, one)) for one in session.passes] == run["passes"]
@@ -79,11 +80,11 @@ def test_reference_mode_repeats_rounds_of_draft_and_accept(model: PreTrainedMode
         assert len(text) == one["len"]
         if not run["reuse_prefill"]:
             session = new_session(model, run)
-        draft = session.draft(torch.tensor([text]), FirstThenOthers(run), 200)
+        draft = draft_of(session, torch.tensor([text]), FirstThenOthers(run), 200)
         assert draft.token_ids[0].tolist() == one["draft"]
         if not run["reuse_prefill"] or len(text) >= 64:
             assert draft.passes == one["num_forward_passes"]
-        session.accept(one["accepted"])
+        session.accept([one["accepted"]])
         text += [*one["draft"][: one["accepted"]], one["appended_token"]]
 
 

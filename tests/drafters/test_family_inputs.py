@@ -7,6 +7,7 @@ import pytest
 import torch
 from family_support import DATA, check_parity, copy_checkpoint, save_as, tiny_model
 from safetensors.torch import load_file, save_file
+from sessions import session_of
 
 from hf_failfast import DrafterSpec, load_drafter
 from hf_failfast.drafters.checkpoints.families import FAMILIES, bodies
@@ -119,7 +120,7 @@ def test_options_that_do_not_fit(options: dict[str, object], message: str) -> No
 def test_a_target_of_another_tokenizer_is_refused() -> None:
     drafter = load_drafter(DREAM)
     with pytest.raises(ValueError, match="cannot come from the same tokenizer"):
-        drafter.start(tiny_model("qwen2", 96), 64, None)
+        session_of(drafter, tiny_model("qwen2", 96), 64)
 
 
 def test_every_family_has_a_body_that_exists() -> None:

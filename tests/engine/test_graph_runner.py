@@ -14,14 +14,17 @@ import pytest
 import torch
 from conftest import DRAFTERS, TARGETS, drafter, failfast, plain, prompt, shared_drafter, target, tiny_model
 from graph_support import Recorder
+from sessions import logits_of
 
 import hf_failfast
 from hf_failfast.drafters import DiffusionDrafter
 from hf_failfast.engine import kernels
-from hf_failfast.engine.cuda import graph_runner, slot_attention
-from hf_failfast.engine.cuda.graph_runner import CudaGraphRunner, KeptGraphs, Shape
+from hf_failfast.engine.cuda import graph_runner, slot_attention, static_slots
+from hf_failfast.engine.cuda.graph_runner import CudaGraphRunner
+from hf_failfast.engine.cuda.static_slots import KeptGraphs, Shape
 from hf_failfast.engine.runner import EagerRunner, raw_logits
-from hf_failfast.engine.runner_pool import Runners
+from hf_failfast.engine.runner_pool import RunnerPool
+from hf_failfast.engine.window import Sight, Window
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -30,7 +33,7 @@ def graphed(kind: str = "canvas_shift", graphs: Recorder | None = None, **option
     """A drafter of its own, whose generations use graphs."""
     original = shared_drafter() if kind == "shared" else drafter(kind, **options)
     result = copy.copy(original)
-    result.runners = Runners("cuda_graphs", graphs or Recorder())
+    result.runners = RunnerPool("cuda_graphs", graphs or Recorder())
     return result
 
 
@@ -48,7 +51,8 @@ def check(model: Any, drafter: DiffusionDrafter, length: int = 20, new: int = 40
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is logged as a warning during the test."""
     messages: list[str] = []
-    monkeypatch.setattr(graph_runner.logger, "warning", lambda text, *values: messages.append(text % values))
+    for module in (graph_runner, static_slots):
+        monkeypatch.setattr(module.logger, "warning", lambda text, *values: messages.append(text % values))
     return messages
 
 
@@ -67,8 +71,8 @@ def test_a_replay_equals_the_eager_forward(family: str) -> None:
             limit = None
             if count > 5:  # the window sees all of itself, as a canvas does
                 limit = torch.full((count,), cache.lengths[0] + count)
-            actual = runner(ids, cache, rows, limit)
-            torch.testing.assert_close(actual, eager(ids, expected_cache, rows, limit), **TOLERANCE)
+            actual = logits_of(runner, ids, cache, rows, limit)
+            torch.testing.assert_close(actual, logits_of(eager, ids, expected_cache, rows, limit), **TOLERANCE)
             for each in (cache, expected_cache):
                 each.rollback(each.lengths[0] - count // 2)
     assert runner.replays == 6
@@ -106,14 +110,15 @@ def test_rows_and_hidden_states() -> None:
     caches = runner.new_cache(64), eager.new_cache(64)
     with torch.no_grad():
         for each, cache in zip((runner, eager), caches, strict=True):
-            each(prompt(10), cache, 1)
+            logits_of(each, prompt(10), cache, 1)
         for rows in (torch.tensor([2, 5]), torch.tensor([0]), 3):
             actual, expected = (
-                each(prompt(7), cache, rows) for each, cache in zip((runner, eager), caches, strict=True)
+                each.run(Window(prompt(7), cache.lengths, rows), cache)
+                for each, cache in zip((runner, eager), caches, strict=True)
             )
-            torch.testing.assert_close(actual, expected, **TOLERANCE)
-            assert runner.hidden_states is not None and eager.hidden_states is not None
-            torch.testing.assert_close(runner.hidden_states, eager.hidden_states, **TOLERANCE)
+            torch.testing.assert_close(actual.outputs, expected.outputs, **TOLERANCE)
+            assert actual.hidden_states is not None and expected.hidden_states is not None
+            torch.testing.assert_close(actual.hidden_states, expected.hidden_states, **TOLERANCE)
     assert runner.replays == 3
 
 
@@ -187,16 +192,18 @@ def test_the_attention_kernel_fails(monkeypatch: pytest.MonkeyPatch, warnings: l
 
 
 def test_shapes_are_few() -> None:
-    """Every round would capture a graph of its own, or the window not fit."""
-    shape = Shape.around(11, 4, 300, 4096, True, (), raw_logits)
-    assert shape == (16, 512, 16, True, (), raw_logits)
-    assert Shape.around(1, 1, 20, 4096, False, (), raw_logits) == (1, 256, 1, False, (), raw_logits)
-    assert Shape.around(17, 17, 1020, 1024, False, (), raw_logits) == (32, 1024, 32, False, (), raw_logits)
-    shapes = {Shape.around(width, 10, 900, 4096, True, (), raw_logits) for width in range(2, 129)}
-    assert len(shapes) == 4
-    assert all(
-        Shape.around(w, 1, n, 4096, True, (), raw_logits).num_slots >= w + n for w in range(1, 129) for n in range(900)
-    )
+    """Windows of any width and place share few shapes, each of which holds its window."""
+
+    def around(width: int, num_read: int, start: int, max_slots: int, is_limited: bool) -> Shape:
+        ids = torch.zeros(1, width, dtype=torch.long)
+        window = Window(ids, [start], num_read, Sight(torch.ones(width)) if is_limited else None)
+        return Shape.around(window, max_slots, (), raw_logits)
+
+    assert around(11, 4, 300, 4096, True) == (16, 512, 16, True, (), raw_logits)
+    assert around(1, 1, 20, 4096, False) == (1, 256, 1, False, (), raw_logits)
+    assert around(17, 17, 1020, 1024, False) == (32, 1024, 32, False, (), raw_logits)
+    assert len({around(width, 10, 900, 4096, True) for width in range(2, 129)}) == 4
+    assert all(around(w, 1, n, 4096, True).num_slots >= w + n for w in range(1, 129) for n in range(900))
 
 
 def test_a_text_that_grows_past_a_bucket() -> None:
@@ -210,7 +217,7 @@ def test_a_text_that_grows_past_a_bucket() -> None:
 
 def test_a_text_that_outgrows_its_slots(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
     """The text would end, or go on wrong, where the fixed slots end."""
-    monkeypatch.setattr(graph_runner, "MAX_SLOTS", 64)
+    monkeypatch.setattr(static_slots, "MAX_SLOTS", 64)
     check(target("qwen2"), graphed(), length=20, new=80)
     assert len(warnings) == 2, warnings  # target and drafter
     assert all("outgrown its 64 slots" in message for message in warnings)
@@ -223,7 +230,7 @@ def test_wide_windows_are_eager() -> None:
     cache = runner.new_cache(400)
     with torch.no_grad():
         for count in (30, 129, 1):
-            runner(prompt(count), cache, 1)
+            logits_of(runner, prompt(count), cache, 1)
     assert (runner.replays, recorder.captures) == (1, 1)
 
 
@@ -341,7 +348,7 @@ def test_no_memory_for_the_slots(monkeypatch: pytest.MonkeyPatch, warnings: list
     def fail(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(graph_runner, "_widened", fail)
+    monkeypatch.setattr(static_slots, "_widened", fail)
     check(target("qwen2"), graphed())
     assert len(warnings) == 2 and all("OutOfMemoryError" in message for message in warnings)
 
@@ -392,7 +399,7 @@ def test_a_graph_that_computes_something_else(warnings: list[str]) -> None:
 def test_obstacles(change: Any, reason: str, warnings: list[str]) -> None:
     """A replay would skip what the model does in Python, or a mask that it cannot take be handed to it."""
     model = tiny_model("qwen2")
-    runners = Runners("auto", Recorder())
+    runners = RunnerPool("auto", Recorder())
     assert isinstance(runners.target(model), CudaGraphRunner)
     change(model)
     for _ in range(2):
@@ -412,11 +419,11 @@ def test_without_cuda(warnings: list[str]) -> None:
     """A CPU would need an option, or `cuda_graphs` be ignored in silence."""
     model, used = target("qwen2"), copy.copy(drafter("canvas_shift"))
     for name in ("auto", "eager"):
-        used.runners = Runners(name)
+        used.runners = RunnerPool(name)
         check(model, used)
         assert type(used.runners.target(model)) is EagerRunner
     assert not warnings
-    used.runners = Runners("cuda_graphs")
+    used.runners = RunnerPool("cuda_graphs")
     check(model, used)
     check(model, used)
     assert [message.split(": ")[1] for message in warnings] == [

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import drafter, failfast, plain, prompt, target, tiny_model
+from sessions import logits_of
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_failfast.engine.cpu import grouped_attention as module
@@ -188,5 +189,5 @@ def test_masks_are_given() -> None:
         with_kwargs=True,
     )
     for width in (9, 1, 3):
-        runner(prompt(width), cache, rows=1)
+        logits_of(runner, prompt(width), cache, read=1)
     assert seen == [(True, "sdpa"), (True, NAME), (False, NAME)]

@@ -181,10 +181,10 @@ def test_accept_by_example() -> None:
     finished = [False] * 5 + [True]
     for accept in (reference.accept, decisions.accept):
         result = accept(draft, confidence, tokens, drafted, lengths, finished, 20, torch.tensor([7]))
-        assert [row.num_accepted for row in result] == [2, 3, 1, 1, 2, 0]
-        assert [row.num_emitted for row in result] == [3, 4, 2, 2, 2, 0]
-        assert [row.is_finished for row in result] == [False, False, True, False, True, True]
-        assert [row.is_broken for row in result] == [False, True, False, False, False, False]
+        assert [row.accepted for row in result] == [2, 3, 1, 1, 2, 0]
+        assert [row.emitted for row in result] == [3, 4, 2, 2, 2, 0]
+        assert [row.finished for row in result] == [False, False, True, False, True, True]
+        assert [row.broken for row in result] == [False, True, False, False, False, False]
 
 
 def test_a_strided_draft() -> None:

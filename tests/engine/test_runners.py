@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import TARGETS, prompt, target
+from sessions import logits_of
 
 from hf_failfast.drafters.masked.attention_patterns import attention_pattern
 from hf_failfast.drafters.spec import DrafterSpec
@@ -21,7 +22,7 @@ def test_parts_equal_the_whole(family: str, edges: list[int]) -> None:
         expected = model(prompt(40)).logits
         cache = runner.new_cache(48)
         parts = [
-            runner(prompt(40)[:, start:end], cache, end - start)
+            logits_of(runner, prompt(40)[:, start:end], cache, end - start)
             for start, end in zip([0, *edges], [*edges, 40], strict=True)
         ]
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, **TOLERANCE)
@@ -37,7 +38,9 @@ def test_causal_limits_equal_no_limits(family: str) -> None:
             start = first.get_seq_length()
             limit = torch.arange(start, start + window.shape[1]) + 1
             rows = window.shape[1]
-            torch.testing.assert_close(runner(window, first, rows, limit), runner(window, second, rows), **TOLERANCE)
+            torch.testing.assert_close(
+                logits_of(runner, window, first, rows, limit), logits_of(runner, window, second, rows), **TOLERANCE
+            )
 
 
 @pytest.mark.parametrize("family", TARGETS)
@@ -51,10 +54,10 @@ def test_limits_hide_what_is_behind_them(family: str) -> None:
         other = ids.clone()
         other[0, changed] = (other[0, changed] + 1) % 120
         with torch.no_grad():
-            return runner(other, runner.new_cache(16), 12, limit)[0]
+            return logits_of(runner, other, runner.new_cache(16), 12, limit)[0]
 
     with torch.no_grad():
-        base = runner(ids, runner.new_cache(16), 12, limit)[0]
+        base = logits_of(runner, ids, runner.new_cache(16), 12, limit)[0]
     for changed in range(12):
         moved = (logits(changed) - base).abs().amax(dim=-1) > 1e-4
         assert moved.tolist() == [bound > changed for bound in limit.tolist()], changed
@@ -64,9 +67,9 @@ def test_rows() -> None:
     """The logits of other rows than those asked for would be returned."""
     runner = EagerRunner(target("llama"))
     with torch.no_grad():
-        every = runner(prompt(9), runner.new_cache(16), 9)
-        last = runner(prompt(9), runner.new_cache(16), 3)
-        some = runner(prompt(9), runner.new_cache(16), torch.tensor([2, 5]))
+        every = logits_of(runner, prompt(9), runner.new_cache(16), 9)
+        last = logits_of(runner, prompt(9), runner.new_cache(16), 3)
+        some = logits_of(runner, prompt(9), runner.new_cache(16), torch.tensor([2, 5]))
     torch.testing.assert_close(last, every[:, -3:])
     torch.testing.assert_close(some, every[:, [2, 5]])
 

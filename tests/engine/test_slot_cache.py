@@ -7,6 +7,7 @@ import torch
 from conftest import TARGETS, drafter, failfast, plain, prompt, target, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from sessions import logits_of
 from transformers import AutoConfig, DynamicCache
 
 from hf_failfast.compatibility import CACHE
@@ -116,17 +117,17 @@ def test_stale_nan_slots_do_no_harm(family: str) -> None:
     runner = EagerRunner(model)
     with torch.inference_mode():  # the slots are written there
         clean = runner.new_cache(64)
-        runner(prompt(20), clean, 1)
-        expected = runner(prompt(3), clean, 3)
+        logits_of(runner, prompt(20), clean, 1)
+        expected = logits_of(runner, prompt(3), clean, 3)
 
         cache = runner.new_cache(64)
-        runner(prompt(20), cache, 1)
-        runner(prompt(9), cache, 1)
+        logits_of(runner, prompt(20), cache, 1)
+        logits_of(runner, prompt(9), cache, 1)
         cache.rollback(20)
         for layer in cache.layers:
             layer.keys[:, :, 20:] = torch.nan
             layer.values[:, :, 20:] = torch.nan
-        actual = runner(prompt(3), cache, 3)
+        actual = logits_of(runner, prompt(3), cache, 3)
     torch.testing.assert_close(actual, expected)
 
 
@@ -138,8 +139,8 @@ def test_store(family: str, length: int) -> None:
     runner = EagerRunner(model)
     with torch.no_grad():
         slots = runner.new_cache(64)
-        runner(prompt(length), slots, 1)
-        runner(prompt(5), slots, 1)
+        logits_of(runner, prompt(length), slots, 1)
+        logits_of(runner, prompt(5), slots, 1)
         slots.rollback(length)
         plain = DynamicCache(config=model.config)
         model(prompt(length), **{CACHE: plain})
@@ -169,7 +170,7 @@ def test_memory_is_the_slots() -> None:
     model = tiny_model("llama")
     cache = EagerRunner(model).new_cache(50)
     with torch.no_grad():
-        EagerRunner(model)(prompt(4), cache, 1)
+        logits_of(EagerRunner(model), prompt(4), cache, 1)
     assert len(cache.layers) == 2
     for layer in cache.layers:
         assert isinstance(layer, SlotLayer)

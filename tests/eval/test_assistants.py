@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import drafter, failfast, plain, prompt, saved_drafter, shared_drafter, target
+from sessions import chunk_of, session_of
 
 from hf_failfast.measure.assistants import autoregressive_twin, is_autoregressive, load_assistant
 
@@ -14,8 +15,8 @@ def test_the_twin_predicts_what_the_drafter_drafts_first() -> None:
     twin = autoregressive_twin(shared, model)
     for length in (1, 5, 12):
         ids = prompt(length)
-        session = shared.start(model, 64, None)
-        first = session.draft_chunk(ids, ids[:, :0], 1)
+        session = session_of(shared, model, 64)
+        first = chunk_of(session, ids, ids[:, :0], 1)
         logits = twin(ids).logits[0, -1].detach()
         assert int(first.token_ids) == int(logits.argmax())
         assert float(first.confidence) == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)

@@ -178,12 +178,12 @@ def test_metric_names_are_distinct() -> None:
 
 
 def test_the_package_does_not_need_its_evaluation() -> None:
-    """Only `hf_failfast.eval` imports lm-eval and evaluate; only commands, and what measures for them, import it."""
+    """Only `hf_failfast.eval` imports lm-eval and evaluate; only commands and experiments import it."""
     package = paths.TASKS.parent / "hf_failfast"
     for path in package.rglob("*.py"):
         part = path.relative_to(package).parts[0]
         lines = [line for line in path.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))]
-        forbidden = {"eval": "nothing", "commands": r"lm_eval|evaluate", "bench": r"lm_eval|evaluate"}
+        forbidden = {"eval": "nothing", "cli": r"lm_eval|evaluate", "experiments": r"lm_eval|evaluate"}
         pattern = forbidden.get(part, r"lm_eval|evaluate|eval")
         assert not [line for line in lines if re.search(rf"\b({pattern})\b", line)], path
 

@@ -15,7 +15,8 @@ import hf_failfast
 from hf_failfast.decoding import loop as decoding
 from hf_failfast.decoding import round_costs as costs_module
 from hf_failfast.decoding.round_costs import measured_costs
-from hf_failfast.policies.goodput import Goodput, RoundCosts
+from hf_failfast.policies.base import RoundCosts
+from hf_failfast.policies.goodput import Goodput
 
 generate_module = importlib.import_module("hf_failfast.generate")  # the attribute of that name is the function
 
@@ -119,7 +120,7 @@ def test_a_second_turn_knows_what_the_drafter_has_read(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(generate_module, "Goodput", Told)
     monkeypatch.setattr(generate_module, "measured_costs", lambda *_: COSTS["gpu"])
-    session = hf_failfast.DraftSession(drafter("canvas_shift", "llama"))
+    session = hf_failfast.Conversation(drafter("canvas_shift", "llama"))
     first = failfast(target("llama"), prompt(20), session, max_new_tokens=20, **GOODPUT).sequences
     failfast(target("llama"), torch.cat([first, prompt(5, 1)], dim=1), session, max_new_tokens=20, **GOODPUT)
     assert len(told) == 1

@@ -8,8 +8,8 @@ import pytest
 import torch
 from sampling_support import SIZE, Pair, chi_square, draw, enumerate_distribution, small_pair
 
-from hf_failfast.policies.base import Decision
-from hf_failfast.policies.goodput import Goodput, RoundCosts
+from hf_failfast.policies.base import Decision, RoundCosts
+from hf_failfast.policies.goodput import Goodput
 
 generate_module = importlib.import_module("hf_failfast.generate")  # the attribute of that name is the function
 

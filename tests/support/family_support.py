@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import hf_failfast
 from hf_failfast import DiffusionDrafter, SpecDecodingStats
 from hf_failfast.drafters.masked.session import MaskedSession
+from hf_failfast.engine.ragged import RaggedIds
 
 transformers.logging.set_verbosity_error()
 
@@ -117,7 +118,7 @@ def replay(
         canvas[:, masked] = mask_token_id
         if block is not None:
             canvas[:, (int(masked[0]) // block + 1) * block :] = mask_token_id
-        ids, confidence, _ = session.denoise(known, canvas, canvas.shape[1])
+        ids, confidence, _ = session._denoise(RaggedIds.full(known), canvas, [canvas.shape[1]], canvas.shape[1])
         compared = torch.tensor(step["tok"]) != mask_token_id
         assert ids[0, masked][compared].tolist() == [token_id for token_id in step["tok"] if token_id != mask_token_id]
         torch.testing.assert_close(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from hf_failfast import LengthPolicy
-from hf_failfast.policies.goodput import Goodput, RoundCosts, seconds_at
+from hf_failfast.policies.base import RoundCosts
+from hf_failfast.policies.goodput import Goodput, seconds_at
 
 PROMPT = 64  # tokens
 

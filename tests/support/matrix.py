@@ -62,7 +62,7 @@ MATRIX: dict[str, list[Row]] = {
             "test_multi_turn::test_a_second_turn_continues_either_way",
         ),
         Row(
-            "the drafter's K/V of earlier turns (`DraftSession`)",
+            "the drafter's K/V of earlier turns (`Conversation`)",
             "exact",
             "test_conversation::test_a_turn_drafts_as_if_it_had_read_all",
             "one text; the hidden states that a drafter reads are kept likewise",

@@ -9,8 +9,9 @@ from conftest import VOCAB_SIZE, plain
 from transformers import PreTrainedModel
 
 import hf_failfast
-from hf_failfast.drafters import DiffusionDrafter
-from hf_failfast.drafters.base import Chunk, ChunkedSession
+from hf_failfast.drafters import DiffusionDrafter, DraftRequest, DraftSession, PerRow
+from hf_failfast.drafters.chunks import Chunk, ChunkedSession
+from hf_failfast.engine.ragged import RaggedIds
 
 
 @dataclass(eq=False)
@@ -29,8 +30,11 @@ class ScriptedDrafter(DiffusionDrafter):
     config: hf_failfast.FailFastConfig = field(default_factory=hf_failfast.FailFastConfig)
     sessions: list["ScriptedSession"] = field(default_factory=list)
 
-    def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> "ScriptedSession":
-        self.sessions.append(ScriptedSession(self, capacity, eos_token_ids if self.sees_eos else None))
+    def start(self, request: DraftRequest) -> DraftSession:
+        return PerRow.of(request, self.start_one)
+
+    def start_one(self, request: DraftRequest) -> "ScriptedSession":
+        self.sessions.append(ScriptedSession(self, request.capacity, request.eos_token_ids if self.sees_eos else None))
         return self.sessions[-1]
 
 
@@ -45,28 +49,29 @@ class ScriptedSession(ChunkedSession):
         self.drafted = 0  # tokens of this round's draft so far, as proposed
         self.expected: int | None = None  # tokens at the time of the next draft
 
-    def draft_chunk(self, token_ids: torch.Tensor, drafted: torch.Tensor, length: int) -> Chunk:
-        known = token_ids.shape[1]
-        assert torch.equal(token_ids, self.drafter.reference[:, :known]), "asked to draft after a false prefix"
-        assert self.expected in (None, known), "the sequence did not grow by what was accepted"
-        start = known + drafted.shape[1]
+    def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
+        (start,), (num_tokens,) = known.lengths, self.lengths
+        token_ids, num_drafted = known.ids[:, :num_tokens], start - num_tokens
+        assert torch.equal(token_ids, self.drafter.reference[:, :num_tokens]), "asked to draft after a false prefix"
+        assert self.expected in (None, num_tokens), "the sequence did not grow by what was accepted"
         assert start + length <= self.capacity, "asked to draft more than the sequence can hold"
         ids = self.drafter.reference[:, start : start + length].clone()
         ids = torch.cat([ids, ids.new_zeros(1, length - ids.shape[1])], dim=1)
         lengths = self.drafter.accept_lengths
         if lengths is not None:
-            wrong = lengths[len(self.accepted) % len(lengths)] - drafted.shape[1]
+            wrong = lengths[len(self.accepted) % len(lengths)] - num_drafted
             if 0 <= wrong < length:
                 ids[:, wrong] = (ids[:, wrong] + 1) % VOCAB_SIZE
-        confidence = [self.drafter.confidence(drafted.shape[1] + index) for index in range(length)]
-        self.drafted = drafted.shape[1] + length
+        confidence = [self.drafter.confidence(num_drafted + index) for index in range(length)]
+        self.drafted = num_drafted + length
         return Chunk(ids, torch.tensor([confidence]), 1)
 
-    def accept(self, num_accepted: int) -> None:
+    def accept(self, counts: Sequence[int]) -> None:
+        (num_accepted,) = counts
         assert 0 <= num_accepted <= self.drafted, f"{num_accepted} of {self.drafted} draft tokens accepted"
         self.accepted.append(num_accepted)
         self.drafted = 0
-        self.expected = self.num_tokens + num_accepted + 1
+        self.expected = self.lengths[0] + num_accepted + 1
 
     def max_draft_length(self, num_tokens: int) -> int:
         return 10**9

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import LOOPS, plain
 from safetensors.torch import load_file
+from sessions import draft_of, session_of
 from training_support import PROVENANCE, VOCABULARY, random_examples, tiny_target
 
 from hf_failfast import load_drafter
@@ -65,10 +66,10 @@ def test_the_engine_drafts_as_training_did(kind: str, tmp_path: Path) -> None:
 
     drafter = load_drafter(tmp_path, dtype=torch.float32)
     for number, anchor in enumerate(anchors[0].tolist()):
-        session = drafter.start(target, 40, None)
+        session = session_of(drafter, target, 40)
         if session.target_layers:
-            session.observe(torch.cat([states[layer] for layer in session.target_layers], dim=-1)[:, :anchor])
-        draft = session.draft(tokens[:, : anchor + 1], FixedLength(4), 20)
+            session.observe([torch.cat([states[layer] for layer in session.target_layers], dim=-1)[:, :anchor]])
+        draft = draft_of(session, tokens[:, : anchor + 1], FixedLength(4), 20)
         assert draft.token_ids.tolist() == expected[:, number].tolist()
         torch.testing.assert_close(draft.confidence, logits[:, number].softmax(-1).amax(-1), atol=1e-5, rtol=1e-4)
 
@@ -96,7 +97,7 @@ def test_conditioned_checkpoints_say_what_they_need(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="A conditioned drafter drafts in one pass"):
         load_drafter(tmp_path, denoising_steps=2)
     with pytest.raises(ValueError, match=r"reads the hidden states \[0, 3\], but the target has 2 layers"):
-        drafter.start(tiny_target(layers=2), 20, None)
+        session_of(drafter, tiny_target(layers=2), 20)
 
 
 def test_training_starts_from_a_drafter(tmp_path: Path) -> None:
