@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_failfast.decoding.verification import best_tokens
 from hf_failfast.drafters.denoising import MostLikely
 from hf_failfast.engine import kernels
+from hf_failfast.engine.runner import best_tokens
 
 from .machine import Machine
 from .passes import forward_pass, measure_passes

@@ -9,12 +9,12 @@ import torch
 from ..drafters import Draft
 from ..engine import kernels
 from ..engine.kernels.reference import RowOutcome
-from ..engine.runner import Head, raw_logits
+from ..engine.runner import Head, best_tokens, raw_logits
 from .sequences import Sequences
 from .stats import SpecDecodingStats
 from .stopping import StopRules
 from .token_choice import TokenChoice
-from .verification import Scores, best_tokens
+from .verification import Scores
 
 
 class Acceptance:

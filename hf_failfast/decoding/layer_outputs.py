@@ -23,28 +23,29 @@ class Span(NamedTuple):
     layers: list[torch.Tensor]  # hidden states (width, size) or attention weights (heads, width, end)
 
 
+def asked_layers(generation_config: GenerationConfig) -> tuple[LayerOutput, ...]:
+    """Which of `hidden_states` and `attentions` the caller asked for."""
+    asked: dict[LayerOutput, bool] = {
+        "hidden_states": bool(generation_config.output_hidden_states),
+        "attentions": bool(generation_config.output_attentions),
+    }
+    return tuple(name for name in asked if generation_config.return_dict_in_generate and asked[name])
+
+
 class LayerOutputs:
     """Keeps of every round what the layers put out for the tokens that it emitted.
 
     The first token of a row was chosen after the whole prompt, or the part of it that no cache held; every other
     one after the token before it. Hidden tokens of a padded prompt, and the steps after the end of a complete row, are
     zeros: plain `generate` runs the target on padding there.
-
-    names: which of `hidden_states` and `attentions` the caller asked for.
     """
 
-    def __init__(self, sequences: Sequences, generation_config: GenerationConfig, past: Cache) -> None:
-        config = generation_config
-        asked: dict[LayerOutput, bool] = {
-            "hidden_states": bool(config.output_hidden_states),
-            "attentions": bool(config.output_attentions),
-        }
-        self.names = tuple(name for name in asked if config.return_dict_in_generate and asked[name])
+    def __init__(self, sequences: Sequences, names: Sequence[LayerOutput], past: Cache) -> None:
         self._sequences = sequences
         self._stored = int(past.get_seq_length())
         self._windows = [getattr(layer, "sliding_window", None) for layer in past.layers]
         self._rows: dict[LayerOutput, list[list[Span]]] = {
-            name: [[] for _ in range(sequences.num_rows)] for name in self.names
+            name: [[] for _ in range(sequences.num_rows)] for name in names
         }
 
     def add(

@@ -20,7 +20,7 @@ from ..engine.slot_cache import RowStates, SlotCache, store
 from ..engine.window import Window
 from ..policies.base import LengthPolicy
 from .acceptance import Acceptance
-from .layer_outputs import LayerOutputs
+from .layer_outputs import LayerOutputs, asked_layers
 from .refusals import check_request
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
@@ -81,7 +81,7 @@ class Generation:
     runner: EagerRunner
     cache: SlotCache
     acceptance: Acceptance
-    layer_outputs: LayerOutputs
+    layer_outputs: LayerOutputs | None  # None: none are asked for
     longest: list[int]
     past: Cache
     complete: dict[int, RowStates] | None
@@ -137,8 +137,8 @@ def prepare(
     request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp)
     session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
-    layer_outputs = LayerOutputs(sequences, generation_config, past)
-    runner = drafter.runners.target(model, session.target_layers, layer_outputs.names)
+    asked = asked_layers(generation_config)
+    runner = drafter.runners.target(model, session.target_layers, asked)
     cache = runner.new_cache(stops.max_length, sequences.num_rows)
     if past.get_seq_length():
         cache.load(past, [sequences.columns(row) for row in sequences.running])
@@ -151,7 +151,7 @@ def prepare(
         runner=runner,
         cache=cache,
         acceptance=Acceptance(choice, stops, sequences, stats),
-        layer_outputs=layer_outputs,
+        layer_outputs=LayerOutputs(sequences, asked, past) if asked else None,
         longest=[draft_bound(model, stops.max_length, hidden) for hidden in sequences.num_hidden],
         past=past,
         complete={} if returns_dict or getattr(past, "_is_user_defined", False) else None,
@@ -204,7 +204,8 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
         sequences.stream(generation.streamer)
     cached = [length + row.cached for length, row in zip(verified.known, outcome, strict=True)]
     emitted = [row.emitted for row in outcome]
-    generation.layer_outputs.add(verified.forward.recorded, cache.lengths, verified.seen, verified.known, emitted)
+    if generation.layer_outputs is not None:
+        generation.layer_outputs.add(verified.forward.recorded, cache.lengths, verified.seen, verified.known, emitted)
     session.accept([row.kept for row in outcome])
     hidden_states = verified.forward.hidden_states
     if hidden_states is not None:
@@ -249,6 +250,7 @@ def _dismiss(generation: Generation, emitted: list[int]) -> None:
 def finish(generation: Generation) -> GenerateDecoderOnlyOutput | torch.Tensor:
     """Ends the stream, fills the caller's cache, and makes what `generate` returns."""
     sequences, stats, past = generation.sequences, generation.stats, generation.past
+    layers = generation.layer_outputs
     if generation.streamer is not None:
         generation.streamer.end()
     stats.drafter_errors = int(generation.session.error is not None)
@@ -263,8 +265,8 @@ def finish(generation: Generation) -> GenerateDecoderOnlyOutput | torch.Tensor:
         sequences=sequences.ids(),
         scores=sequences.scores(),
         logits=sequences.logits(),
-        attentions=generation.layer_outputs.steps("attentions"),
-        hidden_states=generation.layer_outputs.steps("hidden_states"),
+        attentions=layers and layers.steps("attentions"),
+        hidden_states=layers and layers.steps("hidden_states"),
         **{CACHE: past},
     )
     output["speculation"] = stats

@@ -24,11 +24,6 @@ class Scores(NamedTuple):
     token_ids: torch.Tensor  # (B, m, n), the token that each entry stands for
 
 
-def best_tokens(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The most likely tokens (B, m) of raw logits (B, m, V): `choose_greedy` as a runner's head."""
-    return (logits.max(dim=-1).indices,)  # argmax is five times slower for bfloat16 on a CPU; ties break alike
-
-
 def choose_greedy(scores: Scores) -> torch.Tensor:
     """The target's tokens (B, m); of equal scores the first entry's, as in plain `generate`."""
     return _token(scores, scores.values.argmax(dim=-1))

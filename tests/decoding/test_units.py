@@ -10,8 +10,9 @@ from transformers import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, S
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig, FixedLength
 from hf_failfast.decoding.stopping import StopRules
-from hf_failfast.decoding.verification import Scores, best_tokens, choose_by_rejection, choose_greedy
+from hf_failfast.decoding.verification import Scores, choose_by_rejection, choose_greedy
 from hf_failfast.engine import kernels
+from hf_failfast.engine.runner import best_tokens
 
 # Config
 

@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_failfast import DrafterSpec, load_drafter
 from hf_failfast.drafters.masked.session import MaskedDrafter, MaskedSession
+from hf_failfast.engine.window import Window
 
 FOLDERS = {"dream": DrafterSpec("bidirectional", 1, 228), "llada": DrafterSpec("bidirectional", 0, 213)}
 
@@ -129,8 +130,8 @@ def test_the_prefix_cache_feeds_less_and_stays_close(family: str) -> None:
     for name, session in sessions.items():
         run = session.runner.run
 
-        def count(window: torch.Tensor, *rest: Any, name: str = name, run: Any = run) -> Any:
-            fed[name] += window.shape[1]
+        def count(window: Window, *rest: Any, name: str = name, run: Any = run) -> Any:
+            fed[name] += window.input_ids.shape[1]
             return run(window, *rest)
 
         session.runner.run = count  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ from sessions import draft_of
 from transformers import PreTrainedModel, Qwen2ForCausalLM
 
 from hf_failfast import DrafterSpec, FailFastConfig, load_drafter
+from hf_failfast.drafters import DraftRequest
 from hf_failfast.drafters.masked.fast_dllm_reference import ReferenceSession
 from hf_failfast.drafters.masked.session import MaskedDrafter
 from hf_failfast.policies.confidence import ConfidenceThreshold
@@ -54,7 +55,8 @@ def model() -> PreTrainedModel:
 
 def new_session(model: PreTrainedModel, run: dict[str, Any]) -> ReferenceSession:
     eos = torch.tensor([run.get("stop_token", 248)])
-    return ReferenceSession(model, SPEC, 512, 256, eos, threshold=run["threshold"])
+    request = DraftRequest(model, 512, eos_token_ids=eos)
+    return ReferenceSession(model, SPEC, 256, request, threshold=run["threshold"])
 
 
 @pytest.mark.parametrize("index", range(len(RUNS)))

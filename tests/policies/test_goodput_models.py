@@ -15,6 +15,7 @@ import hf_failfast
 from hf_failfast.decoding import loop as decoding
 from hf_failfast.decoding import round_costs as costs_module
 from hf_failfast.decoding.round_costs import measured_costs
+from hf_failfast.policies import POLICIES
 from hf_failfast.policies.base import RoundCosts
 from hf_failfast.policies.goodput import Goodput
 
@@ -118,7 +119,7 @@ def test_a_second_turn_knows_what_the_drafter_has_read(monkeypatch: pytest.Monke
             told.append(num_read)
             super().resume(num_read)
 
-    monkeypatch.setattr(generate_module, "Goodput", Told)
+    monkeypatch.setitem(POLICIES, "goodput", Told)
     monkeypatch.setattr(generate_module, "measured_costs", lambda *_: COSTS["gpu"])
     session = hf_failfast.Conversation(drafter("canvas_shift", "llama"))
     first = failfast(target("llama"), prompt(20), session, max_new_tokens=20, **GOODPUT).sequences

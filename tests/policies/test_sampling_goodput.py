@@ -8,6 +8,7 @@ import pytest
 import torch
 from sampling_support import SIZE, Pair, chi_square, draw, enumerate_distribution, small_pair
 
+from hf_failfast.policies import POLICIES
 from hf_failfast.policies.base import Decision, RoundCosts
 from hf_failfast.policies.goodput import Goodput
 
@@ -55,7 +56,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def fit(pair: Pair, policy: type[Goodput], costs: RoundCosts, monkeypatch: pytest.MonkeyPatch) -> float:
     """p value of the enumerated distribution given samples whose drafts were drawn hotter, and cut by the policy."""
     monkeypatch.setattr(generate_module, "measured_costs", lambda *_: costs)
-    monkeypatch.setattr(generate_module, "Goodput", policy)
+    monkeypatch.setitem(POLICIES, "goodput", policy)
     options: dict[str, Any] = {"verifier": "rejection", "draft_temperature": 2.5, "length_policy": "goodput"}
     counts = draw(pair, pair.drafter(), 3000, chunk_length=None, **options, **SAMPLING)
     return chi_square(counts, enumerate_distribution(pair, **SAMPLING))
