@@ -16,6 +16,7 @@ import hf_failfast
 from hf_failfast import FailFastConfig, load_drafter
 from hf_failfast.drafters.checkpoints.inspection import inspect_checkpoint
 from hf_failfast.drafters.conditioned.dflash import DFlashDrafter, DFlashSession
+from hf_failfast.engine.ragged import RaggedIds
 from hf_failfast.policies.confidence import FixedLength
 
 VOCABULARY, MASK_ID, BLOCK, WINDOW = 96, 95, 6, 9
@@ -135,9 +136,9 @@ def test_the_same_drafts_as_in_the_native_loop(
             native[input_ids.shape[1]] = expected(logits)[0]
         return candidates, logits
 
-    def record_ours(self: DFlashSession, token_ids: torch.Tensor, *options: Any) -> Any:
-        drafted = draft(self, token_ids, *options)
-        ours[token_ids.shape[1]] = drafted.token_ids[0].tolist()
+    def record_ours(self: DFlashSession, text: RaggedIds, *options: Any) -> Any:
+        drafted = draft(self, text, *options)
+        ours[text.lengths[0]] = drafted.token_ids[0].tolist()
         return drafted
 
     monkeypatch.setattr(DFlashTokenCandidateGenerator, "get_candidates", record_native)
