@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY, saved_drafter, target
+from test_layering import LEAVES, MAY_IMPORT
 from transformers import PreTrainedTokenizerFast
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -173,7 +174,31 @@ def test_other_blocks_are_of_a_known_kind_and_links_lead_somewhere(page: Path) -
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+def test_the_architecture_page_has_the_rows_of_the_imports() -> None:
+    """docs/architecture.md says of every part what tests/test_layering.py lets it import."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    table = page.partition("| part | may import |\n")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", line) for line in table.splitlines()[1:]]
+    assert {part: set(names) for part, *names in rows} == {
+        part: names for part, names in MAY_IMPORT.items() if part not in LEAVES
+    }
+
+
+def test_the_architecture_page_shows_the_package() -> None:
+    """The tree of docs/architecture.md names only paths that exist, and every part and folder of code."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    tree = page.partition("```text\n")[2].partition("\n\ndocs/")[0]
+    package, above, shown = REPOSITORY / "hf_failfast", [], set()
+    for indent, name in re.findall(r"^( +)([\w.]+/?) ", tree, re.MULTILINE):
+        above = [*above[: len(indent) // 2 - 1], name]
+        shown.add("".join(above))
+    assert not [path for path in shown if not (package / path).exists()]
+    code = {path.relative_to(package).parent for path in package.rglob("*.py")}
+    assert {f"{folder.as_posix()}/" for folder in code if 0 < len(folder.parts) <= 2} <= shown
+
+
 def test_the_index_names_every_page() -> None:
+    """docs/index.md links to every other page of docs/."""
     index = (REPOSITORY / "docs" / "index.md").read_text()
     for page in PAGES[1:]:
         assert page.name == "index.md" or f"({page.name})" in index
