@@ -163,15 +163,34 @@ CHECKS = {
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_other_blocks_are_of_a_known_kind_and_links_lead_somewhere(page: Path) -> None:
+    """YAML and JSON blocks parse, and every relative link, its heading included, leads to something that exists."""
     for found in BLOCK.finditer(page.read_text()):
         assert found["language"] in ("python", "bash", "yaml", "json", "text"), found[0]
     for code in blocks(page, "json"):
         json.loads(code)
     for code in blocks(page, "yaml"):
         yaml.compose(code)
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    for link, heading in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
         if not link.startswith("http"):
-            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+            place = page.parent / link if link else page
+            assert place.exists(), f"{page.name} links to {link}"
+            assert not heading or heading in anchors(place), f"{page.name} links to {link}#{heading}"
+
+
+def anchors(page: Path) -> list[str]:
+    """The names that GitHub gives to a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_the_readme_begins_with_the_stored_numbers() -> None:
+    """The README's first speedups are those of its table and of results/bench.json, and it has at most 100 lines."""
+    text = PAGES[0].read_text()
+    row = re.search(r"^\| hf_failfast \| [\d.]+ \| ([\d.]+x) \| ([\d.]+ to [\d.]+) \|", text, re.MULTILINE)
+    assert f"{row[1]} plain `generate` (95 % interval {row[2]})" in text
+    over_best = json.loads((REPOSITORY / "results" / "bench.json").read_text())["default_speedup_over_best_hf"]
+    assert f"{over_best:.2f}x the best of transformers' own methods" in text
+    assert len(text.splitlines()) <= 100
 
 
 def test_the_architecture_page_has_the_rows_of_the_imports() -> None:
