@@ -1,6 +1,6 @@
 """Answers every line of a JSONL file ({"prompt": ...}) and appends {"prompt", "answer", ...} to another.
 
-python examples/batch_file.py questions.jsonl answers.jsonl; an interrupted run goes on behind the last whole line.
+python examples/batch_file.py questions.jsonl answers.jsonl; an interrupted run continues after the last whole line.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A chat in the terminal; what target and drafter have cached of the turns so far is kept: no turn is read twice.
+"""A chat in the terminal that keeps the caches of target and drafter from turn to turn: no turn is read twice.
 
 python examples/chat.py [--target ... --drafter ...]; an empty line ends it.
 """
@@ -19,14 +19,14 @@ def main(
 ) -> None:
     pair = load_pair(target, drafter, "auto", "cpu")
     streamer = TextStreamer(pair.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    cache, session = DynamicCache(config=pair.target.config), Conversation(pair.drafter)
+    cache, conversation = DynamicCache(config=pair.target.config), Conversation(pair.drafter)
     text = ""
     while question := input("> "):
         text += turn(pair.tokenizer, question, is_first=not text)
         inputs = pair.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(pair.target.device)
         output = pair.target.generate(
             **inputs,
-            assistant_model=session,
+            assistant_model=conversation,
             custom_generate="hf_failfast",
             cache=cache,
             max_new_tokens=max_new_tokens,
@@ -47,9 +47,9 @@ def turn(tokenizer, question: str, is_first: bool) -> str:
         return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     before = [{"role": "user", "content": ""}, {"role": "assistant", "content": "\0"}]
     whole = tokenizer.apply_chat_template([*before, *turns], add_generation_prompt=True, tokenize=False)
-    behind = whole.partition("\0")[2]
+    after = whole.partition("\0")[2]
     ending = tokenizer.eos_token or ""
-    return behind.removeprefix(ending)  # the answer's own end of turn stands in the text already
+    return after.removeprefix(ending)  # the text already holds the answer's end of turn
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY, saved_drafter, target
+from test_layering import LEAVES, MAY_IMPORT
 from transformers import PreTrainedTokenizerFast
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -162,18 +163,61 @@ CHECKS = {
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_other_blocks_are_of_a_known_kind_and_links_lead_somewhere(page: Path) -> None:
+    """YAML and JSON blocks parse, and every relative link, its heading included, leads to something that exists."""
     for found in BLOCK.finditer(page.read_text()):
         assert found["language"] in ("python", "bash", "yaml", "json", "text"), found[0]
     for code in blocks(page, "json"):
         json.loads(code)
     for code in blocks(page, "yaml"):
         yaml.compose(code)
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    for link, heading in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
         if not link.startswith("http"):
-            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+            place = page.parent / link if link else page
+            assert place.exists(), f"{page.name} links to {link}"
+            assert not heading or heading in anchors(place), f"{page.name} links to {link}#{heading}"
+
+
+def anchors(page: Path) -> list[str]:
+    """The names that GitHub gives to a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+def test_the_readme_begins_with_the_stored_numbers() -> None:
+    """The README's first speedups are those of its table and of results/bench.json, and it has at most 100 lines."""
+    text = PAGES[0].read_text()
+    row = re.search(r"^\| hf_failfast \| [\d.]+ \| ([\d.]+x) \| ([\d.]+ to [\d.]+) \|", text, re.MULTILINE)
+    assert f"{row[1]} plain `generate` (95 % interval {row[2]})" in text
+    over_best = json.loads((REPOSITORY / "results" / "bench.json").read_text())["default_speedup_over_best_hf"]
+    assert f"{over_best:.2f}x the best of transformers' own methods" in text
+    assert len(text.splitlines()) <= 100
+
+
+def test_the_architecture_page_has_the_rows_of_the_imports() -> None:
+    """docs/architecture.md says of every part what tests/test_layering.py lets it import."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    table = page.partition("| part | may import |\n")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", line) for line in table.splitlines()[1:]]
+    assert {part: set(names) for part, *names in rows} == {
+        part: names for part, names in MAY_IMPORT.items() if part not in LEAVES
+    }
+
+
+def test_the_architecture_page_shows_the_package() -> None:
+    """The tree of docs/architecture.md names only paths that exist, and every part and folder of code."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    tree = page.partition("```text\n")[2].partition("\n\ndocs/")[0]
+    package, above, shown = REPOSITORY / "hf_failfast", [], set()
+    for indent, name in re.findall(r"^( +)([\w.]+/?) ", tree, re.MULTILINE):
+        above = [*above[: len(indent) // 2 - 1], name]
+        shown.add("".join(above))
+    assert not [path for path in shown if not (package / path).exists()]
+    code = {path.relative_to(package).parent for path in package.rglob("*.py")}
+    assert {f"{folder.as_posix()}/" for folder in code if 0 < len(folder.parts) <= 2} <= shown
 
 
 def test_the_index_names_every_page() -> None:
+    """docs/index.md links to every other page of docs/."""
     index = (REPOSITORY / "docs" / "index.md").read_text()
     for page in PAGES[1:]:
         assert page.name == "index.md" or f"({page.name})" in index

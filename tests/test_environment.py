@@ -17,7 +17,7 @@ assert conftest.Path(tempfile.gettempdir()).is_relative_to(sys.argv[1])
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path) -> None:
-    """Every run would leave checkpoints, offloaded weights and its subprocesses' folders behind."""
+    """A process that uses the tests' checkpoints, and a child of it, leave nothing in the temporary folder."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "HF_MODULES"))}
     subprocess.run(
         [sys.executable, "-c", USE, str(tmp_path)],

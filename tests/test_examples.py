@@ -62,7 +62,7 @@ def test_chat_keeps_the_text_and_reads_no_turn_twice(
     assert capsys.readouterr().out.count("tokens per round") == 2
 
 
-def test_the_batch_file_goes_on_behind_the_last_whole_line(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_the_batch_file_continues_after_the_last_whole_line(pair: tuple[str, str], tmp_path: Path) -> None:
     example = load("batch_file")
     prompts = ["abc", "defg", "hi"]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))

@@ -1,4 +1,4 @@
-"""Every row of what works with what names a test that exists."""
+"""Every row of what works with what names a test that runs."""
 
 import ast
 
@@ -11,7 +11,7 @@ ROWS = [row for rows in MATRIX.values() for row in rows]
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.feature)
 def test_a_row_names_its_test(row: Row) -> None:
-    """The README would promise what no test holds."""
+    """A row names a test that exists and is not skipped, or says that it is not tested."""
     assert (row.test is None) == (row.result == "not tested"), "untested or tested, not both"
     if row.test is not None:
         file, name = row.test.split("::")

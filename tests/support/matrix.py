@@ -1,4 +1,4 @@
-"""What works with what: one row per promise, and the test that holds it. The README's table is made of these rows."""
+"""What works with what: one row per promise, and the test that holds it. docs/compatibility.md shows these rows."""
 
 from typing import Literal, NamedTuple
 
@@ -65,7 +65,7 @@ MATRIX: dict[str, list[Row]] = {
             "the drafter's K/V of earlier turns (`Conversation`)",
             "exact",
             "test_conversation::test_a_turn_drafts_as_if_it_had_read_all",
-            "one text; the hidden states that a drafter reads are kept likewise",
+            "one text; the hidden states that a drafter reads are kept, too",
         ),
         Row(
             "`StaticCache`, `DynamicCache` and its subclasses as `cache`",
@@ -160,7 +160,7 @@ MATRIX: dict[str, list[Row]] = {
             "layers of attention and convolution (LFM2)",
             "exact",
             "test_other_targets::test_in_transformers_own_loop",
-            "likewise",
+            "through `hf_failfast.assisted_generate`; `custom_generate` refuses and names it",
         ),
         Row(
             "recurrent layers (Mamba, Jamba, Qwen3-Next)",

@@ -18,7 +18,7 @@ def _forwards(document: dict) -> str:
         for context in forwards["ordinary weights"]:
             for name, by_context in forwards.items():
                 rows.append((dtype, context, name, *(f"{by_context[context][width]:.1f}" for width in widths)))
-    header = ("milliseconds of a forward", "tokens in front", "", *(f"rows: {width}" for width in widths))
+    header = ("milliseconds of a forward", "tokens before", "", *(f"rows: {width}" for width in widths))
     return markdown(header, rows)
 
 
