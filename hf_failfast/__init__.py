@@ -4,14 +4,13 @@ Importing the package makes `custom_generate="hf_failfast"` known to `model.gene
 """
 
 import warnings
-from pathlib import Path
 
 from . import compatibility as compatibility  # checks the version of transformers first  # isort: split
 from .config import FailFastConfig
 from .decoding.loop import failfast_decoding
 from .decoding.stats import SpecDecodingStats
 from .decoding.transformers_loop import FailFastCandidateGenerator
-from .drafters import Conversation, DiffusionDrafter, DrafterSpec, load_drafter
+from .drafters import BUNDLED_DRAFTER, Conversation, DiffusionDrafter, DrafterSpec, load_drafter
 from .engine.cpu.grouped_attention import grouped_attention
 from .engine.cpu.packed_weights import prepack
 from .generate import assisted_generate, generate, register
@@ -20,9 +19,6 @@ from .policies.confidence import ConfidenceThreshold, FixedLength
 from .version import __version__
 
 register()
-
-# The drafter that ships with the package, made for SmolLM2-135M-Instruct.
-BUNDLED_DRAFTER = Path(__file__).parent / "assets" / "smollm2-135m-drafter"
 
 __all__ = [
     "BUNDLED_DRAFTER",

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .policies import POLICIES, LengthPolicy
-
+# What `length_policy` may name: see `policies.POLICIES`.
+LENGTH_POLICIES = ("confidence", "goodput")
 # What `verifier` may name: see `decoding.verification`.
 VERIFIERS = ("sample_and_match", "rejection")
 # (scores, draft ids (B, k), the distributions (B, k, V) they were drawn from or None) -> the target's tokens (B, m):
@@ -43,7 +43,7 @@ class FailFastConfig:
     max_draft_length: int = 60
     verifier: str | Verifier = "sample_and_match"
     draft_temperature: float | None = None
-    length_policy: str | LengthPolicy = "confidence"
+    length_policy: str | object = "confidence"
 
     def __post_init__(self) -> None:
         tau = self.confidence_threshold
@@ -57,9 +57,11 @@ class FailFastConfig:
             raise ValueError(
                 f"`verifier` must be one of {list(VERIFIERS)}, but is {self.verifier!r}; a function is taken, too."
             )
-        if not isinstance(self.length_policy, LengthPolicy) and self.length_policy not in tuple(POLICIES):
+        policy = self.length_policy
+        is_object = hasattr(policy, "should_extend") and not isinstance(policy, type)
+        if not is_object and policy not in LENGTH_POLICIES:
             raise ValueError(
-                f"`length_policy` must be one of {list(POLICIES)}, but is {self.length_policy!r}; an object of a "
+                f"`length_policy` must be one of {list(LENGTH_POLICIES)}, but is {policy!r}; an object of a "
                 "LengthPolicy is taken, too."
             )
         self._check_draft_temperature()

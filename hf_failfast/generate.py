@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import GenerationMixin, LogitsProcessorList
@@ -158,7 +158,7 @@ def _held(drafter: DiffusionDrafter) -> AbstractContextManager[None]:
 def _check_options(config: FailFastConfig, options: dict[str, Any]) -> None:
     """Raises ValueError on given options that the length policy does not read."""
     policy = config.length_policy
-    read = POLICIES[policy].options if isinstance(policy, str) else policy.options
+    read = POLICIES[policy].options if isinstance(policy, str) else ()
     of_policies = {option for each in POLICIES.values() for option in each.options}
     if unused := sorted(set(options) & of_policies - set(read)):
         name = repr(policy) if isinstance(policy, str) else type(policy).__name__
@@ -166,8 +166,8 @@ def _check_options(config: FailFastConfig, options: dict[str, Any]) -> None:
 
 
 def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: DiffusionDrafter) -> LengthPolicy:
-    if isinstance(config.length_policy, LengthPolicy):
-        return config.length_policy
+    if not isinstance(config.length_policy, str):
+        return cast(LengthPolicy, config.length_policy)
     measured = drafter.drafter if isinstance(drafter, Conversation) else drafter
     measure = functools.partial(measured_costs, model, measured)
     return POLICIES[config.length_policy].for_pair(config, drafter, measure)

@@ -9,8 +9,7 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import BUNDLED_DRAFTER
-from .drafters import DiffusionDrafter, DraftRequest, load_drafter
+from .drafters import BUNDLED_DRAFTER, DiffusionDrafter, DraftRequest, load_drafter
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 # The package of a registry that brings its weights, for machines that reach no model hub.

@@ -47,7 +47,7 @@ def _is_for_want_of_the_hub(error: Exception) -> bool:
 
 def _version(is_wanted: bool) -> None:
     if is_wanted:
-        from .. import __version__
+        from ..version import __version__
 
         typer.echo(__version__)
         raise typer.Exit

@@ -1,5 +1,7 @@
 """Diffusion language models as drafters."""
 
+from pathlib import Path
+
 from .base import DiffusionDrafter, Draft, DraftRequest, DraftSession, PerRow
 from .denoising import Warp
 from .loading import load_drafter
@@ -8,7 +10,11 @@ from .wrappers.base import Wrapper
 from .wrappers.conversation import Conversation
 from .wrappers.fallback import DrafterErrors, FallbackSession
 
+# The drafter that ships with the package, made for SmolLM2-135M-Instruct.
+BUNDLED_DRAFTER = Path(__file__).parents[1] / "assets" / "smollm2-135m-drafter"
+
 __all__ = [
+    "BUNDLED_DRAFTER",
     "Conversation",
     "DiffusionDrafter",
     "Draft",

@@ -13,11 +13,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
-from .. import __version__
 from ..measure.arms import PLAIN, Answer, Prompts, load_arm
 from ..measure.metrics import summarise
 from ..measure.pairing import paired_record, speed_record
 from ..measure.records import SpeedRecord, attach
+from ..version import __version__
 from .options import EvalOptions
 from .quantisation import take_quantisation
 
