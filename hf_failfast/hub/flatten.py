@@ -70,20 +70,23 @@ class _Module:
         found = _RELATIVE.match(self.lines[node.lineno - 1], node.col_offset)
         if found is None or node.level > len(self.parents) + 1:
             raise self._cannot(node, "a relative import over several lines or out of the package")
-        base = self.parents[: len(self.parents) + 1 - node.level]
-        if node.module is None:
+        base = self.parents[: len(self.parents) + 1 - node.level] + (node.module.split(".") if node.module else [])
+        if node.module is None or any(self._is_module([*base, alias.name]) for alias in node.names):
             self._replace(node, self._imports_of_modules(node, base))
         else:
-            self.imported.append(".".join([*base, node.module]))
+            self.imported.append(".".join(base))
             line = self.lines[node.lineno - 1]
             statement = f"from .{flat_name(self.imported[-1])} import"
             self.lines[node.lineno - 1] = line[: found.start()] + statement + line[found.end() :]
+
+    def _is_module(self, parts: list[str]) -> bool:
+        return any((self.package / Path(*parts)).with_suffix(suffix).exists() for suffix in ("", ".py"))
 
     def _imports_of_modules(self, node: ast.ImportFrom, base: list[str]) -> Iterator[str]:
         """`from . import a`: its file has to be named in a statement of the only form that transformers reads."""
         for alias in node.names:
             module = [*base, alias.name]
-            if not any((self.package / Path(*module)).with_suffix(suffix).exists() for suffix in ("", ".py")):
+            if not self._is_module(module):
                 raise self._cannot(node, f"`{alias.name}`, which is no module, from a package's `__init__`")
             self.imported.append(".".join(module))
             flat = flat_name(self.imported[-1])
