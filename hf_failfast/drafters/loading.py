@@ -70,12 +70,10 @@ def load_drafter(
     }
     given = {key: value for key, value in given.items() if value is not None}
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs)
-    config = FailFastConfig().with_options(
-        {key: checkpoint.own[key] for key in FailFastConfig.field_names() if key in checkpoint.own}
-    )
+    config = FailFastConfig().with_options(checkpoint.section.options)
     options = DraftingOptions(Denoising(denoising_steps, denoising_threshold), mode, prefix_block)
     drafter = _load(checkpoint, config, options, dtype, device_map, allow_pickle)
-    drafter.made_for = MadeFor.of(checkpoint.own)
+    drafter.made_for = MadeFor.of(checkpoint.section)
     drafter.runners = runners
     return drafter
 
@@ -95,14 +93,14 @@ def _load(
             )
         return _load_own_kind(checkpoint, config, dtype, device_map, allow_pickle)
     model = _load_body(checkpoint, dtype, device_map, allow_pickle)
-    if checkpoint.own.get("conditioned"):
+    section = checkpoint.section
+    if section.conditioned:
         if options != DraftingOptions():
             raise ValueError(
                 "A conditioned drafter drafts in one pass: `mode`, `denoising_*`, `prefix_block` do not fit."
             )
-        assert isinstance(model, SharedBody)
-        layers, length = tuple(checkpoint.own["source_layers"]), checkpoint.own["canvas_length"]
-        return ConditionedDrafter(model.eval(), checkpoint.spec, layers, length, config)
+        assert isinstance(model, SharedBody) and section.canvas_length is not None
+        return ConditionedDrafter(model.eval(), checkpoint.spec, section.source_layers, section.canvas_length, config)
     return MaskedDrafter(model.eval(), checkpoint.spec, config, options)
 
 
@@ -117,7 +115,7 @@ def _load_own_kind(
     if checkpoint.body == DIFFUSION_GEMMA:
         return load_diffusion_gemma(checkpoint, config, dtype, device_map, allow_pickle)
     # Chunks of one block come from one pass, so that short ones cost the drafter nothing.
-    config = config.with_options({} if "chunk_length" in checkpoint.own else {"chunk_length": 4})
+    config = config.with_options({} if "chunk_length" in checkpoint.section.options else {"chunk_length": 4})
     if checkpoint.body == DFLASH:
         return load_dflash(checkpoint, config, dtype, device_map)
     return load_dflash_assistant(checkpoint, config, dtype, device_map, allow_pickle)
@@ -128,7 +126,7 @@ def _load_body(
 ) -> PreTrainedModel | SharedBody | DiT:
     if checkpoint.body == DIT:
         return load_dit(checkpoint, dtype, device_map)
-    if checkpoint.own.get("shared_embeddings"):
+    if checkpoint.section.shared_embeddings:
         return load_shared(checkpoint, dtype, device_map)
     model = load_native(checkpoint, dtype, device_map, allow_pickle)
     rows = model.get_input_embeddings().weight.shape[0]

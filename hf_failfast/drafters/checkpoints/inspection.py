@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedConfig
 
-from ..spec import DrafterSpec
+from ..spec import DrafterSection, DrafterSpec
 from .families import DFLASH, DFLASH_ASSISTANT
 from .reading import Checkpoint, read_checkpoint, weight_shapes
 from .vocabulary import check_mask_token, check_vocabulary
@@ -68,17 +68,18 @@ def inspect_checkpoint(
     counts = _elements(checkpoint)
     spec = checkpoint.spec
     is_dflash = checkpoint.body in (DFLASH, DFLASH_ASSISTANT)
-    is_conditioned = bool(checkpoint.own.get("conditioned"))
-    block = checkpoint.own["canvas_length"] if is_conditioned else spec.block_size
+    section = checkpoint.section
+    block = section.canvas_length if section.conditioned else spec.block_size
+    is_ours = section != DrafterSection()
     return Inspection(
         name=checkpoint.name,
-        family=checkpoint.family.name if checkpoint.family else "hf_failfast" if checkpoint.own else "by arguments",
+        family=checkpoint.family.name if checkpoint.family else "hf_failfast" if is_ours else "by arguments",
         body=checkpoint.body,
         spec=spec,
         parameters=sum(counts.values()),
         weight_bytes=sum(count * ELEMENT_SIZES.get(dtype, 1) for dtype, count in counts.items()),
         dtypes=tuple(sorted(counts)),
-        conditioned=is_dflash or is_conditioned,
+        conditioned=is_dflash or section.conditioned,
         chunk_per_pass=block - 1 if block and is_dflash else block,
         misfit=None if target is None else _misfit(checkpoint, target),
     )
@@ -116,14 +117,14 @@ def _weight_files(checkpoint: Checkpoint) -> list[str]:
 def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
     config, _ = PreTrainedConfig.get_config_dict(str(target), **checkpoint.hub_kwargs)
     config = config.get("text_config") or config
-    if checkpoint.body in (DFLASH, DFLASH_ASSISTANT) or checkpoint.own.get("shared_embeddings"):
+    if checkpoint.body in (DFLASH, DFLASH_ASSISTANT) or checkpoint.section.shared_embeddings:
         width, wanted = config.get("hidden_size"), checkpoint.config.get("hidden_size")
         if width != wanted:
             return f"The drafter borrows an embedding of width {wanted}, and the target's is {width} wide."
         layers, needed = config.get("num_hidden_layers"), checkpoint.config.get("num_target_layers")
         if needed is not None and layers != needed:
             return f"The drafter reads the hidden states of a target of {needed} layers, and this one has {layers}."
-        read = checkpoint.own["source_layers"] if checkpoint.own.get("conditioned") else ()
+        read = checkpoint.section.source_layers if checkpoint.section.conditioned else ()
         deepest = max(read or checkpoint.config.get("target_layer_ids") or [0])
         if deepest >= layers:
             return f"The drafter reads the target's layer {deepest}, counted from 0, and the target has {layers}."

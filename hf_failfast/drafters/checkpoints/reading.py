@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
-from ..spec import DrafterSpec
+from ..spec import SECTION, DrafterSection, DrafterSpec
 from .families import (
     DFLASH,
     DFLASH_ASSISTANT,
@@ -30,7 +30,6 @@ from .families import (
 # kernel that does not take the runner's masks (SDAR asks for flex attention).
 DROPPED_KEYS = ("auto_map", "architectures", "model_type", "attn_implementation", "_attn_implementation")
 
-SPEC_KEYS = ("attention", "shift", "mask_token_id", "block_size", "noise", "alignment")
 OWN_BODIES = (DIT, DFLASH)
 
 
@@ -41,7 +40,7 @@ class Checkpoint:
     config: its config in the body's own keys, without references to code.
     family: None for drafters of this project and for causal LMs with a spec of the caller's.
     body: the native model type, or one of `OWN_BODIES`.
-    own: the section that this project's trainer writes into a config; may be empty.
+    section: what this project's trainer wrote into the config; empty for other checkpoints.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Checkpoint:
     family: Family | None
     body: str
     spec: DrafterSpec
-    own: dict[str, Any]
+    section: DrafterSection
     hub_kwargs: dict[str, Any]
 
     def file(self, name: str) -> str | None:
@@ -75,8 +74,8 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
 
     name = str(name_or_path)
     config = _read_config(name, hub_kwargs)
-    own = config.pop("failfast", {})
-    family = None if "attention" in own else find_family(config, name)
+    section = DrafterSection.of(config.pop(SECTION, {}))
+    family = None if "attention" in section.spec else find_family(config, name)
     model_type = str(config.get("model_type"))
     body = family.body if family else bodies().get(model_type, model_type)
     if body not in CONFIG_MAPPING and body not in OWN_BODIES:
@@ -89,13 +88,13 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
             f"The checkpoint's `model_type` is {model_type!r}, which is neither native to transformers nor a known "
             f"drafter family, and a checkpoint's own code is never run. {_nearest(model_type)}"
         )
-    spec = _spec(name, config, family, own, given, hub_kwargs)
+    spec = _spec(name, config, family, section, given, hub_kwargs)
     for theirs, ours in (family.config_keys if family else {}).items():
         if config.get(theirs) is not None:
             config[ours] = config.pop(theirs)
     for key in DROPPED_KEYS:
         config.pop(key, None)
-    return Checkpoint(name, config, family, body, spec, own, hub_kwargs)
+    return Checkpoint(name, config, family, body, spec, section, hub_kwargs)
 
 
 def find_file(name_or_path: str, file_name: str, hub_kwargs: dict[str, Any]) -> str | None:
@@ -171,7 +170,7 @@ def _spec(
     name: str,
     config: dict[str, Any],
     family: Family | None,
-    own: dict[str, Any],
+    section: DrafterSection,
     given: dict[str, Any],
     hub_kwargs: dict[str, Any],
 ) -> DrafterSpec:
@@ -185,7 +184,7 @@ def _spec(
         mask_token_id = config["vocab_size"] - 1  # the mask is the last entry, and in no config
     named = {"block_size": block_size, "mask_token_id": mask_token_id}
     values |= {key: value for key, value in named.items() if value is not None}
-    values |= {key: own[key] for key in SPEC_KEYS if key in own} | given
+    values |= {**section.spec, **given}
     if "attention" not in values:
         model_type = str(config.get("model_type"))
         raise ValueError(

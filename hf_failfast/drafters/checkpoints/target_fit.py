@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import torch
+
+from ..spec import DrafterSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,9 +35,9 @@ class MadeFor:
         self._seen: WeakSet[PreTrainedModel] = WeakSet()
 
     @classmethod
-    def of(cls, own: dict[str, Any]) -> MadeFor | None:
-        """From the "failfast" section of a config; None if it names no target."""
-        return cls(str(own["target"]), own.get("target_fingerprint")) if own.get("target") else None
+    def of(cls, section: DrafterSection) -> MadeFor | None:
+        """None if the section names no target."""
+        return cls(section.target, section.target_fingerprint) if section.target else None
 
     def check(self, target: PreTrainedModel) -> None:
         """Warns, once per target, of one that the drafter was not made for."""
