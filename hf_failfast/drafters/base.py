@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch.nn.functional import pad
@@ -253,6 +253,7 @@ class DiffusionDrafter(ABC):
     config: the chunk rule's numbers that suit this drafter; used where the caller gives none.
     made_for: the target its checkpoint names, if it names one.
     drafts_by_chunks: whether its sessions leave all decisions on lengths to the policy.
+    own_model: the drafter as a model with a vocabulary of its own; None if it borrows the target's.
     """
 
     config: FailFastConfig
@@ -264,6 +265,7 @@ class DiffusionDrafter(ABC):
         return Runners()
 
     drafts_by_chunks: bool = True
+    own_model: Any = None
 
     @abstractmethod
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:

@@ -11,9 +11,8 @@ from ..compatibility import CACHE
 from ..config import FailFastConfig
 from ..engine.slot_cache import SlotCache, layer_windows
 from .base import Chunk, ChunkedSession, DiffusionDrafter
-from .checkpoints.reading import Checkpoint
 from .checkpoints.vocabulary import check_vocabulary
-from .checkpoints.weights import load_native
+from .checkpoints.weights import LoadRequest, load_native
 from .denoising import choose_tokens
 
 if TYPE_CHECKING:
@@ -30,6 +29,10 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
     def __init__(self, model: Any, config: FailFastConfig) -> None:
         self.model = model
         self.config = config
+
+    @property
+    def own_model(self) -> Any:
+        return self.model
 
     def start(
         self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None
@@ -93,11 +96,8 @@ class DiffusionGemmaSession(ChunkedSession):
         return SimpleNamespace(layers=layers, is_compileable=False, get_seq_length=lambda *_, **__: length)
 
 
-def load_diffusion_gemma(
-    checkpoint: Checkpoint, config: FailFastConfig, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool
-) -> DiffusionGemmaDrafter:
+def load_diffusion_gemma(request: LoadRequest) -> DiffusionGemmaDrafter:
     """A drafter from a checkpoint in transformers' own format."""
     from transformers import DiffusionGemmaForBlockDiffusion
 
-    model = load_native(checkpoint, dtype, device_map, allow_pickle, DiffusionGemmaForBlockDiffusion)
-    return DiffusionGemmaDrafter(model.eval(), config)
+    return DiffusionGemmaDrafter(load_native(request, DiffusionGemmaForBlockDiffusion).eval(), request.config)

@@ -162,7 +162,7 @@ def test_it_runs_without_the_package_from_a_folder_and_from_the_hub(exported, tm
     for found in report.values():
         assert found["identical"]
         assert found["accepted"] > 0
-        assert found["module"].endswith(".custom_generate.failfast_stats")
+        assert found["module"].endswith(".custom_generate.failfast_decoding_stats")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedConfig
 
-from ..spec import DrafterSection, DrafterSpec
-from .families import DFLASH, DFLASH_ASSISTANT
+from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
 from .vocabulary import check_mask_token, check_vocabulary
 
@@ -67,20 +66,18 @@ def inspect_checkpoint(
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs or {})
     counts = _elements(checkpoint)
     spec = checkpoint.spec
-    is_dflash = checkpoint.body in (DFLASH, DFLASH_ASSISTANT)
-    section = checkpoint.section
+    family, section = checkpoint.family, checkpoint.section
     block = section.canvas_length if section.conditioned else spec.block_size
-    is_ours = section != DrafterSection()
     return Inspection(
         name=checkpoint.name,
-        family=checkpoint.family.name if checkpoint.family else "hf_failfast" if is_ours else "by arguments",
-        body=checkpoint.body,
+        family=family.name,
+        body=family.body,
         spec=spec,
         parameters=sum(counts.values()),
         weight_bytes=sum(count * ELEMENT_SIZES.get(dtype, 1) for dtype, count in counts.items()),
         dtypes=tuple(sorted(counts)),
-        conditioned=is_dflash or section.conditioned,
-        chunk_per_pass=block - 1 if block and is_dflash else block,
+        conditioned=family.reads_hidden_states,
+        chunk_per_pass=block - 1 if block and family.block_is_draft else block,
         misfit=None if target is None else _misfit(checkpoint, target),
     )
 
@@ -117,7 +114,7 @@ def _weight_files(checkpoint: Checkpoint) -> list[str]:
 def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
     config, _ = PreTrainedConfig.get_config_dict(str(target), **checkpoint.hub_kwargs)
     config = config.get("text_config") or config
-    if checkpoint.body in (DFLASH, DFLASH_ASSISTANT) or checkpoint.section.shared_embeddings:
+    if checkpoint.family.borrows_embedding:
         width, wanted = config.get("hidden_size"), checkpoint.config.get("hidden_size")
         if width != wanted:
             return f"The drafter borrows an embedding of width {wanted}, and the target's is {width} wide."
@@ -129,7 +126,7 @@ def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
         if deepest >= layers:
             return f"The drafter reads the target's layer {deepest}, counted from 0, and the target has {layers}."
     try:
-        if checkpoint.body == DFLASH_ASSISTANT:  # names no vocabulary of its own
+        if "vocab_size" not in checkpoint.config:  # names no vocabulary of its own
             check_mask_token(cast(int, checkpoint.spec.mask_token_id), _vocab_size(config))
         else:
             check_vocabulary(_vocab_size(checkpoint.config), _vocab_size(config))

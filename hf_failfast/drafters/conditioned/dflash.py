@@ -6,6 +6,7 @@ checkpoints' weight names, its layers transformers' Qwen3 layers; `NativeDFlashB
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,9 +17,8 @@ from ...compatibility import CACHE
 from ...config import FailFastConfig
 from ...engine.slot_cache import SlotCache
 from ..base import DiffusionDrafter
-from ..checkpoints.reading import Checkpoint
 from ..checkpoints.vocabulary import check_mask_token, check_vocabulary
-from ..checkpoints.weights import load_into, load_native
+from ..checkpoints.weights import LoadRequest, load_into, load_native
 from ..denoising import DraftTokens, choose_tokens
 from .block_session import BlockSession
 
@@ -228,38 +228,27 @@ class DFlashSession(BlockSession):
         return embedded
 
 
-def load_dflash(
-    checkpoint: Checkpoint, config: FailFastConfig, dtype: torch.dtype | str, device_map: Any
-) -> DFlashDrafter:
+def load_dflash(request: LoadRequest) -> DFlashDrafter:
     """A drafter from a checkpoint in the z-lab format."""
     from transformers import Qwen3Config
 
-    values = checkpoint.config
-    layer_ids = values["dflash_config"]["target_layer_ids"]
-    body_config = Qwen3Config.from_dict(values)
+    config = Qwen3Config.from_dict(request.checkpoint.config)
+    layer_ids = request.checkpoint.config["target_layer_ids"]
     with torch.device("meta"):
-        body = DFlashBody(body_config, num_features=len(layer_ids) * body_config.hidden_size)
-    load_into(body, checkpoint, dtype, device_map)
-    return DFlashDrafter(
-        body.eval().to(body.device),
-        tuple(layer_id + 1 for layer_id in layer_ids),  # hidden state 0 is the embedding
-        checkpoint.spec.block_size or values["block_size"],
-        cast(int, checkpoint.spec.mask_token_id),
-        config,
-    )
+        body = DFlashBody(config, num_features=len(layer_ids) * config.hidden_size)
+    load_into(body, request)
+    return _drafter(body.eval().to(body.device), layer_ids, request)
 
 
-def load_dflash_assistant(
-    checkpoint: Checkpoint, config: FailFastConfig, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool
-) -> DFlashDrafter:
+def load_dflash_assistant(request: LoadRequest) -> DFlashDrafter:
     """A drafter from a checkpoint of transformers' own DFlash class."""
     from transformers import AutoModel
 
-    body = NativeDFlashBody(load_native(checkpoint, dtype, device_map, allow_pickle, AutoModel))
-    return DFlashDrafter(
-        body.eval(),
-        tuple(layer_id + 1 for layer_id in body.config.target_layer_ids),  # hidden state 0 is the embedding
-        cast(int, checkpoint.spec.block_size),
-        cast(int, checkpoint.spec.mask_token_id),
-        config,
-    )
+    body = NativeDFlashBody(load_native(request, AutoModel))
+    return _drafter(body.eval(), body.config.target_layer_ids, request)
+
+
+def _drafter(body: DFlashBody | NativeDFlashBody, layer_ids: Sequence[int], request: LoadRequest) -> DFlashDrafter:
+    spec = request.checkpoint.spec
+    layers = tuple(layer_id + 1 for layer_id in layer_ids)  # hidden state 0 is the embedding
+    return DFlashDrafter(body, layers, cast(int, spec.block_size), cast(int, spec.mask_token_id), request.config)

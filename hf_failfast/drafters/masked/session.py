@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
 import torch
 
@@ -69,6 +69,10 @@ class MaskedDrafter(DiffusionDrafter):
             raise ValueError(f"`mode` must be one of {list(get_args(DraftingMode))}, but is {options.mode!r}.")
         if options.mode == "reference" and (spec.attention != "block_causal" or spec.shift != 1):
             raise ValueError("`mode='reference'` is Fast-dLLM v2's: block_causal attention with shift 1.")
+
+    @property
+    def own_model(self) -> Any:
+        return None if isinstance(self.model, SharedBody) else self.model
 
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> RowSession:
         if self.options.mode == "reference":

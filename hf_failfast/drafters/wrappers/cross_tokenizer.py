@@ -9,8 +9,6 @@ import torch
 from ...engine.runner_pool import Runners
 from ...policies.base import LengthPolicy
 from ..base import DiffusionDrafter, Draft, RowSession
-from ..bodies.borrowed import SharedBody
-from ..diffusion_gemma import DiffusionGemmaDrafter
 from ..masked.session import MaskedDrafter
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ class CrossTokenizerDrafter(DiffusionDrafter):
         target_tokenizer: PreTrainedTokenizerBase,
         drafter_tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        if not isinstance(drafter, (MaskedDrafter, DiffusionGemmaDrafter)) or isinstance(drafter.model, SharedBody):
+        if drafter.own_model is None:
             raise ValueError("The drafter borrows the target's embedding or hidden states, so it needs its tokenizer.")
         if isinstance(drafter, MaskedDrafter) and drafter.options.mode == "reference":
             raise ValueError("`mode='reference'` drafts for the drafter's own tokenizer only.")
@@ -57,7 +55,7 @@ class CrossTokenizerDrafter(DiffusionDrafter):
         own_capacity = TOKEN_RATIO * capacity + 256
         own_eos = self.drafter_tokenizer.eos_token_id
         inner = self.drafter.start(
-            self.drafter.model,  # as if it drafted for a target with its own vocabulary
+            self.drafter.own_model,  # as if it drafted for a target with its own vocabulary
             own_capacity,
             None if own_eos is None else torch.tensor([own_eos]),
         )
