@@ -11,7 +11,7 @@ from ..compatibility import CACHE
 from ..config import FailFastConfig
 from ..engine.slot_cache import SlotCache, layer_windows
 from .base import Chunk, ChunkedSession, DiffusionDrafter
-from .checkpoints.vocabulary import check_vocabulary
+from .checkpoints.target_fit import check_vocabulary
 from .checkpoints.weights import LoadRequest, load_native
 from .denoising import choose_tokens
 

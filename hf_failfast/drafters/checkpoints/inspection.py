@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
-from .vocabulary import check_mask_token, check_vocabulary
+from .target_fit import check_layers, check_mask_token, check_vocabulary, check_width
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -112,29 +112,24 @@ def _weight_files(checkpoint: Checkpoint) -> list[str]:
 
 
 def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
-    config, _ = PreTrainedConfig.get_config_dict(str(target), **checkpoint.hub_kwargs)
-    config = config.get("text_config") or config
-    if checkpoint.family.borrows_embedding:
-        width, wanted = config.get("hidden_size"), checkpoint.config.get("hidden_size")
-        if width != wanted:
-            return f"The drafter borrows an embedding of width {wanted}, and the target's is {width} wide."
-        layers, needed = config.get("num_hidden_layers"), checkpoint.config.get("num_target_layers")
-        if needed is not None and layers != needed:
-            return f"The drafter reads the hidden states of a target of {needed} layers, and this one has {layers}."
-        read = checkpoint.section.source_layers if checkpoint.section.conditioned else ()
-        deepest = max(read or checkpoint.config.get("target_layer_ids") or [0])
-        if deepest >= layers:
-            return f"The drafter reads the target's layer {deepest}, counted from 0, and the target has {layers}."
+    config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs).get_text_config(decoder=True)
     try:
-        if "vocab_size" not in checkpoint.config:  # names no vocabulary of its own
-            check_mask_token(cast(int, checkpoint.spec.mask_token_id), _vocab_size(config))
-        else:
-            check_vocabulary(_vocab_size(checkpoint.config), _vocab_size(config))
+        _check(checkpoint, config)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _vocab_size(config: dict[str, Any]) -> int:
-    size: int = (config.get("text_config") or config)["vocab_size"]
-    return size
+def _check(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
+    """The checks of the drafters' `start`, in their order, from configs alone. Raises ValueError."""
+    config, family, section = checkpoint.config, checkpoint.family, checkpoint.section
+    vocab_size = (config.get("text_config") or config).get("vocab_size")
+    if vocab_size is not None:
+        check_vocabulary(vocab_size, target.vocab_size)
+    if family.borrows_embedding and not section.shared_embeddings:  # our own checkpoints hold the mask's embedding
+        check_mask_token(cast(int, checkpoint.spec.mask_token_id), target.vocab_size)
+    if family.borrows_embedding:
+        check_width(config["hidden_size"], target.hidden_size)
+    if family.reads_hidden_states:
+        layers = section.source_layers if section.conditioned else config.get("target_layer_ids", ())
+        check_layers(layers, target.num_hidden_layers, config.get("num_target_layers"))

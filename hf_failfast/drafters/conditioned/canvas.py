@@ -20,7 +20,7 @@ from ...engine.kernels import most_likely
 from ...engine.runner import EagerRunner
 from ..base import DiffusionDrafter
 from ..bodies.borrowed import SharedBody
-from ..checkpoints.vocabulary import check_vocabulary
+from ..checkpoints.target_fit import check_layers, check_vocabulary
 from ..denoising import DraftTokens
 from ..masked.attention_patterns import CausalCanvas
 from ..spec import DrafterSpec
@@ -75,11 +75,7 @@ class ConditionedDrafter(DiffusionDrafter):
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> ConditionedSession:
         config = target.config.get_text_config(decoder=True)
         check_vocabulary(self.body.config.get_text_config(decoder=True).vocab_size, config.vocab_size)
-        if max(self.target_layers) >= config.num_hidden_layers:
-            raise ValueError(
-                f"The drafter reads the hidden states {list(self.target_layers)}, but the target has "
-                f"{config.num_hidden_layers} layers."
-            )
+        check_layers(self.target_layers, config.num_hidden_layers)
         return ConditionedSession(self, target, capacity, eos_token_ids)
 
 

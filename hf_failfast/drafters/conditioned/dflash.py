@@ -17,7 +17,7 @@ from ...compatibility import CACHE
 from ...config import FailFastConfig
 from ...engine.slot_cache import SlotCache
 from ..base import DiffusionDrafter
-from ..checkpoints.vocabulary import check_mask_token, check_vocabulary
+from ..checkpoints.target_fit import check_layers, check_mask_token, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
 from ..denoising import DraftTokens, choose_tokens
 from .block_session import BlockSession
@@ -160,28 +160,17 @@ class DFlashDrafter(DiffusionDrafter):
         self.config = config
 
     def start(self, target: PreTrainedModel, capacity: int, eos_token_ids: torch.Tensor | None) -> DFlashSession:
-        config = target.config.get_text_config(decoder=True)
-        self._check_vocabulary(target)
-        width = config.hidden_size
-        if self.body.num_features != width * len(self.target_layers) or self.body.config.hidden_size != width:
-            raise ValueError(
-                f"The drafter reads {len(self.target_layers)} hidden states of width {self.body.config.hidden_size} "
-                f"and borrows the target's embedding, but the target's are {width} wide."
-            )
-        layers = getattr(self.body.config, "num_target_layers", None) or config.num_hidden_layers
-        if layers != config.num_hidden_layers or max(self.target_layers) > layers:
-            raise ValueError(
-                f"The drafter was made for a target of {layers} layers (it reads the hidden states "
-                f"{list(self.target_layers)}), but the target has {config.num_hidden_layers}."
-            )
+        self._check(target)
         return DFlashSession(self, target, capacity, eos_token_ids)
 
-    def _check_vocabulary(self, target: PreTrainedModel) -> None:
-        """The native body has no vocabulary of its own to compare; every mask token must have an embedding."""
-        own = getattr(self.body.config, "vocab_size", None)
-        if own is not None:
-            check_vocabulary(own, target.config.get_text_config(decoder=True).vocab_size)
+    def _check(self, target: PreTrainedModel) -> None:
+        config, own = target.config.get_text_config(decoder=True), self.body.config
+        if getattr(own, "vocab_size", None) is not None:  # the native body has none to compare
+            check_vocabulary(own.vocab_size, config.vocab_size)
         check_mask_token(self.mask_token_id, target.get_input_embeddings().weight.shape[0])
+        check_width(own.hidden_size, config.hidden_size, len(self.target_layers))
+        read = [state - 1 for state in self.target_layers]
+        check_layers(read, config.num_hidden_layers, getattr(own, "num_target_layers", None))
 
 
 class DFlashSession(BlockSession):

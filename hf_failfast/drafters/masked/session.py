@@ -24,7 +24,7 @@ from ..base import (
 )
 from ..bodies.borrowed import SharedBody
 from ..bodies.dit import DiT
-from ..checkpoints.vocabulary import check_vocabulary
+from ..checkpoints.target_fit import check_vocabulary
 from ..denoising import Denoising, DraftTokens, MostLikely, choose_tokens
 from ..spec import DrafterSpec
 from .attention_patterns import Bound, attention_pattern
