@@ -1,6 +1,7 @@
 """`hf-failfast calibrate`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,7 +74,10 @@ def calibrate(
 
 
 def _save(path: Path, numbers: dict[str, Any]) -> None:
-    """The chunk rule's numbers in the config's section `failfast`, everything else as it was."""
+    """The chunk rule's numbers in the config's section of the drafter, everything else as it was."""
+    from ..drafters.spec import SECTION, DrafterSection
+
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["failfast"] = config.get("failfast", {}) | numbers
+    section = DrafterSection.of(config.get(SECTION, {}))
+    config[SECTION] = replace(section, options={**section.options, **numbers}).content()
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -171,11 +171,13 @@ class DiffusionDrafter(ABC):
     config: the chunk rule's numbers that suit this drafter; used where the caller gives none.
     made_for: the target its checkpoint names, if it names one.
     drafts_by_chunks: whether its sessions leave all decisions on lengths to the policy.
+    own_model: the drafter as a model with a vocabulary of its own; None if it borrows the target's.
     """
 
     config: FailFastConfig
     made_for: MadeFor | None = None
     drafts_by_chunks: bool = True
+    own_model: Any = None
 
     @cached_property
     def runners(self) -> RunnerPool:

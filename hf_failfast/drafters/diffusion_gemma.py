@@ -14,9 +14,8 @@ from ..config import FailFastConfig
 from ..engine.ragged import RaggedIds
 from ..engine.slot_cache import SlotCache, layer_windows
 from .base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
-from .checkpoints.reading import Checkpoint
-from .checkpoints.vocabulary import check_vocabulary
-from .checkpoints.weights import load_native
+from .checkpoints.target_fit import check_vocabulary
+from .checkpoints.weights import LoadRequest, load_native
 from .chunks import Chunk, ChunkedSession
 from .denoising import choose_tokens
 
@@ -34,6 +33,10 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
     def __init__(self, model: Any, config: FailFastConfig) -> None:
         self.model = model
         self.config = config
+
+    @property
+    def own_model(self) -> Any:
+        return self.model
 
     def start(self, request: DraftRequest) -> DraftSession:
         vocab_size = request.target.config.get_text_config(decoder=True).vocab_size
@@ -100,11 +103,8 @@ class DiffusionGemmaSession(ChunkedSession):
         return SimpleNamespace(layers=layers, is_compileable=False, get_seq_length=lambda *_, **__: length)
 
 
-def load_diffusion_gemma(
-    checkpoint: Checkpoint, config: FailFastConfig, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool
-) -> DiffusionGemmaDrafter:
+def load_diffusion_gemma(request: LoadRequest) -> DiffusionGemmaDrafter:
     """A drafter from a checkpoint in transformers' own format."""
     from transformers import DiffusionGemmaForBlockDiffusion
 
-    model = load_native(checkpoint, dtype, device_map, allow_pickle, DiffusionGemmaForBlockDiffusion)
-    return DiffusionGemmaDrafter(model.eval(), config)
+    return DiffusionGemmaDrafter(load_native(request, DiffusionGemmaForBlockDiffusion).eval(), request.config)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..config import FailFastConfig
 from ..engine.runner_pool import RunnerName, RunnerPool
 from .base import DiffusionDrafter
-from .bodies.borrowed import SharedBody
-from .bodies.dit import DiT, load_dit
-from .checkpoints.families import DFLASH, DFLASH_ASSISTANT, DIFFUSION_GEMMA, DIT
-from .checkpoints.reading import Checkpoint, read_checkpoint
+from .bodies.dit import load_dit
+from .checkpoints.reading import read_checkpoint
 from .checkpoints.target_fit import MadeFor
-from .checkpoints.weights import load_native, load_shared
+from .checkpoints.weights import LoadRequest, load_native, load_shared
 from .conditioned.canvas import ConditionedDrafter
 from .conditioned.dflash import load_dflash, load_dflash_assistant
 from .denoising import Denoising
 from .diffusion_gemma import load_diffusion_gemma
 from .masked.session import DraftingMode, DraftingOptions, MaskedDrafter
 from .spec import Alignment, AttentionKind, Noise
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def load_drafter(
@@ -70,69 +66,47 @@ def load_drafter(
     }
     given = {key: value for key, value in given.items() if value is not None}
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs)
-    config = FailFastConfig().with_options(
-        {key: checkpoint.own[key] for key in FailFastConfig.field_names() if key in checkpoint.own}
-    )
+    family, section = checkpoint.family, checkpoint.section
+    config = FailFastConfig().with_options({**family.options, **section.options})
     options = DraftingOptions(Denoising(denoising_steps, denoising_threshold), mode, prefix_block)
-    drafter = _load(checkpoint, config, options, dtype, device_map, allow_pickle)
-    drafter.made_for = MadeFor.of(checkpoint.own)
+    if options != DraftingOptions() and not family.takes_drafting_options:
+        way = f"{family.body} drafts in its own way"
+        if section.conditioned:
+            way = "A conditioned drafter drafts in one pass"
+        raise ValueError(f"{way}: `mode`, `denoising_*`, `prefix_block` do not fit.")
+    load = LOADERS.get(family.body, load_causal_lm)
+    drafter = load(LoadRequest(checkpoint, config, options, dtype, device_map, allow_pickle))
+    drafter.made_for = MadeFor.of(section)
     drafter.runners = runners
     return drafter
 
 
-def _load(
-    checkpoint: Checkpoint,
-    config: FailFastConfig,
-    options: DraftingOptions,
-    dtype: torch.dtype | str,
-    device_map: Any,
-    allow_pickle: bool,
-) -> DiffusionDrafter:
-    if checkpoint.body in (DFLASH, DFLASH_ASSISTANT, DIFFUSION_GEMMA):
-        if options != DraftingOptions():
+def load_causal_lm(request: LoadRequest) -> MaskedDrafter | ConditionedDrafter:
+    """A causal LM of transformers, or layers of our trainer between the target's embedding and head."""
+    section, spec = request.checkpoint.section, request.checkpoint.spec
+    if not section.shared_embeddings:
+        model = load_native(request)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if spec.mask_token_id is not None and spec.mask_token_id >= rows:
             raise ValueError(
-                f"{checkpoint.body} drafts in its own way: `mode`, `denoising_*`, `prefix_block` do not fit."
+                f"`mask_token_id` must be < {rows}, the drafter's embedding rows, but is {spec.mask_token_id}."
             )
-        return _load_own_kind(checkpoint, config, dtype, device_map, allow_pickle)
-    model = _load_body(checkpoint, dtype, device_map, allow_pickle)
-    if checkpoint.own.get("conditioned"):
-        if options != DraftingOptions():
-            raise ValueError(
-                "A conditioned drafter drafts in one pass: `mode`, `denoising_*`, `prefix_block` do not fit."
-            )
-        assert isinstance(model, SharedBody)
-        layers, length = tuple(checkpoint.own["source_layers"]), checkpoint.own["canvas_length"]
-        return ConditionedDrafter(model.eval(), checkpoint.spec, layers, length, config)
-    return MaskedDrafter(model.eval(), checkpoint.spec, config, options)
+        return MaskedDrafter(model.eval(), spec, request.config, request.options)
+    body = load_shared(request).eval()
+    if not section.conditioned:
+        return MaskedDrafter(body, spec, request.config, request.options)
+    assert section.canvas_length is not None  # `DrafterSection` sees to it
+    return ConditionedDrafter(body, spec, section.source_layers, section.canvas_length, request.config)
 
 
-def _load_own_kind(
-    checkpoint: Checkpoint,
-    config: FailFastConfig,
-    dtype: torch.dtype | str,
-    device_map: Any,
-    allow_pickle: bool,
-) -> DiffusionDrafter:
-    """The drafters that are no masked drafters."""
-    if checkpoint.body == DIFFUSION_GEMMA:
-        return load_diffusion_gemma(checkpoint, config, dtype, device_map, allow_pickle)
-    # Chunks of one block come from one pass, so that short ones cost the drafter nothing.
-    config = config.with_options({} if "chunk_length" in checkpoint.own else {"chunk_length": 4})
-    if checkpoint.body == DFLASH:
-        return load_dflash(checkpoint, config, dtype, device_map)
-    return load_dflash_assistant(checkpoint, config, dtype, device_map, allow_pickle)
+def load_masked_dit(request: LoadRequest) -> MaskedDrafter:
+    return MaskedDrafter(load_dit(request).eval(), request.checkpoint.spec, request.config, request.options)
 
 
-def _load_body(
-    checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool
-) -> PreTrainedModel | SharedBody | DiT:
-    if checkpoint.body == DIT:
-        return load_dit(checkpoint, dtype, device_map)
-    if checkpoint.own.get("shared_embeddings"):
-        return load_shared(checkpoint, dtype, device_map)
-    model = load_native(checkpoint, dtype, device_map, allow_pickle)
-    rows = model.get_input_embeddings().weight.shape[0]
-    mask_token_id = checkpoint.spec.mask_token_id
-    if mask_token_id is not None and mask_token_id >= rows:
-        raise ValueError(f"`mask_token_id` must be < {rows}, the drafter's embedding rows, but is {mask_token_id}.")
-    return model
+# By `Family.body`, those that `load_causal_lm` does not load.
+LOADERS: dict[str, Callable[[LoadRequest], DiffusionDrafter]] = {
+    "dflash": load_dflash,
+    "diffusion_gemma": load_diffusion_gemma,
+    "dit": load_masked_dit,
+    "muse_glimmer_assistant": load_dflash_assistant,
+}

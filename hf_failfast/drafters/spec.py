@@ -1,7 +1,14 @@
 """What makes an ordinary causal-LM body a diffusion drafter, as data."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from ..config import FailFastConfig
+
+SECTION = "failfast"  # the key of `DrafterSection` in a config.json
 
 AttentionKind = Literal["causal_canvas", "block_causal", "bidirectional"]
 Noise = Literal["mask", "random"]
@@ -18,7 +25,7 @@ class DrafterSpec:
     mask_token_id: the id fed at positions to be filled; None only with random noise.
     noise: what stands at positions to be filled: the mask token or uniformly random tokens (DiffusionGemma).
     alignment: where the block that is drafted begins. `absolute`: at a multiple of the block size, as in training on
-        packed text; `free`: right behind the last token (models that were trained on left-padded prompts).
+        packed text; `free`: right after the last token (models that were trained on left-padded prompts).
     """
 
     attention: AttentionKind
@@ -48,3 +55,54 @@ class DrafterSpec:
             raise ValueError(f"`alignment` must be one of {list(get_args(Alignment))}, but is {self.alignment!r}.")
         if self.alignment == "free" and (self.attention != "block_causal" or self.shift != 0):
             raise ValueError("`alignment` can be 'free' only for block_causal attention without shift.")
+
+
+@dataclass(frozen=True)
+class DrafterSection:
+    """What our trainer writes into a checkpoint's config.json under `SECTION`: there one flat dict, here by meaning.
+
+    spec: values of `DrafterSpec`; without `attention` they complete the row of the checkpoint's family.
+    options: values of `FailFastConfig` that suit the drafter.
+    shared_embeddings: embedding and head are the target's (`SharedBody`).
+    conditioned: the drafter reads the target's hidden states, those that enter its `source_layers`, and drafts one
+        canvas of `canvas_length` positions a round.
+    source_layers: the target's layers that the drafter's layers were copied from.
+    target, target_fingerprint: the target it was made for (`MadeFor`).
+    """
+
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    shared_embeddings: bool = False
+    conditioned: bool = False
+    canvas_length: int | None = None
+    source_layers: tuple[int, ...] = ()
+    target: str | None = None
+    target_fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.conditioned and not (self.shared_embeddings and self.canvas_length and self.source_layers):
+            raise ValueError("A `conditioned` drafter needs `shared_embeddings`, `canvas_length` and `source_layers`.")
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> DrafterSection:
+        """The section as config.json holds it. Raises ValueError on a key that this version does not know."""
+        spec_keys = {each.name for each in fields(DrafterSpec)}
+        option_keys = set(FailFastConfig.field_names())
+        own = {key: value for key, value in content.items() if key not in spec_keys | option_keys}
+        own_keys = {each.name for each in fields(cls)} - {"spec", "options"}
+        if unknown := sorted(set(own) - own_keys):
+            raise ValueError(
+                f"The config's section `{SECTION}` has {unknown}, which this version of hf_failfast does not know; "
+                f"it knows {sorted(own_keys | spec_keys | option_keys)}."
+            )
+        return cls(
+            {key: content[key] for key in content if key in spec_keys},
+            {key: content[key] for key in content if key in option_keys},
+            **own | {"source_layers": tuple(own.get("source_layers", ()))},
+        )
+
+    def content(self) -> dict[str, Any]:
+        """The section for config.json; what is not set is left out."""
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("spec", "options")}
+        values = {**self.spec, **own, **self.options, "source_layers": list(self.source_layers) or None}
+        return {key: value for key, value in values.items() if value is not None}

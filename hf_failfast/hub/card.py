@@ -16,7 +16,7 @@ def repository_card(checkpoint: Checkpoint | None, drafter_card: ModelCard | Non
 
     checkpoint, drafter_card: of the drafter in the repository, if there is one. target: overrides its config's.
     """
-    target = target or (checkpoint.own.get("target") if checkpoint else None)
+    target = target or (checkpoint.section.target if checkpoint else None)
     card_data = {"license": "apache-2.0"} if checkpoint is None else drafter_card.data if drafter_card else {}
     data = ModelCardData(
         license=card_data.get("license"),  # of weights, it is their author's to say
@@ -37,7 +37,7 @@ def _body(checkpoint: Checkpoint | None, has_card: bool, target: str | None) -> 
         card = f" ([its card]({DRAFTER_CARD}))" if has_card else ""
         drafter = f"This repository holds a drafter for {named}{card}."
         default, argument = "; by default the one in this repository", ""
-    config = FailFastConfig().with_options(_own_options(checkpoint))
+    config = FailFastConfig().with_options(checkpoint.section.options if checkpoint else {})
     return f"""# Speculative decoding with a diffusion drafter
 
 ## Description
@@ -91,8 +91,3 @@ output = model.generate(
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 ```
 """
-
-
-def _own_options(checkpoint: Checkpoint | None) -> dict[str, float | int]:
-    own = checkpoint.own if checkpoint else {}
-    return {name: own[name] for name in FailFastConfig.field_names() if name in own}

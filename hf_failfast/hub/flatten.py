@@ -70,18 +70,17 @@ class _Module:
         found = _RELATIVE.match(self.lines[node.lineno - 1], node.col_offset)
         if found is None or node.level > len(self.parents) + 1:
             raise self._cannot(node, "a relative import over several lines or out of the package")
-        base = self.parents[: len(self.parents) + 1 - node.level]
-        package = [*base, *node.module.split(".")] if node.module else base
-        if node.module is None or all(self._is_module([*package, alias.name]) for alias in node.names):
-            self._replace(node, self._imports_of_modules(node, package))
+        base = self.parents[: len(self.parents) + 1 - node.level] + (node.module.split(".") if node.module else [])
+        if node.module is None or any(self._is_module([*base, alias.name]) for alias in node.names):
+            self._replace(node, self._imports_of_modules(node, base))
         else:
-            self.imported.append(".".join(package))
+            self.imported.append(".".join(base))
             line = self.lines[node.lineno - 1]
             statement = f"from .{flat_name(self.imported[-1])} import"
             self.lines[node.lineno - 1] = line[: found.start()] + statement + line[found.end() :]
 
-    def _is_module(self, names: list[str]) -> bool:
-        return any((self.package / Path(*names)).with_suffix(suffix).exists() for suffix in ("", ".py"))
+    def _is_module(self, parts: list[str]) -> bool:
+        return any((self.package / Path(*parts)).with_suffix(suffix).exists() for suffix in ("", ".py"))
 
     def _imports_of_modules(self, node: ast.ImportFrom, base: list[str]) -> Iterator[str]:
         """`from . import a`, `from .package import a`: its file has to be named in a statement of the only form that

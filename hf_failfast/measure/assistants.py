@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from ..drafters import DiffusionDrafter, load_drafter
 from ..drafters.bodies.borrowed import SharedBody
 from ..drafters.masked.session import MaskedDrafter
+from ..drafters.spec import SECTION
 
 
 def load_assistant(name: str, target: PreTrainedModel) -> PreTrainedModel:
@@ -17,7 +18,7 @@ def load_assistant(name: str, target: PreTrainedModel) -> PreTrainedModel:
     name: a causal LM, or a drafter of this package that reads as one. Raises ValueError on another drafter: as a
     checkpoint most of them would load, with random weights where they borrow the target's.
     """
-    if not hasattr(AutoConfig.from_pretrained(name), "failfast"):
+    if not hasattr(AutoConfig.from_pretrained(name), SECTION):
         placement: dict[str, Any] = {"dtype": target.dtype, "device_map": {"": target.device}}
         return AutoModelForCausalLM.from_pretrained(name, **placement).eval()
     drafter = load_drafter(name, dtype=target.dtype, device_map=target.device)

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..drafters.checkpoints.target_fit import fingerprint
+from ..drafters.spec import SECTION, DrafterSection
 from .atomic_files import replacing, write_json
 from .config import LOSS_WEIGHTS, TrainingConfig
 from .data.shards import HELD_OUT_ONE_IN
@@ -31,28 +32,38 @@ class Provenance:
 
 
 def drafter_json(drafter: CanvasDrafter, target: str, config: TrainingConfig) -> dict[str, Any]:
-    """config.json: the body's own config, with the description of the drafter under "failfast"."""
+    """config.json: the body's own config, with the description of the drafter under `SECTION`."""
     content = drafter.body.config.to_diff_dict()
     for local in ("_name_or_path", "_model_name_or_path"):  # where the target lay when it was loaded
         content.pop(local, None)
     content["dtype"] = "bfloat16"
-    length = config.canvas_length
-    content["failfast"] = {
-        "attention": config.attention,
-        "shift": 1,
-        "mask_token_id": drafter.body.config.vocab_size,  # one beyond the target's vocabulary: no text contains it
-        "noise": "mask",
-        "shared_embeddings": True,
-        "conditioned": config.conditioned,
-        "block_size" if config.attention == "block_causal" else "canvas_length": length,
-        "confidence_threshold": CONFIDENCE_THRESHOLD,
-        "chunk_length": length,
-        "max_draft_length": CHUNKS_PER_DRAFT * length,
-        "target": target,
-        "target_fingerprint": fingerprint(drafter.body.get_input_embeddings().weight),
-        "source_layers": list(drafter.source_layers),
-    }
+    content[SECTION] = drafter_section(drafter, target, config).content()
     return content
+
+
+def drafter_section(drafter: CanvasDrafter, target: str, config: TrainingConfig) -> DrafterSection:
+    length = config.canvas_length
+    is_block = config.attention == "block_causal"
+    return DrafterSection(
+        spec={
+            "attention": config.attention,
+            "shift": 1,
+            "mask_token_id": drafter.body.config.vocab_size,  # one beyond the target's vocabulary: in no text
+            "noise": "mask",
+            "block_size": length if is_block else None,
+        },
+        options={
+            "confidence_threshold": CONFIDENCE_THRESHOLD,
+            "chunk_length": length,
+            "max_draft_length": CHUNKS_PER_DRAFT * length,
+        },
+        shared_embeddings=True,
+        conditioned=config.conditioned,
+        canvas_length=None if is_block else length,
+        source_layers=drafter.source_layers,
+        target=target,
+        target_fingerprint=fingerprint(drafter.body.get_input_embeddings().weight),
+    )
 
 
 def model_card(provenance: Provenance, record: dict[str, Any]) -> str:

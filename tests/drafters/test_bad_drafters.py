@@ -12,8 +12,10 @@ import torch
 from conftest import DRAFTERS, LOOPS, VOCAB_SIZE, drafter, failfast, plain, prompt, saved_drafter, target, tiny_model
 from safetensors.torch import load_file, save_file
 
+import hf_failfast
 from hf_failfast import load_drafter
 from hf_failfast.drafters.masked.session import MaskedDrafter
+from hf_failfast.drafters.spec import SECTION, DrafterSection
 
 CANVAS = {"attention": "causal_canvas", "mask_token_id": 7}
 
@@ -154,6 +156,26 @@ def test_bad_numbers_in_the_checkpoint(key: str, tmp_path: Path) -> None:
     _copy(_folder(), tmp_path, failfast=CANVAS | {key: -1})
     with pytest.raises(ValueError, match=f"`{key}` must be .* but is -1"):
         load_drafter(tmp_path)
+
+
+def test_unknown_keys_in_the_checkpoint(tmp_path: Path) -> None:
+    """Refuses, by name, what a newer version wrote and this one would leave unheeded."""
+    _copy(_folder(), tmp_path, failfast=CANVAS | {"chunk_lenght": 4, "trees": True})
+    with pytest.raises(ValueError, match=r"`failfast` has \['chunk_lenght', 'trees'\].* does not know"):
+        load_drafter(tmp_path)
+
+
+def test_a_conditioned_drafter_must_say_what_it_reads(tmp_path: Path) -> None:
+    """Refuses a config that leaves out the layers or the length of the canvas."""
+    _copy(_folder(), tmp_path, failfast=CANVAS | {"conditioned": True, "shared_embeddings": True})
+    with pytest.raises(ValueError, match="needs `shared_embeddings`, `canvas_length` and `source_layers`"):
+        load_drafter(tmp_path)
+
+
+def test_a_section_is_written_as_it_was_read() -> None:
+    """Keeps every value of the bundled drafter's config when it is parsed and written again."""
+    content = json.loads((hf_failfast.BUNDLED_DRAFTER / "config.json").read_text())[SECTION]
+    assert DrafterSection.of(content).content() == content
 
 
 @functools.cache

@@ -43,6 +43,7 @@ from .sub.deep import (  # why
 def f():
     from .sub import x
     from . import other, sub as s
+    from .sub import deep
     import missing.part as part
 '''
 FLAT_A = '''"""Not from .b import c."""
@@ -56,6 +57,8 @@ def f():
     from . import failfast_other as other
     from .failfast_sub import __name__ as _failfast_sub
     from . import failfast_sub as s
+    from .failfast_sub_deep import __name__ as _failfast_sub_deep
+    from . import failfast_sub_deep as deep
     try:
         import missing.part as part
     except ImportError:

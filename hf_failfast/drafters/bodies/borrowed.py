@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from ..checkpoints.target_fit import check_width
 from ..spec import DrafterSpec
 
 if TYPE_CHECKING:
@@ -45,11 +46,7 @@ class SharedBody(nn.Module):
 
     def attach(self, target: PreTrainedModel) -> BorrowingLM:
         """The drafter as a causal LM on this target's embedding and head; moves the layers to the target's device."""
-        if target.get_input_embeddings().embedding_dim != self.config.hidden_size:
-            raise ValueError(
-                f"The drafter borrows the target's embedding of width {self.config.hidden_size}, "
-                f"but the target's is {target.get_input_embeddings().embedding_dim} wide."
-            )
+        check_width(self.config.hidden_size, target.get_input_embeddings().embedding_dim)
         self.to(target.get_input_embeddings().weight.device)
         return BorrowingLM(self, target.get_input_embeddings(), self._head(target))
 

@@ -15,8 +15,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from ...compatibility import CACHE
 from ...engine.slot_cache import SlotCache
-from ..checkpoints.reading import Checkpoint
-from ..checkpoints.weights import load_into
+from ..checkpoints.weights import LoadRequest, load_into
 
 FREQUENCIES = 256  # of the timestep embedding
 ROPE_BASE = 10_000.0
@@ -217,8 +216,9 @@ class _TimestepEmbedding(nn.Module):
         return embedding
 
 
-def load_dit(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any) -> DiT:
+def load_dit(request: LoadRequest) -> DiT:
     """The diffusion transformer of a checkpoint. Raises ValueError on what the public ones do not have."""
+    checkpoint = request.checkpoint
     if checkpoint.config.get("time_conditioning"):
         raise ValueError("`time_conditioning` is not supported: the public checkpoints have none, so sigma is 0 here.")
     config = DiTConfig(**checkpoint.config)
@@ -229,7 +229,7 @@ def load_dit(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any) 
         )
     with torch.device("meta"):
         transformer = DiT(config)
-    load_into(transformer, checkpoint, dtype, device_map, ignored=BUFFERS)
+    load_into(transformer, request, ignored=BUFFERS)
     return transformer
 
 

@@ -8,10 +8,11 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
-QWEN2_MASK = 151665  # the first id behind Qwen2.5's special tokens
-QWEN3_MASK = 151669  # the first id behind Qwen3's special tokens
+QWEN2_MASK = 151665  # the first id after Qwen2.5's special tokens
+QWEN3_MASK = 151669  # the first id after Qwen3's special tokens
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,22 @@ class Family:
     """How the checkpoints of one family are recognised, loaded and read.
 
     model_type: what their config says.
-    body: the transformers model type that computes the same, given the attention of the spec.
+    body: the transformers model type that computes the same, given the attention of the spec; or, if not
+        `native_body`, the name of code of ours. `LOADERS` (`drafters/loading.py`) has the bodies that are not loaded
+        as a causal LM of transformers.
     spec: `DrafterSpec` values that hold for the family.
     marks: where the model type does not suffice: parts of the checkpoint's name or classes, letters and digits only.
     required_key: or a config key that only this family has.
-    config_keys: their config key -> ours; `block_size` and `mask_token_id` go to the spec.
+    config_keys: their config key -> ours; a dot leads into a part of theirs. `block_size` and `mask_token_id` go to
+        the spec.
     weight_keys: regular expressions over weight names -> what the body calls them, applied in this order.
     ignored_weights: regular expressions over stored buffers that the body computes itself.
+    options: FailFast options that suit the family, for checkpoints that name none.
+    takes_drafting_options: whether `DraftingOptions` fit; otherwise it drafts in its own way.
+    reads_hidden_states: whether the drafter reads the target's hidden states.
+    borrows_embedding: whether embedding and head are the target's.
+    block_is_draft: whether one pass drafts one block, whose first position is the last known token.
+    mask_is_last_id: whether the mask token is the last of the vocabulary where the config names none.
     """
 
     name: str
@@ -37,6 +47,13 @@ class Family:
     config_keys: Mapping[str, str] = field(default_factory=dict)
     weight_keys: Mapping[str, str] = field(default_factory=dict)
     ignored_weights: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    native_body: bool = True
+    takes_drafting_options: bool = True
+    reads_hidden_states: bool = False
+    borrows_embedding: bool = False
+    block_is_draft: bool = False
+    mask_is_last_id: bool = False
 
     def matches(self, config: Mapping[str, Any], name: str) -> bool:
         if config.get("model_type") != self.model_type:
@@ -45,6 +62,16 @@ class Family:
             return True
         has_key = self.required_key is not None and self.required_key in config
         return has_key or any(mark in _labels(config, name) for mark in self.marks)
+
+    def renamed(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The config in our keys; takes the renamed values out of the given one."""
+        found = {}
+        for theirs, ours in self.config_keys.items():
+            *path, key = theirs.split(".")
+            part = reduce(lambda part, name: part.get(name) or {}, path, config)
+            if part.get(key) is not None:
+                found[ours] = part.pop(key)
+        return config | found
 
 
 BLOCKS = {"attention": "block_causal", "shift": 0}
@@ -79,11 +106,16 @@ LLADA_WEIGHTS = {
 }
 DIFFUGPT_WEIGHTS = {r"^denoise_model\.": "transformer.", r"^embed_tokens\.": "transformer.wte."}
 
-# The model types of bodies that are not causal LMs, and have their own code here.
-DIT, DFLASH = "dit", "dflash"
-
-# The model types of native bodies that are not causal LMs.
-DFLASH_ASSISTANT, DIFFUSION_GEMMA = "muse_glimmer_assistant", "diffusion_gemma"
+# DFlash drafts with the target's embedding, from its hidden states, a block in one pass: short chunks cost no more.
+DFLASH: dict[str, Any] = {
+    "options": {"chunk_length": 4},
+    "takes_drafting_options": False,
+    "reads_hidden_states": True,
+    "borrows_embedding": True,
+    "block_is_draft": True,
+}
+# Diffusion transformers, for which transformers has no class.
+DIT: dict[str, Any] = {"native_body": False, "mask_is_last_id": True}
 
 # The oldest transformers that has all native bodies.
 NATIVE_SINCE = "5.17"
@@ -101,12 +133,22 @@ FAMILIES = (
     Family("SDAR / TraDo", "sdar", "qwen3", BLOCKS | {"mask_token_id": QWEN3_MASK, "block_size": 4}),
     Family("SDAR MoE", "sdar_moe", "qwen3_moe", BLOCKS | {"mask_token_id": QWEN3_MASK, "block_size": 4}),
     # DFlash configs call themselves qwen3 and have a block size, so they come first. arXiv 2602.06036.
-    Family("DFlash", "qwen3", DFLASH, FULL | {"shift": 0}, required_key="dflash_config"),
+    Family(
+        "DFlash",
+        "qwen3",
+        "dflash",
+        FULL | {"shift": 0},
+        required_key="dflash_config",
+        config_keys={f"dflash_config.{key}": key for key in ("mask_token_id", "target_layer_ids")},
+        native_body=False,
+        **DFLASH,
+    ),
     Family(
         "DFlash assistant of transformers",
-        DFLASH_ASSISTANT,
-        DFLASH_ASSISTANT,
+        "muse_glimmer_assistant",
+        "muse_glimmer_assistant",
         FULL | {"shift": 0, "mask_token_id": 201818, "block_size": 16},
+        **DFLASH,
     ),
     Family(
         "Efficient-DLM",
@@ -148,15 +190,16 @@ FAMILIES = (
         weight_keys=DIFFUGPT_WEIGHTS,
         ignored_weights=(r"\.attn\.bias$", r"\.attn\.masked_bias$"),
     ),
-    # Diffusion transformers. MDLM: arXiv 2406.07524; BD3-LM: 2503.09573. The mask id is the last of the vocabulary.
-    Family("MDLM", "mdlm", DIT, FULL | {"shift": 0}),
-    Family("BD3-LM", "bd3lm", DIT, BLOCKS),
+    # MDLM: arXiv 2406.07524; BD3-LM: 2503.09573.
+    Family("MDLM", "mdlm", "dit", FULL | {"shift": 0}, **DIT),
+    Family("BD3-LM", "bd3lm", "dit", BLOCKS, **DIT),
     # Random canvas instead of masks, native to transformers.
     Family(
         "DiffusionGemma",
         "diffusion_gemma",
-        DIFFUSION_GEMMA,
+        "diffusion_gemma",
         {"attention": "causal_canvas", "shift": 0, "mask_token_id": None, "noise": "random"},
+        takes_drafting_options=False,
     ),
 )
 
@@ -168,7 +211,7 @@ def find_family(config: Mapping[str, Any], name: str) -> Family | None:
 
 def bodies() -> dict[str, str]:
     """Every known model type -> the native model type of its body."""
-    return {family.model_type: family.body for family in reversed(FAMILIES) if family.body not in (DIT, DFLASH)}
+    return {family.model_type: family.body for family in reversed(FAMILIES) if family.native_body}
 
 
 def nearest_family(model_type: str) -> Family:

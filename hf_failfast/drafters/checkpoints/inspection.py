@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..spec import DrafterSpec
-from .families import DFLASH, DFLASH_ASSISTANT
 from .reading import Checkpoint, read_checkpoint, weight_shapes
-from .vocabulary import check_mask_token, check_vocabulary
+from .target_fit import check_layers, check_mask_token, check_vocabulary, check_width
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -67,19 +66,18 @@ def inspect_checkpoint(
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs or {})
     counts = _elements(checkpoint)
     spec = checkpoint.spec
-    is_dflash = checkpoint.body in (DFLASH, DFLASH_ASSISTANT)
-    is_conditioned = bool(checkpoint.own.get("conditioned"))
-    block = checkpoint.own["canvas_length"] if is_conditioned else spec.block_size
+    family, section = checkpoint.family, checkpoint.section
+    block = section.canvas_length if section.conditioned else spec.block_size
     return Inspection(
         name=checkpoint.name,
-        family=checkpoint.family.name if checkpoint.family else "hf_failfast" if checkpoint.own else "by arguments",
-        body=checkpoint.body,
+        family=family.name,
+        body=family.body,
         spec=spec,
         parameters=sum(counts.values()),
         weight_bytes=sum(count * ELEMENT_SIZES.get(dtype, 1) for dtype, count in counts.items()),
         dtypes=tuple(sorted(counts)),
-        conditioned=is_dflash or is_conditioned,
-        chunk_per_pass=block - 1 if block and is_dflash else block,
+        conditioned=family.reads_hidden_states,
+        chunk_per_pass=block - 1 if block and family.block_is_draft else block,
         misfit=None if target is None else _misfit(checkpoint, target),
     )
 
@@ -114,29 +112,24 @@ def _weight_files(checkpoint: Checkpoint) -> list[str]:
 
 
 def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
-    config, _ = PreTrainedConfig.get_config_dict(str(target), **checkpoint.hub_kwargs)
-    config = config.get("text_config") or config
-    if checkpoint.body in (DFLASH, DFLASH_ASSISTANT) or checkpoint.own.get("shared_embeddings"):
-        width, wanted = config.get("hidden_size"), checkpoint.config.get("hidden_size")
-        if width != wanted:
-            return f"The drafter borrows an embedding of width {wanted}, and the target's is {width} wide."
-        layers, needed = config.get("num_hidden_layers"), checkpoint.config.get("num_target_layers")
-        if needed is not None and layers != needed:
-            return f"The drafter reads the hidden states of a target of {needed} layers, and this one has {layers}."
-        read = checkpoint.own["source_layers"] if checkpoint.own.get("conditioned") else ()
-        deepest = max(read or checkpoint.config.get("target_layer_ids") or [0])
-        if deepest >= layers:
-            return f"The drafter reads the target's layer {deepest}, counted from 0, and the target has {layers}."
+    config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs).get_text_config(decoder=True)
     try:
-        if checkpoint.body == DFLASH_ASSISTANT:  # names no vocabulary of its own
-            check_mask_token(cast(int, checkpoint.spec.mask_token_id), _vocab_size(config))
-        else:
-            check_vocabulary(_vocab_size(checkpoint.config), _vocab_size(config))
+        _check(checkpoint, config)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _vocab_size(config: dict[str, Any]) -> int:
-    size: int = (config.get("text_config") or config)["vocab_size"]
-    return size
+def _check(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
+    """The checks of the drafters' `start`, in their order, from configs alone. Raises ValueError."""
+    config, family, section = checkpoint.config, checkpoint.family, checkpoint.section
+    vocab_size = (config.get("text_config") or config).get("vocab_size")
+    if vocab_size is not None:
+        check_vocabulary(vocab_size, target.vocab_size)
+    if family.borrows_embedding and not section.shared_embeddings:  # our own checkpoints hold the mask's embedding
+        check_mask_token(cast(int, checkpoint.spec.mask_token_id), target.vocab_size)
+    if family.borrows_embedding:
+        check_width(config["hidden_size"], target.hidden_size)
+    if family.reads_hidden_states:
+        layers = section.source_layers if section.conditioned else config.get("target_layer_ids", ())
+        check_layers(layers, target.num_hidden_layers, config.get("num_target_layers"))

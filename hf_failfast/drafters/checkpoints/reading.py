@@ -13,25 +13,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
-from ..spec import DrafterSpec
-from .families import (
-    DFLASH,
-    DFLASH_ASSISTANT,
-    DIT,
-    NATIVE_SINCE,
-    Family,
-    block_size_of_name,
-    bodies,
-    find_family,
-    nearest_family,
-)
+from ..spec import SECTION, DrafterSection, DrafterSpec
+from .families import FAMILIES, NATIVE_SINCE, Family, block_size_of_name, bodies, find_family, nearest_family
 
 # Keys that would point transformers to the checkpoint's own code, to a class that is not there, or to an attention
 # kernel that does not take the runner's masks (SDAR asks for flex attention).
 DROPPED_KEYS = ("auto_map", "architectures", "model_type", "attn_implementation", "_attn_implementation")
-
-SPEC_KEYS = ("attention", "shift", "mask_token_id", "block_size", "noise", "alignment")
-OWN_BODIES = (DIT, DFLASH)
 
 
 @dataclass(frozen=True)
@@ -39,17 +26,15 @@ class Checkpoint:
     """A checkpoint that is understood.
 
     config: its config in the body's own keys, without references to code.
-    family: None for drafters of this project and for causal LMs with a spec of the caller's.
-    body: the native model type, or one of `OWN_BODIES`.
-    own: the section that this project's trainer writes into a config; may be empty.
+    family: a row of `FAMILIES`, or what the checkpoint itself and the caller say in its place.
+    section: what this project's trainer wrote into the config; empty for other checkpoints.
     """
 
     name: str
     config: dict[str, Any]
-    family: Family | None
-    body: str
+    family: Family
     spec: DrafterSpec
-    own: dict[str, Any]
+    section: DrafterSection
     hub_kwargs: dict[str, Any]
 
     def file(self, name: str) -> str | None:
@@ -60,7 +45,7 @@ class Checkpoint:
         """The config of the transformers model that is the body."""
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        config: PreTrainedConfig = CONFIG_MAPPING[self.body].from_dict(self.config)
+        config: PreTrainedConfig = CONFIG_MAPPING[self.family.body].from_dict(self.config)
         return config
 
 
@@ -75,27 +60,41 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
 
     name = str(name_or_path)
     config = _read_config(name, hub_kwargs)
-    own = config.pop("failfast", {})
-    family = None if "attention" in own else find_family(config, name)
-    model_type = str(config.get("model_type"))
-    body = family.body if family else bodies().get(model_type, model_type)
-    if body not in CONFIG_MAPPING and body not in OWN_BODIES:
-        if family:
-            raise ValueError(
-                f"{family.name} checkpoints need the class that transformers calls {body!r}, and the installed "
-                f"transformers has none: update it (transformers >= {NATIVE_SINCE})."
-            )
-        raise ValueError(
-            f"The checkpoint's `model_type` is {model_type!r}, which is neither native to transformers nor a known "
-            f"drafter family, and a checkpoint's own code is never run. {_nearest(model_type)}"
-        )
-    spec = _spec(name, config, family, own, given, hub_kwargs)
-    for theirs, ours in (family.config_keys if family else {}).items():
-        if config.get(theirs) is not None:
-            config[ours] = config.pop(theirs)
+    section = DrafterSection.of(config.pop(SECTION, {}))
+    known = None if "attention" in section.spec else find_family(config, name)
+    family = known or _unlisted(str(config.get("model_type")), section)
+    if family.native_body and family.body not in CONFIG_MAPPING:
+        raise ValueError(_no_body(family))
+    config = family.renamed(config)
+    spec = _spec(name, config, family, section, given, hub_kwargs)
     for key in DROPPED_KEYS:
         config.pop(key, None)
-    return Checkpoint(name, config, family, body, spec, own, hub_kwargs)
+    return Checkpoint(name, config, family, spec, section, hub_kwargs)
+
+
+def _unlisted(model_type: str, section: DrafterSection) -> Family:
+    """A drafter of this project, or a causal LM that the caller's arguments make one, as a family of its own."""
+    return Family(
+        "by arguments" if section == DrafterSection() else "hf_failfast",
+        model_type,
+        bodies().get(model_type, model_type),
+        spec={},
+        takes_drafting_options=not section.conditioned,
+        reads_hidden_states=section.conditioned,
+        borrows_embedding=section.shared_embeddings,
+    )
+
+
+def _no_body(family: Family) -> str:
+    if family in FAMILIES:
+        return (
+            f"{family.name} checkpoints need the class that transformers calls {family.body!r}, and the installed "
+            f"transformers has none: update it (transformers >= {NATIVE_SINCE})."
+        )
+    return (
+        f"The checkpoint's `model_type` is {family.model_type!r}, which is neither native to transformers nor a known "
+        f"drafter family, and a checkpoint's own code is never run. {_nearest(family.model_type)}"
+    )
 
 
 def find_file(name_or_path: str, file_name: str, hub_kwargs: dict[str, Any]) -> str | None:
@@ -169,32 +168,29 @@ def _diffugpt_config(shapes: dict[str, tuple[list[int], str]]) -> dict[str, Any]
 
 def _spec(
     name: str,
-    config: dict[str, Any],
-    family: Family | None,
-    own: dict[str, Any],
+    config: dict[str, Any],  # in our keys
+    family: Family,
+    section: DrafterSection,
     given: dict[str, Any],
     hub_kwargs: dict[str, Any],
 ) -> DrafterSpec:
-    values: dict[str, Any] = {"shift": 0, "mask_token_id": None, **(family.spec if family else {})}
-    block_key = (
-        next((key for key, ours in family.config_keys.items() if ours == "block_size"), None) if family else None
-    )
-    block_size = config.get(block_key or "block_size") or block_size_of_name(name)
-    mask_token_id = (config.get("dflash_config") or config).get("mask_token_id")
-    if mask_token_id is None and family is not None and family.body == DIT:
-        mask_token_id = config["vocab_size"] - 1  # the mask is the last entry, and in no config
-    named = {"block_size": block_size, "mask_token_id": mask_token_id}
+    named = {
+        "block_size": config.get("block_size") or block_size_of_name(name),
+        "mask_token_id": config.get("mask_token_id"),
+    }
+    if named["mask_token_id"] is None and family.mask_is_last_id:
+        named["mask_token_id"] = config["vocab_size"] - 1
+    values: dict[str, Any] = {"shift": 0, "mask_token_id": None, **family.spec}
     values |= {key: value for key, value in named.items() if value is not None}
-    values |= {key: own[key] for key in SPEC_KEYS if key in own} | given
+    values |= {**section.spec, **given}
     if "attention" not in values:
-        model_type = str(config.get("model_type"))
         raise ValueError(
-            f"The checkpoint (`model_type` {model_type!r}) does not say how it drafts: pass `attention=` "
+            f"The checkpoint (`model_type` {family.model_type!r}) does not say how it drafts: pass `attention=` "
             '("causal_canvas", "block_causal" or "bidirectional"), `shift=`, `mask_token_id=` and, for block_causal, '
-            f"`block_size=`. {_nearest(model_type)}"
+            f"`block_size=`. {_nearest(family.model_type)}"
         )
     if values["attention"] != "block_causal":
-        if family is None or family.body not in (DFLASH, DFLASH_ASSISTANT):  # whose block is the length of a draft
+        if not family.block_is_draft:
             values.pop("block_size", None)
         values.pop("alignment", None)
     if values["mask_token_id"] is None and values.get("noise", "mask") == "mask":

@@ -1,21 +1,79 @@
-"""The target that a drafter was made for, recognised by its embedding; drafts for another are seldom accepted."""
+"""Whether a drafter fits a target: what it cannot do without is checked, the target it was made for is recognised."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import torch
 
+from ..spec import DrafterSection
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Checkpoints pad one tokenizer's vocabulary to different sizes (151,936 and 152,064 for Qwen2.5).
+MAX_VOCABULARY_PADDING = 512
 
 # The signs of this many entries of this many rows tell a vocabulary: two unrelated ones agree in half of them, a model
 # and what was fine-tuned or quantised from it in nearly all.
 ROWS, ENTRIES = 32, 32
 LEAST_AGREEMENT = 0.9
+
+
+def check_vocabulary(drafter_size: int, target_size: int) -> None:
+    """Raises ValueError if the two sizes differ by more than padding."""
+    padding = abs(drafter_size - target_size)
+    if padding > min(MAX_VOCABULARY_PADDING, max(drafter_size, target_size) // 8):
+        raise ValueError(
+            f"The drafter's vocabulary has {drafter_size} entries and the target's {target_size}: they cannot come "
+            "from the same tokenizer. Use a drafter made for the target's tokenizer, or pass both tokenizers "
+            "(`tokenizer=`, `assistant_tokenizer=`)."
+        )
+
+
+def check_mask_token(mask_token_id: int, rows: int) -> None:
+    """Raises ValueError if a mask token has no row in the target's embedding, which the drafter borrows."""
+    if mask_token_id >= rows:
+        raise ValueError(
+            f"The drafter's `mask_token_id` is {mask_token_id}, but the target's embedding, which it borrows, has "
+            f"{rows} rows."
+        )
+
+
+def check_width(width: int, target_width: int, num_states: int = 0) -> None:
+    """Raises ValueError if a drafter that borrows the target's embedding, and reads `num_states` of its hidden states
+    per token, has another width."""
+    if width == target_width:
+        return
+    if num_states:
+        raise ValueError(
+            f"The drafter reads {num_states} hidden states of width {width} and borrows the target's embedding, but "
+            f"the target's are {target_width} wide."
+        )
+    raise ValueError(
+        f"The drafter borrows the target's embedding of width {width}, but the target's is {target_width} wide."
+    )
+
+
+def check_layers(layers: Sequence[int], num_layers: int, made_for: int | None = None) -> None:
+    """Raises ValueError if the target, of `num_layers`, lacks one of the layers that the drafter reads at.
+
+    layers: counted from 0. made_for: how many the drafter's target has; None if its checkpoint does not say.
+    """
+    if made_for is not None and made_for != num_layers:
+        raise ValueError(
+            f"The drafter was made for a target of {made_for} layers (it reads at {list(layers)}), but the target has "
+            f"{num_layers}."
+        )
+    if layers and max(layers) >= num_layers:
+        raise ValueError(
+            f"The drafter reads the target's layer {max(layers)}, counted from 0 (it reads the hidden states "
+            f"{list(layers)}, but the target has {num_layers} layers)."
+        )
 
 
 def fingerprint(embedding: torch.Tensor) -> str:
@@ -33,9 +91,9 @@ class MadeFor:
         self._seen: WeakSet[PreTrainedModel] = WeakSet()
 
     @classmethod
-    def of(cls, own: dict[str, Any]) -> MadeFor | None:
-        """From the "failfast" section of a config; None if it names no target."""
-        return cls(str(own["target"]), own.get("target_fingerprint")) if own.get("target") else None
+    def of(cls, section: DrafterSection) -> MadeFor | None:
+        """None if the section names no target."""
+        return cls(section.target, section.target_fingerprint) if section.target else None
 
     def check(self, target: PreTrainedModel) -> None:
         """Warns, once per target, of one that the drafter was not made for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,11 +14,14 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.utils import is_accelerate_available
 
+from ...config import FailFastConfig
 from ..bodies.borrowed import SharedBody
 from .reading import Checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ..masked.session import DraftingOptions
 
 # The decoder of a drafter that borrows its embedding is built without one of its own.
 _NO_VOCABULARY = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
@@ -27,15 +31,29 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def load_native(
-    checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool, auto_class: Any = None
-) -> PreTrainedModel:
+@dataclass(frozen=True)
+class LoadRequest:
+    """What a loader makes a drafter of.
+
+    config, options: how the drafter is to work; `options` are the default ones unless the family takes others.
+    dtype, device_map, allow_pickle: of the weights, as in `load_drafter`.
+    """
+
+    checkpoint: Checkpoint
+    config: FailFastConfig
+    options: DraftingOptions
+    dtype: torch.dtype | str = "auto"
+    device_map: Any = None
+    allow_pickle: bool = False
+
+
+def load_native(request: LoadRequest, auto_class: Any = None) -> PreTrainedModel:
     """The transformers model that is the checkpoint's body. Raises ValueError if the weights do not fit it."""
     from transformers import AutoModelForCausalLM
 
-    _check_format(checkpoint, allow_pickle)
-    family = checkpoint.family
-    device = None
+    checkpoint, family = request.checkpoint, request.checkpoint.family
+    _check_format(checkpoint, request.allow_pickle)
+    device_map, device = request.device_map, None
     if device_map is not None and not is_accelerate_available():  # which transformers needs for any `device_map`
         device_map, device = None, _one_device(device_map)
     # A drafter never generates, and for some checkpoints transformers cannot load the settings of their generation.
@@ -45,10 +63,10 @@ def load_native(
             checkpoint.name,
             config=checkpoint.native_config(),
             **defaults,
-            dtype=dtype,
+            dtype=request.dtype,
             device_map=device_map,
-            use_safetensors=None if allow_pickle else True,
-            key_mapping=dict(family.weight_keys) if family and family.weight_keys else None,
+            use_safetensors=None if request.allow_pickle else True,
+            key_mapping=dict(family.weight_keys) or None,
             output_loading_info=True,
             **checkpoint.hub_kwargs,
         )
@@ -58,14 +76,15 @@ def load_native(
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise ValueError(f"The weights of {checkpoint.name!r} do not fit its config: {error}") from error
-    check_keys(info["missing_keys"], info["unexpected_keys"], family.ignored_weights if family else ())
+    check_keys(info["missing_keys"], info["unexpected_keys"], family.ignored_weights)
     return model if device is None else model.to(device)
 
 
-def load_shared(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: Any) -> SharedBody:
+def load_shared(request: LoadRequest) -> SharedBody:
     """Layers without an embedding: the decoder is built with a vocabulary of one, which it never uses."""
     from transformers import AutoModel
 
+    checkpoint = request.checkpoint
     weights = read_weights(checkpoint)
     mask_embedding = weights.pop("mask_embedding")
     draft_vocabulary = weights.pop("draft_vocabulary", None)
@@ -79,22 +98,19 @@ def load_shared(checkpoint: Checkpoint, dtype: torch.dtype | str, device_map: An
     )
     check_keys([key for key in result.missing_keys if key != "embed_tokens.weight"], result.unexpected_keys)
     body = SharedBody(decoder, mask_embedding, checkpoint.spec, draft_vocabulary)
-    if device_map is not None:
-        body.to(_one_device(device_map))
-    return body if dtype == "auto" else body.to(as_dtype(dtype))
+    if request.device_map is not None:
+        body.to(_one_device(request.device_map))
+    return body if request.dtype == "auto" else body.to(as_dtype(request.dtype))
 
 
-def load_into(
-    module: nn.Module,  # on the meta device
-    checkpoint: Checkpoint,
-    dtype: torch.dtype | str,
-    device_map: Any,
-    ignored: Iterable[str] = (),
-) -> None:
-    """Puts the checkpoint's weights into a module of ours, straight onto the device and without a second copy."""
-    weights = read_weights(checkpoint, device=_one_device(device_map))
-    if dtype != "auto":
-        weights = {key: value.to(as_dtype(dtype)) for key, value in weights.items()}
+def load_into(module: nn.Module, request: LoadRequest, ignored: Iterable[str] = ()) -> None:
+    """Puts the checkpoint's weights into a module on the meta device, without a second copy.
+
+    ignored: regular expressions over stored buffers that the module computes itself.
+    """
+    weights = read_weights(request.checkpoint, device=_one_device(request.device_map))
+    if request.dtype != "auto":
+        weights = {key: value.to(as_dtype(request.dtype)) for key, value in weights.items()}
     expected = module.state_dict()
     misfits = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
     if misfits:

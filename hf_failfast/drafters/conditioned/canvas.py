@@ -21,7 +21,7 @@ from ...engine.runner import EagerRunner
 from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.borrowed import SharedBody
-from ..checkpoints.vocabulary import check_vocabulary
+from ..checkpoints.target_fit import check_layers, check_vocabulary
 from ..denoising import DraftTokens
 from ..masked.attention_patterns import CausalCanvas
 from ..spec import DrafterSpec
@@ -76,11 +76,7 @@ class ConditionedDrafter(DiffusionDrafter):
     def start(self, request: DraftRequest) -> DraftSession:
         config = request.target.config.get_text_config(decoder=True)
         check_vocabulary(self.body.config.get_text_config(decoder=True).vocab_size, config.vocab_size)
-        if max(self.target_layers) >= config.num_hidden_layers:
-            raise ValueError(
-                f"The drafter reads the hidden states {list(self.target_layers)}, but the target has "
-                f"{config.num_hidden_layers} layers."
-            )
+        check_layers(self.target_layers, config.num_hidden_layers)
         return PerRow.of(request, lambda one: ConditionedSession(self, one))
 
     def modules(self) -> Iterator[nn.Module]:

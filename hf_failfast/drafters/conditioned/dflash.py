@@ -17,9 +17,8 @@ from ...compatibility import CACHE
 from ...config import FailFastConfig
 from ...engine.slot_cache import SlotCache
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
-from ..checkpoints.reading import Checkpoint
-from ..checkpoints.vocabulary import check_mask_token, check_vocabulary
-from ..checkpoints.weights import load_into, load_native
+from ..checkpoints.target_fit import check_layers, check_mask_token, check_vocabulary, check_width
+from ..checkpoints.weights import LoadRequest, load_into, load_native
 from ..denoising import DraftTokens, choose_tokens
 from .block_session import BlockSession
 
@@ -161,32 +160,20 @@ class DFlashDrafter(DiffusionDrafter):
         self.config = config
 
     def start(self, request: DraftRequest) -> DraftSession:
-        target = request.target
-        config = target.config.get_text_config(decoder=True)
-        self._check_vocabulary(target)
-        width = config.hidden_size
-        if self.body.num_features != width * len(self.target_layers) or self.body.config.hidden_size != width:
-            raise ValueError(
-                f"The drafter reads {len(self.target_layers)} hidden states of width {self.body.config.hidden_size} "
-                f"and borrows the target's embedding, but the target's are {width} wide."
-            )
-        layers = getattr(self.body.config, "num_target_layers", None) or config.num_hidden_layers
-        if layers != config.num_hidden_layers or max(self.target_layers) > layers:
-            raise ValueError(
-                f"The drafter was made for a target of {layers} layers (it reads the hidden states "
-                f"{list(self.target_layers)}), but the target has {config.num_hidden_layers}."
-            )
+        self._check(request.target)
         return PerRow.of(request, lambda one: DFlashSession(self, one))
 
     def modules(self) -> Iterator[nn.Module]:
         return self.body.modules()
 
-    def _check_vocabulary(self, target: PreTrainedModel) -> None:
-        """The native body has no vocabulary of its own to compare; every mask token must have an embedding."""
-        own = getattr(self.body.config, "vocab_size", None)
-        if own is not None:
-            check_vocabulary(own, target.config.get_text_config(decoder=True).vocab_size)
+    def _check(self, target: PreTrainedModel) -> None:
+        config, own = target.config.get_text_config(decoder=True), self.body.config
+        if getattr(own, "vocab_size", None) is not None:  # the native body has none to compare
+            check_vocabulary(own.vocab_size, config.vocab_size)
         check_mask_token(self.mask_token_id, target.get_input_embeddings().weight.shape[0])
+        check_width(own.hidden_size, config.hidden_size, len(self.target_layers))
+        read = [state - 1 for state in self.target_layers]
+        check_layers(read, config.num_hidden_layers, getattr(own, "num_target_layers", None))
 
 
 class DFlashSession(BlockSession):
@@ -233,38 +220,27 @@ class DFlashSession(BlockSession):
         return embedded
 
 
-def load_dflash(
-    checkpoint: Checkpoint, config: FailFastConfig, dtype: torch.dtype | str, device_map: Any
-) -> DFlashDrafter:
+def load_dflash(request: LoadRequest) -> DFlashDrafter:
     """A drafter from a checkpoint in the z-lab format."""
     from transformers import Qwen3Config
 
-    values = checkpoint.config
-    layer_ids = values["dflash_config"]["target_layer_ids"]
-    body_config = Qwen3Config.from_dict(values)
+    config = Qwen3Config.from_dict(request.checkpoint.config)
+    layer_ids = request.checkpoint.config["target_layer_ids"]
     with torch.device("meta"):
-        body = DFlashBody(body_config, num_features=len(layer_ids) * body_config.hidden_size)
-    load_into(body, checkpoint, dtype, device_map)
-    return DFlashDrafter(
-        body.eval().to(body.device),
-        tuple(layer_id + 1 for layer_id in layer_ids),  # hidden state 0 is the embedding
-        checkpoint.spec.block_size or values["block_size"],
-        cast(int, checkpoint.spec.mask_token_id),
-        config,
-    )
+        body = DFlashBody(config, num_features=len(layer_ids) * config.hidden_size)
+    load_into(body, request)
+    return _drafter(body.eval().to(body.device), layer_ids, request)
 
 
-def load_dflash_assistant(
-    checkpoint: Checkpoint, config: FailFastConfig, dtype: torch.dtype | str, device_map: Any, allow_pickle: bool
-) -> DFlashDrafter:
+def load_dflash_assistant(request: LoadRequest) -> DFlashDrafter:
     """A drafter from a checkpoint of transformers' own DFlash class."""
     from transformers import AutoModel
 
-    body = NativeDFlashBody(load_native(checkpoint, dtype, device_map, allow_pickle, AutoModel))
-    return DFlashDrafter(
-        body.eval(),
-        tuple(layer_id + 1 for layer_id in body.config.target_layer_ids),  # hidden state 0 is the embedding
-        cast(int, checkpoint.spec.block_size),
-        cast(int, checkpoint.spec.mask_token_id),
-        config,
-    )
+    body = NativeDFlashBody(load_native(request, AutoModel))
+    return _drafter(body.eval(), body.config.target_layer_ids, request)
+
+
+def _drafter(body: DFlashBody | NativeDFlashBody, layer_ids: Sequence[int], request: LoadRequest) -> DFlashDrafter:
+    spec = request.checkpoint.spec
+    layers = tuple(layer_id + 1 for layer_id in layer_ids)  # hidden state 0 is the embedding
+    return DFlashDrafter(body, layers, cast(int, spec.block_size), cast(int, spec.mask_token_id), request.config)

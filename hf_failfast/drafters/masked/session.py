@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from ...engine.window import Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.borrowed import SharedBody
 from ..bodies.dit import DiT
-from ..checkpoints.vocabulary import check_vocabulary
+from ..checkpoints.target_fit import check_vocabulary
 from ..chunks import Chunk, ChunkedSession, concatenate_probs
 from ..denoising import Denoising, DraftTokens, MostLikely, choose_tokens
 from ..spec import DrafterSpec
@@ -64,6 +64,10 @@ class MaskedDrafter(DiffusionDrafter):
             raise ValueError(f"`mode` must be one of {list(get_args(DraftingMode))}, but is {options.mode!r}.")
         if options.mode == "reference" and (spec.attention != "block_causal" or spec.shift != 1):
             raise ValueError("`mode='reference'` is Fast-dLLM v2's: block_causal attention with shift 1.")
+
+    @property
+    def own_model(self) -> Any:
+        return None if isinstance(self.model, SharedBody) else self.model
 
     def start(self, request: DraftRequest) -> DraftSession:
         model, vocab_size = self._fit(request.target)

@@ -17,6 +17,7 @@ class Wrapper(DiffusionDrafter):
         self.config = drafter.config
         self.made_for = drafter.made_for
         self.drafts_by_chunks = drafter.drafts_by_chunks
+        self.own_model = drafter.own_model
         self.runners = drafter.runners
 
     def modules(self) -> Iterator[nn.Module]:

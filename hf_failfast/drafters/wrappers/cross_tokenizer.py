@@ -10,8 +10,6 @@ import torch
 from ...engine.ragged import RaggedIds
 from ...policies.base import LengthPolicy
 from ..base import DiffusionDrafter, Draft, DraftRequest, DraftSession, PerRow
-from ..bodies.borrowed import SharedBody
-from ..diffusion_gemma import DiffusionGemmaDrafter
 from ..masked.session import MaskedDrafter
 from .base import Wrapper
 
@@ -37,12 +35,11 @@ class CrossTokenizerDrafter(Wrapper):
         target_tokenizer: PreTrainedTokenizerBase,
         drafter_tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        if not isinstance(drafter, (MaskedDrafter, DiffusionGemmaDrafter)) or isinstance(drafter.model, SharedBody):
+        if drafter.own_model is None:
             raise ValueError("The drafter borrows the target's embedding or hidden states, so it needs its tokenizer.")
         if isinstance(drafter, MaskedDrafter) and drafter.options.mode == "reference":
             raise ValueError("`mode='reference'` drafts for the drafter's own tokenizer only.")
         super().__init__(drafter)
-        self.model = drafter.model
         self.drafts_by_chunks = False  # the last word on lengths has the target's tokenizer
         self.target_tokenizer = target_tokenizer
         self.drafter_tokenizer = drafter_tokenizer
@@ -53,7 +50,7 @@ class CrossTokenizerDrafter(Wrapper):
     def _start(self, request: DraftRequest) -> CrossTokenizerSession:
         own_eos = self.drafter_tokenizer.eos_token_id
         own = DraftRequest(
-            self.model,  # as if it drafted for a target with its own vocabulary
+            self.drafter.own_model,  # as if it drafted for a target with its own vocabulary
             TOKEN_RATIO * request.capacity + 256,
             eos_token_ids=None if own_eos is None else torch.tensor([own_eos]),
         )
