@@ -1,4 +1,4 @@
-"""What works with what: one row per promise, and the test that holds it. docs/compatibility.md shows these rows."""
+"""The compatibility matrix: one row per promise, with its test. docs/compatibility.md shows these rows."""
 
 from typing import Literal, NamedTuple
 
@@ -8,7 +8,7 @@ Result = Literal["exact", "same distribution", "refused", "not tested"]
 class Row(NamedTuple):
     feature: str
     result: Result
-    test: str | None  # "file::function" in tests/, None only where nothing was tested
+    test: str | None  # "file::function" in tests/; None only if nothing was tested
     note: str = ""
 
 
