@@ -32,7 +32,7 @@ hypothesis.settings.load_profile("repeatable")
 REPOSITORY = Path(__file__).parent.parent
 
 VOCAB_SIZE = 120  # ids a target knows
-MASK_ID = 121  # in the drafters' vocabulary only
+MASK_ID = 121  # only in the drafters' vocabulary
 DRAFTER_VOCAB_SIZE = 128
 POSITIONS = 4096
 
@@ -91,12 +91,12 @@ def prompt(length: int, seed: int = 0) -> torch.Tensor:
 
 
 def plain(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-    """What every test compares with: transformers' own greedy search."""
+    """transformers' own greedy search, the reference of every test."""
     return model.generate(input_ids, do_sample=False, **kwargs)
 
 
 def failfast(model: PreTrainedModel, input_ids: torch.Tensor, drafter: Any, **kwargs: Any) -> Any:
-    """Our loop, through the front door."""
+    """Our loop, by `custom_generate`."""
     return model.generate(input_ids, do_sample=False, assistant_model=drafter, custom_generate="hf_failfast", **kwargs)
 
 
@@ -140,9 +140,9 @@ def _checkpoint(model_type: str, seed: int) -> str:
 
 @functools.cache
 def drafter(kind: str, model_type: str = "qwen2", seed: int = 0) -> DiffusionDrafter:
-    """A real drafter that reads the family's target weights by the spec of `DRAFTERS[kind]`.
+    """A real drafter with the weights of the family's target and the spec of `DRAFTERS[kind]`.
 
-    With shift 1 and causal rows its first token is the target's own, so that drafts are accepted and rolled back.
+    With shift 1 and causal rows its first token is the target's own, so drafts are accepted and rolled back.
     """
     return hf_failfast.load_drafter(
         _checkpoint(model_type, seed), mask_token_id=MASK_ID, dtype=torch.float32, **DRAFTERS[kind]
@@ -164,7 +164,7 @@ def saved_drafter(kind: str, model_type: str = "qwen2") -> str:
 
 @functools.cache
 def shared_drafter(draft_vocabulary: int | None = None) -> DiffusionDrafter:
-    """The layers of the Llama target between the target's own embedding and head; optionally every n-th id only."""
+    """The layers of the Llama target between the target's own embedding and head; optionally only every n-th id."""
     folder = Path(tempfile.mkdtemp(prefix="drafter-"))
     body = target("llama").model
     weights = {f"model.{name}": value for name, value in body.state_dict().items() if "embed" not in name}
@@ -179,7 +179,7 @@ def shared_drafter(draft_vocabulary: int | None = None) -> DiffusionDrafter:
 
 @pytest.fixture(scope="module", autouse=True)
 def accelerate_begins_anew() -> Iterator[None]:
-    """accelerate keeps its first precision for the whole process; lm-eval and training ask for different ones."""
+    """Resets accelerate, which keeps its first precision; lm-eval and training ask for different ones."""
     yield
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""Versions of transformers that the package cannot work with are refused by name, before anything else fails."""
+"""Unsupported versions of transformers are refused by name before anything else fails."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_either_name_of_the_cache_is_taken_and_both_are_refused():
 
 @pytest.mark.parametrize("name", CACHE_NAMES)
 def test_a_drafted_call_takes_either_name(name):
-    """Both names continue the same text on every version, without a warning of transformers' about the old one."""
+    """Both names continue the same text on every version, without transformers' warning about the old one."""
     model, cache = target("llama"), DynamicCache(config=target("llama").config)
     options = {"assistant_model": drafter("canvas"), "max_new_tokens": 8, "do_sample": False}
     with warnings.catch_warnings():

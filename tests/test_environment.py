@@ -1,4 +1,4 @@
-"""The test run itself."""
+"""The test run cleans up after itself."""
 
 import os
 import subprocess

@@ -59,13 +59,13 @@ def imports(module: str) -> tuple[set[str], set[str]]:
 
 
 def part(module: str) -> str:
-    """The folder or top-level module that a module belongs to; names that are no module belong to `__init__`."""
+    """The folder or top-level module that a module belongs to; names of no module belong to `__init__`."""
     first = module.split(".")[0]
     return first if first in MAY_IMPORT else "__init__"
 
 
 def test_the_reader_of_imports() -> None:
-    """The reader finds imports of both kinds; the checks below would pass if it found none."""
+    """The reader finds imports of both kinds; with none found, the checks below always pass."""
     assert imports("decoding.loop")[0] >= {"drafters", "engine.runner", "decoding.acceptance"}
     assert imports("drafters.base")[0] >= {"config", "policies.base"}
     assert {"torch", "transformers"} <= imports("decoding.loop")[1]
@@ -101,7 +101,7 @@ def test_leaves_know_only_torch(module: str, allowed: set[str]) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if part(name) == "decoding"])
 def test_the_loop_knows_no_family(module: str) -> None:
-    """Of `drafters` the loop imports the contract and the wrappers that any drafter may have, no family."""
+    """From `drafters` the loop imports the contract and the general wrappers, but no family."""
     families = ("bodies", "masked", "conditioned", "diffusion_gemma", "checkpoints", "loading")
     assert not {name for name in imports(module)[0] if name.startswith(tuple(f"drafters.{each}" for each in families))}
 
@@ -141,7 +141,7 @@ def test_import() -> None:
     assert not {name for name in report["modules"] if name.split(".")[0] in heavy}
     assert report["methods"] == ["load_custom_generate"]
     assert report["same_verbosity"]
-    # Seconds of this process alone, whatever else the machine does; cold files and full caches still cost some.
+    # Processor time excludes other processes, but cold files and full caches still cost some: take the least of five.
     seconds = report["seconds"]
     for _ in range(4):
         if seconds >= IMPORT_SECONDS:

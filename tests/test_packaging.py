@@ -1,4 +1,4 @@
-"""What is built installs and runs where the source tree is not."""
+"""The built packages install and run without the source tree."""
 
 import json
 import os

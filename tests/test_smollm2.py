@@ -46,7 +46,7 @@ def test_answers_are_plain_generates(pair, prompt):
 
 @pytest.mark.slow
 def test_the_bundled_drafter_is_accepted(pair):
-    """The drafter brings more than 1.4 tokens a round; read wrongly it would still give the right text, at 1.0."""
+    """The drafter gives more than 1.4 tokens a round; loaded wrongly, it keeps the text and gives 1.0."""
     target, tokenizer, drafter = pair
     output = target.generate(
         encode_prompt(tokenizer, "Write a Python function that checks whether a number is prime."),

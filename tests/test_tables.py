@@ -1,4 +1,4 @@
-"""The tables of README and docs are those of the stored results."""
+"""The tables of README and docs are made from the stored results."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Each sign is named by numbers that show it, and by no others."""
+"""Advice on a generation: each sign is named if the numbers show it, and only then."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from hf_failfast.decoding.stats import RoundRecord, SpecDecodingStats
 def stats(
     rounds: int = 40, drafted: int = 4, accepted: int = 2, passes: int = 1, **seconds: float
 ) -> SpecDecodingStats:
-    """`rounds` equal rounds; a drafter's pass costs a third of the target's unless `seconds` say otherwise."""
+    """`rounds` equal rounds; a drafter pass costs a third of a target's, unless `seconds` says otherwise."""
     made = SpecDecodingStats(**{"draft_seconds": 1.0, "verify_seconds": 3.0, "other_seconds": 0.1} | seconds)
     for _ in range(rounds):
         made.observe(RoundRecord(drafted, accepted, accepted + 1, passes))

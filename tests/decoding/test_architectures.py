@@ -1,4 +1,4 @@
-"""Token identity over architectures: tiny random models, alone and in a batch, in both loops."""
+"""Tokens equal plain `generate`'s over architectures: tiny random models, alone and in a batch, in both loops."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ def model_of(name: str) -> Any:
 )
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture(name: str, processor: str) -> None:
-    """A model's positions, masks or cache would be treated as another model's."""
+    """Both loops, and a batch, give every architecture's own greedy tokens."""
     model, options = model_of(name), PROCESSORS[processor] | {"max_new_tokens": NEW}
     assert model.config.get_text_config().vocab_size == VOCAB_SIZE < POSITIONS
     references = [plain(model, prompt(length), **options) for length in LENGTHS]

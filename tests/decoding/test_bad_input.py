@@ -1,4 +1,4 @@
-"""Wrong or unsupported requests: a clear error, or the output of the target; never a wrong text."""
+"""Wrong or unsupported requests give a clear error or the target's own text, never a wrong one."""
 
 import functools
 from typing import Any
@@ -35,7 +35,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_unsupported_requests_are_named(name: str) -> None:
-    """An argument would be dropped in silence and the text be another one than asked for."""
+    """Refuses every unsupported request with an error that names the argument."""
     options, message = REFUSED[name]
     arguments: dict[str, Any] = {"assistant_model": drafter("canvas"), "max_new_tokens": 3} | options
     with pytest.raises(ValueError, match=message):
@@ -43,7 +43,7 @@ def test_unsupported_requests_are_named(name: str) -> None:
 
 
 def test_an_encoder_decoder_is_refused() -> None:
-    """The encoder's input would be taken for a prompt."""
+    """Refuses encoder-decoder targets and names `assisted_generate`, which takes them."""
     config = AutoConfig.for_model(
         "t5", vocab_size=VOCAB_SIZE, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=0
     )
@@ -52,14 +52,14 @@ def test_an_encoder_decoder_is_refused() -> None:
 
 
 def test_a_target_whose_state_slots_cannot_hold_is_refused() -> None:
-    """A recurrent state cannot be rolled back: rejected tokens would stay in it."""
+    """Refuses targets with a recurrent state, which cannot be rolled back."""
     model = tiny_model("lfm2", layer_types=["conv", "full_attention"], conv_L_cache=3)
     with pytest.raises(ValueError, match="`lfm2` keeps .* cannot be rolled back.*`hf_failfast.assisted_generate`"):
         failfast(model, prompt(9), drafter("canvas"), max_new_tokens=3)
 
 
 def test_a_prompt_longer_than_the_positions() -> None:
-    """Learned positions would end in an index error deep in the model."""
+    """Refuses prompts longer than the target's learned positions."""
     model = tiny_model("gpt2", max_position_embeddings=32)
     with pytest.raises(ValueError, match="prompt of 33 tokens .* `max_position_embeddings`=32"):
         failfast(model, prompt(33), drafter("canvas", "qwen2"), max_new_tokens=3)
@@ -67,7 +67,7 @@ def test_a_prompt_longer_than_the_positions() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_text_longer_than_the_positions(family: str) -> None:
-    """Plain `generate` goes on beyond them with rotary positions, and runs out of learned ones: so does a draft."""
+    """Beyond the last position, rotary targets go on and learned ones raise IndexError, with and without drafts."""
     model, options = tiny_model(family, max_position_embeddings=32), {"max_new_tokens": 30}
     if family == "gpt2":
         for generate in (plain, functools.partial(failfast, drafter=drafter("canvas"))):
@@ -79,13 +79,13 @@ def test_a_text_longer_than_the_positions(family: str) -> None:
 
 
 def test_an_empty_prompt() -> None:
-    """There is no row to predict the first token from: an index error deep in the model."""
+    """Refuses empty prompts: they have no row that predicts the first token."""
     with pytest.raises(ValueError, match="[Ee]mpty prompt"):
         failfast(target("llama"), torch.zeros(1, 0, dtype=torch.long), drafter("canvas"), max_new_tokens=3)
 
 
 def test_a_mask_that_hides_everything_is_refused() -> None:
-    """No visible token is as good as an empty prompt."""
+    """Refuses an attention mask that hides every token."""
     with pytest.raises(ValueError, match="`attention_mask`|empty prompt"):
         failfast(
             target("llama"),
@@ -97,7 +97,7 @@ def test_a_mask_that_hides_everything_is_refused() -> None:
 
 
 def test_no_prompt_but_a_start_token() -> None:
-    """`generate()` without a prompt starts from the start token, as plain generation does."""
+    """Without a prompt, drafted generation starts from the start token, as plain `generate` does."""
     model = tiny_model("llama", bos_token_id=3)
     reference = model.generate(do_sample=False, max_new_tokens=12)
     output = model.generate(
@@ -110,7 +110,7 @@ def test_no_prompt_but_a_start_token() -> None:
 
 
 def test_a_batch_needs_masks() -> None:
-    """Attention that takes no mask would show each row the others' garbage."""
+    """Refuses batches with an attention implementation that takes no mask."""
     model = tiny_model("llama")
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="batch of 2 prompts with `attn_implementation`='flash_attention_2'"):
@@ -119,7 +119,7 @@ def test_a_batch_needs_masks() -> None:
 
 @pytest.mark.parametrize("kind", ["bloom", "falcon"])
 def test_alibi_in_a_batch(kind: str) -> None:
-    """These models unpack the mask as (batch, length): an error deep in the model. One prompt needs no mask."""
+    """Refuses batches for targets with ALiBi, which take masks (batch, length) only; one prompt works."""
     model = tiny_model(kind, **({"alibi": True, "num_kv_heads": 4, "multi_query": False} if kind == "falcon" else {}))
     with pytest.raises(ValueError, match=f"batch of 2 prompts for `{kind}` with ALiBi"):
         failfast(model, prompt(9).repeat(2, 1), drafter("canvas"), max_new_tokens=3)
@@ -128,7 +128,7 @@ def test_alibi_in_a_batch(kind: str) -> None:
 
 
 def test_a_cache_of_another_batch() -> None:
-    """The first row's K/V would be taken for all rows'."""
+    """Refuses a cache of one row for a batch of two."""
     model = target("llama")
     options = {"max_new_tokens": 3, "return_dict_in_generate": True}
     cache = failfast(model, prompt(9), drafter("canvas"), **options)[CACHE]

@@ -1,4 +1,4 @@
-"""Rows of a batch are answered as if each were alone: whatever their lengths, drafts, stops and processors."""
+"""Rows of a batch get the tokens they get alone, whatever their lengths, drafts, stops and processors."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def batch(lengths: tuple[int, ...] = LENGTHS, side: str = "left") -> tuple[torch
 
 
 def alone(model: PreTrainedModel, lengths: tuple[int, ...] = LENGTHS, **options: Any) -> list[list[int]]:
-    """What plain `generate` answers to each prompt by itself."""
+    """The tokens that plain `generate` gives each prompt alone."""
     shown = {length: torch.ones(1, length, dtype=torch.long) for length in lengths}  # not guessed from padding ids
     return [
         plain(model, prompt(length), attention_mask=shown[length], **options)[0, length:].tolist()
@@ -43,7 +43,7 @@ def padded(answers: list[list[int]], pad: int = PAD) -> list[list[int]]:
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", TARGETS)
 def test_rows_get_the_tokens_they_get_alone(family: str, side: str, kind: str) -> None:
-    """A row's positions, mask, slots or padding would be another row's."""
+    """Every row of a batch padded left or right gets the tokens it gets alone."""
     model = target(family)
     ids, mask = batch(side=side)
     options = {"max_new_tokens": 24, "confidence_threshold": 0.05, "chunk_length": 3}
@@ -56,7 +56,7 @@ def test_rows_get_the_tokens_they_get_alone(family: str, side: str, kind: str) -
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_a_mask_with_holes(family: str) -> None:
-    """Tokens hidden in the middle of a prompt would be read, or leave a gap in the positions."""
+    """Tokens hidden inside a prompt are not read and leave no gap in the positions."""
     model, ids, mask = target(family), prompt(21), torch.ones(1, 21, dtype=torch.long)
     mask[0, [0, 1, 8, 9, 15]] = 0
     output = failfast(model, ids, drafter("canvas_shift", family), attention_mask=mask, max_new_tokens=24)
@@ -72,7 +72,7 @@ def reference_of(model: PreTrainedModel, lengths: tuple[int, ...] = LENGTHS) -> 
 
 
 class ScriptedRows(ScriptedDrafter):
-    """One script per row, in the order of the prompts; each checks that its session is driven as its contract says."""
+    """One script per row, in the order of the prompts; each checks that the loop keeps the session's contract."""
 
     def __init__(self, scripts: list[ScriptedDrafter]) -> None:
         super().__init__(scripts[0].reference)
@@ -88,17 +88,17 @@ def scripts(references: list[torch.Tensor], *accept_lengths: list[int]) -> Scrip
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_rows_that_accept_differently(family: str) -> None:
-    """The slowest row would hold the others up, or a row take over another's roll-back."""
+    """Rows that accept different numbers of tokens get their own texts; the slowest sets the number of rounds."""
     model, (ids, mask) = target(family), batch()
     proposer = scripts(reference_of(model), [10, 0, 3], [0], [5, 10, 1, 2])
     output = failfast(model, ids, proposer, attention_mask=mask, max_new_tokens=40, return_dict_in_generate=True)
     assert output.sequences[:, 23:].tolist() == alone(model, max_new_tokens=40)
-    assert output.speculation.rounds == 40  # what the row without any accepted token takes
+    assert output.speculation.rounds == 40  # the row that accepts no token takes one per token
     assert output.speculation.emitted == 3 * 40
 
 
 def ends(model: PreTrainedModel, positions: tuple[int, ...]) -> list[int]:
-    """For each row a token that ends its text after so many tokens, or before."""
+    """For each row a token id that its text has at the given position, and perhaps earlier."""
     return [
         int(text[0, length + end]) for text, length, end in zip(reference_of(model), LENGTHS, positions, strict=True)
     ]
@@ -107,7 +107,7 @@ def ends(model: PreTrainedModel, positions: tuple[int, ...]) -> list[int]:
 @pytest.mark.parametrize("positions", [(2, 11, 30), (30, 4, 4), (0, 17, 1)])
 @pytest.mark.parametrize("returned", [False, True])
 def test_rows_that_end_at_different_times(positions: tuple[int, ...], returned: bool) -> None:
-    """A complete row would go on, hold back the others, or cost a share of each later forward."""
+    """Rows that end early are padded as in plain `generate` and leave the later forwards."""
     model, (ids, mask) = target("llama"), batch()
     options = {"max_new_tokens": 40, "eos_token_id": ends(model, positions), "pad_token_id": 7}
     expected = alone(model, **options)
@@ -130,7 +130,7 @@ def test_rows_that_end_at_different_times(positions: tuple[int, ...], returned: 
 @pytest.mark.parametrize("positions", [(2, 11, 30), (30, 4, 4), (0, 17, 1), (3, 3, 3)])
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_the_returned_cache_continues(family: str, positions: tuple[int, ...]) -> None:
-    """The last token of a row that ended early would be missing, or K/V stand in other columns than plain's."""
+    """The returned cache has the length of plain `generate`'s, and plain `generate` continues from it."""
     model, (ids, mask) = target(family), batch()
     options = {"max_new_tokens": 40, "eos_token_id": ends(model, positions), "pad_token_id": 7}
     proposer = scripts(reference_of(model), [10, 0, 3], [0], [5, 10, 1, 2])

@@ -1,4 +1,4 @@
-"""Arguments of `generate` in a batch: processors, criteria, outputs and streamers as plain `generate` treats them."""
+"""Processors, criteria, outputs and streamers work in a batch as in plain `generate`."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_processors(name: str) -> None:
-    """A processor would see another row's tokens, or take one row for another."""
+    """Every processor changes a batch as it does in plain `generate`."""
     model, (ids, mask) = target("qwen3"), batch()
     options = {"attention_mask": mask, "max_new_tokens": 20} | PROCESSORS[name]
     reference = plain(model, ids, **options)
@@ -34,7 +34,7 @@ def test_processors(name: str) -> None:
 
 
 def test_a_stateful_processor_is_called_as_plain_generation_calls_it() -> None:
-    """A processor that counts its calls would be asked row by row."""
+    """A stateful processor is called once per step with the whole batch, and gives plain `generate`'s text."""
     model, (ids, mask) = target("qwen3"), batch()
     expected, actual = BanByCall(), BanByCall()
     options = {"attention_mask": mask, "max_new_tokens": 20}
@@ -63,7 +63,7 @@ class EndsWith(StoppingCriteria):
 
 @pytest.mark.parametrize("eos", [{}, {"eos_token_id": 119, "pad_token_id": 7}])
 def test_criteria_with_a_memory_of_rows(eos: dict[str, int]) -> None:
-    """A criterion that counts on all rows would be shown one, or rows of different length."""
+    """A criterion that remembers rows is shown the same shapes as in plain `generate`, and ends the batch there."""
     model, (ids, mask) = target("llama"), batch()
     stops = [int(text[0, n + 8]) for text, n in zip(reference_of(model), LENGTHS, strict=True)]
     options = {"attention_mask": mask, "max_new_tokens": 40} | eos
@@ -76,7 +76,7 @@ def test_criteria_with_a_memory_of_rows(eos: dict[str, int]) -> None:
 
 
 def test_a_user_criterion_of_each_row() -> None:
-    """Rows would be ended by another row's verdict."""
+    """A criterion with a verdict per row sees and ends what it does in plain `generate`."""
     model, (ids, mask) = target("olmo"), batch()
     expected, actual = StopAt(23 + 9), StopAt(23 + 9)
     options = {"attention_mask": mask, "max_new_tokens": 30}
@@ -88,7 +88,7 @@ def test_a_user_criterion_of_each_row() -> None:
 
 @pytest.mark.parametrize("eos", [{}, {"eos_token_id": 119, "pad_token_id": 7}])
 def test_stop_strings(eos: dict[str, int], tokenizer: PreTrainedTokenizerFast) -> None:
-    """A row would run on behind its own stop string, or stop at another row's."""
+    """Each row ends at the stop string it reaches first, as in plain `generate`."""
     model, (ids, mask) = target("phi"), batch()
     texts = reference_of(model)
     starts = [n + 4 * index for index, n in enumerate(LENGTHS)]
@@ -96,14 +96,14 @@ def test_stop_strings(eos: dict[str, int], tokenizer: PreTrainedTokenizerFast) -
     options = {"attention_mask": mask, "max_new_tokens": 40, "stop_strings": stops, "tokenizer": tokenizer} | eos
     reference = plain(model, ids, **options)
     proposer = scripts(texts, [10, 0, 3], [0], [5, 10, 1, 2])
-    if not eos:  # plain generation pads no row then, so that rows go on behind their stops
+    if not eos:  # plain generation pads no row then, so rows go on after their stops
         assert reference.shape[1] < 23 + 40
     assert torch.equal(failfast(model, ids, proposer, **options), reference)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_scores_and_logits(penalty: float) -> None:
-    """Entries would have other rows than plain's, or too few of them."""
+    """Scores and logits of live rows equal plain `generate`'s; those of ended rows choose the padding token."""
     model, (ids, mask) = target("gemma2"), batch()
     eos = [int(text[0, n + 6]) for text, n in zip(reference_of(model), LENGTHS, strict=True)][:2]
     options = {"attention_mask": mask, "max_new_tokens": 25, "eos_token_id": eos, "pad_token_id": 7}
@@ -124,7 +124,7 @@ def test_scores_and_logits(penalty: float) -> None:
 
 
 def test_num_return_sequences() -> None:
-    """All answers to a prompt would be one, or fewer than asked for."""
+    """Each prompt gets the number of samples asked for, in order and all different."""
     torch.manual_seed(0)
     output = target("llama").generate(
         torch.cat([prompt(9), prompt(9, seed=1)]),
@@ -140,7 +140,7 @@ def test_num_return_sequences() -> None:
 
 
 class Columns(BaseStreamer):
-    """Remembers what it is given."""
+    """Remembers the values it is given."""
 
     def __init__(self) -> None:
         self.values: list[torch.Tensor] = []
@@ -154,7 +154,7 @@ class Columns(BaseStreamer):
 
 
 def test_a_streamer_of_a_batch_gets_columns() -> None:
-    """A streamer would get rows of different length, or tokens that change later."""
+    """A streamer of a batch gets the same columns as from plain `generate`, and is ended."""
     model, (ids, mask) = target("llama"), batch()
     stops = [int(text[0, n + 8]) for text, n in zip(reference_of(model), LENGTHS, strict=True)]
     options = {"attention_mask": mask, "max_new_tokens": 40, "eos_token_id": stops, "pad_token_id": 7}
@@ -167,7 +167,7 @@ def test_a_streamer_of_a_batch_gets_columns() -> None:
 
 
 def test_a_text_streamer_takes_one_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
-    """transformers' own error would be another one."""
+    """Refuses a `TextStreamer` for a batch with transformers' own error."""
     ids, mask = batch()
     with pytest.raises(ValueError, match="TextStreamer only supports batch size 1"):
         failfast(
@@ -182,7 +182,7 @@ def test_a_text_streamer_takes_one_prompt(tokenizer: PreTrainedTokenizerFast) ->
 
 @pytest.mark.parametrize("kind", ["canvas", "block_shift", "bidirectional"])
 def test_rejection_sampling_of_a_batch(kind: str) -> None:
-    """The drafter's q of one row would verify another row's tokens."""
+    """Rejection sampling of a batch emits no token outside its row's top-k."""
     model, (ids, mask) = target("qwen2"), batch()
     torch.manual_seed(0)
     options = {"do_sample": True, "verifier": "rejection", "top_k": 20, "max_new_tokens": 30}
@@ -202,7 +202,7 @@ def test_rejection_sampling_of_a_batch(kind: str) -> None:
 
 
 def test_drafts_of_rows_are_those_of_each_alone() -> None:
-    """Sharing a pass would make drafts worse."""
+    """Rows that share a drafter pass get the drafts they get alone."""
     model, (ids, mask) = target("qwen2"), batch()
     proposer = drafter("canvas_shift")
     options = {"max_new_tokens": 24, "return_dict_in_generate": True, "chunk_length": 4, "confidence_threshold": 0.05}

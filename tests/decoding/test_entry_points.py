@@ -1,4 +1,4 @@
-"""Every way in carries everything a caller can give."""
+"""Every entry point passes on everything that a caller can give."""
 
 import functools
 import sys
@@ -18,7 +18,7 @@ from hf_failfast.drafters import DiffusionDrafter, DraftRequest, DraftSession
 
 
 class Collect(BaseStreamer):
-    """Remembers what it was handed."""
+    """Remembers the tokens it was given, and the end."""
 
     def __init__(self) -> None:
         self.parts: list[list[int]] = []
@@ -34,7 +34,7 @@ class Collect(BaseStreamer):
 
 @pytest.mark.parametrize("door", DOORS)
 def test_drafter_and_streamer(door: str) -> None:
-    """transformers drops `assistant_model` and `streamer` for functions: nothing would be drafted, nothing shown."""
+    """Drafter and streamer arrive, although transformers drops both arguments for functions."""
     model, input_ids = target("llama"), prompt(12)
     reference = plain(model, input_ids, max_new_tokens=30)
     streamer = Collect()
@@ -54,8 +54,8 @@ def test_drafter_and_streamer(door: str) -> None:
     assert streamer.ended == 1
 
 
-def test_a_streamer_gets_nothing_behind_a_stop() -> None:
-    """A streamer would show accepted tokens behind the end of sequence before they are dropped."""
+def test_a_streamer_gets_nothing_after_a_stop() -> None:
+    """A streamer gets no accepted token after the end of sequence."""
     model, input_ids = target("llama"), prompt(12)
     reference = plain(model, input_ids, max_new_tokens=30)
     continuation = reference[0, 12:].tolist()
@@ -69,7 +69,7 @@ def test_a_streamer_gets_nothing_behind_a_stop() -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 def test_tokenizer_criteria_and_processors(door: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    """transformers drops `tokenizer` for functions: stop strings would raise; user objects would be ignored."""
+    """Stop strings, the user's criteria and processors all act, each criterion and processor once per token."""
     model, input_ids = target("llama"), prompt(12)
     calls: list[str] = []
 
@@ -103,7 +103,7 @@ def test_tokenizer_criteria_and_processors(door: str, tokenizer: PreTrainedToken
 
 @pytest.mark.parametrize("door", DOORS)
 def test_generation_config_object(door: str) -> None:
-    """A `generation_config` would be replaced by the model's own."""
+    """The fields of a `generation_config` object are honoured."""
     model, input_ids = target("llama"), prompt(12)
     reference = plain(model, input_ids, max_new_tokens=30, repetition_penalty=1.4)
     config = GenerationConfig(
@@ -118,7 +118,7 @@ def test_generation_config_object(door: str) -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 def test_options(door: str) -> None:
-    """Options of the chunk rule would be dropped or taken for a model's own arguments."""
+    """Options of the chunk rule act: keywords first, then `failfast_config`, then the drafter's config."""
     model, input_ids = target("llama"), prompt(12)
     script = ScriptedDrafter(plain(model, input_ids, max_new_tokens=60), confidence=lambda _: 0.6)
 
@@ -159,7 +159,7 @@ def test_options(door: str) -> None:
 )
 @pytest.mark.parametrize("door", DOORS)
 def test_bad_options(door: str, options: dict[str, Any], message: str) -> None:
-    """A mistyped or senseless option would be ignored in silence."""
+    """Refuses mistyped options and values out of range, and names the option."""
     model = target("llama")
     with pytest.raises(ValueError, match=message):
         model.generate(prompt(5), assistant_model=drafter("canvas"), max_new_tokens=3, **options, **DOORS[door])
@@ -167,7 +167,7 @@ def test_bad_options(door: str, options: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 def test_drafter_given_by_path(door: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller that can only pass strings could not name a drafter; or it would be loaded anew for each request."""
+    """A drafter given by path is loaded once, in the target's dtype, and drafts."""
     loads = []
     load = hf_failfast.load_drafter
 
@@ -193,7 +193,7 @@ def test_drafter_given_by_path(door: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("door", DOORS)
 def test_input_ids_by_keyword_and_model_defaults(door: str) -> None:
-    """`generate(**tokenizer(...))` would not work, or the model's own generation defaults be lost on the way."""
+    """Takes `input_ids` and mask as keywords, and keeps the model's own generation defaults."""
     model, input_ids = tiny_model("qwen2"), prompt(12)
     model.generation_config = GenerationConfig(max_new_tokens=23, repetition_penalty=1.5, do_sample=False)
     reference = plain(model, input_ids)
@@ -208,7 +208,7 @@ def test_input_ids_by_keyword_and_model_defaults(door: str) -> None:
 
 
 def test_called_directly() -> None:
-    """`hf_failfast.generate(model, ...)`, the fourth way in, would not take the same arguments."""
+    """`hf_failfast.generate(model, ...)` called directly takes the same arguments."""
     model, input_ids = target("llama"), prompt(12)
     reference = plain(model, input_ids, max_new_tokens=10)
     output = hf_failfast.generate(model, input_ids, assistant_model=ScriptedDrafter(reference), max_new_tokens=10)
@@ -216,7 +216,7 @@ def test_called_directly() -> None:
 
 
 class ForeignDrafter(DiffusionDrafter):
-    """A drafter of somebody else: its config and the abstract method are all it has."""
+    """Somebody else's drafter, with a config and the abstract method only."""
 
     config = FailFastConfig()
 
@@ -225,14 +225,14 @@ class ForeignDrafter(DiffusionDrafter):
 
 
 def test_a_drafter_of_somebody_else() -> None:
-    """The doors would only take drafters of `load_drafter`."""
+    """The entry points take drafters that `load_drafter` did not make."""
     model, input_ids = target("qwen2"), prompt(12)
     output = failfast(model, input_ids, ForeignDrafter(), max_new_tokens=12)
     assert torch.equal(output, plain(model, input_ids, max_new_tokens=12))
 
 
 def test_saved_drafters_carry_their_spec() -> None:
-    """A checkpoint of this project would need its spec again as keyword arguments."""
+    """A checkpoint's own config gives spec and chunk rule; no keyword is needed."""
     loaded = hf_failfast.load_drafter(saved_drafter("canvas_shift"))
     assert (loaded.spec.attention, loaded.spec.shift) == ("causal_canvas", DRAFTERS["canvas_shift"]["shift"])
     assert loaded.spec.mask_token_id == MASK_ID

@@ -14,7 +14,7 @@ NEW = plain(target("llama"), prompt(9), max_new_tokens=20)[0, 9:].tolist()
 END = {"eos_token_id": NEW[5], "pad_token_id": 0}
 BANNED = NEW[4]
 
-# Options with which the text is plain `generate`'s, and not the one that the rest of them gives without the field.
+# Options that change the text: it equals plain `generate`'s with the field, and differs from the text without it.
 CHANGES_THE_TEXT: dict[str, dict[str, Any]] = {
     "bad_words_ids": {"bad_words_ids": [[BANNED]]},
     "begin_suppress_tokens": {"begin_suppress_tokens": [NEW[0]]},
@@ -38,7 +38,7 @@ CHANGES_THE_TEXT: dict[str, dict[str, Any]] = {
     "watermarking_config": {"watermarking_config": WatermarkingConfig(bias=30.0)},
 }
 
-# Options of sampling with which the scores of the first token are plain `generate`'s, and not those without the field.
+# Sampling options that change the scores of the first token: they equal plain `generate`'s with the field.
 CHANGES_THE_SCORES: dict[str, Any] = {
     "epsilon_cutoff": 0.1,
     "eta_cutoff": 0.5,
@@ -51,7 +51,7 @@ CHANGES_THE_SCORES: dict[str, Any] = {
     "typical_p": 0.5,
 }
 
-# Fields that other tests hold.
+# Fields tested elsewhere, and the test.
 HONOURED_ELSEWHERE = {
     "cache_implementation": "test_multi_turn::test_cache_implementation_static",
     "do_sample": "test_sampling::test_samples_follow_the_targets_distribution",
@@ -87,7 +87,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "use_mtp": {"use_mtp": True},
 }
 
-# A value that plain greedy search and sampling ignore too: of beams, of other caches, of compilation, or a note.
+# Fields that plain greedy search and sampling ignore too: for beams, other caches or compilation, or mere notes.
 WITHOUT_EFFECT: dict[str, Any] = {
     "_commit_hash": None,
     "_from_model_config": None,
@@ -111,7 +111,7 @@ TABLES = (CHANGES_THE_TEXT, CHANGES_THE_SCORES, HONOURED_ELSEWHERE, REFUSED, WIT
 
 
 def test_every_field_has_its_place() -> None:
-    """A field of a newer transformers would be dropped in silence."""
+    """Every field of the installed `GenerationConfig` is in exactly one table."""
     fields = set(vars(GenerationConfig()))
     places = [name for table in TABLES for name in table]
     assert not fields - set(places), "new fields: find out what they do, and put each into one of the tables"
@@ -125,7 +125,7 @@ def known(table: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("name", known(CHANGES_THE_TEXT))
 def test_fields_that_change_the_text(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The text would be the one of a request without the field."""
+    """The text equals plain `generate`'s, and the field changes it."""
     input_ids = prompt(1) if name == "forced_bos_token_id" else prompt(9)
     options = {"max_new_tokens": 20} | CHANGES_THE_TEXT[name]
     options |= {"tokenizer": tokenizer} if name == "stop_strings" else {}
@@ -139,7 +139,7 @@ def test_fields_that_change_the_text(name: str, tokenizer: PreTrainedTokenizerFa
 
 @pytest.mark.parametrize("name", known(CHANGES_THE_SCORES))
 def test_fields_that_change_the_scores(name: str) -> None:
-    """Samples would be drawn from another distribution."""
+    """The scores that a sample is drawn from equal plain `generate`'s, and the field changes them."""
     common: dict[str, Any] = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_scores": True, "top_k": 0}
     common |= {"do_sample": True}
     model, drafting = target("llama"), {"assistant_model": drafter("canvas_shift"), "custom_generate": "hf_failfast"}
@@ -152,7 +152,7 @@ def test_fields_that_change_the_scores(name: str) -> None:
 @pytest.mark.parametrize("name", known(REFUSED))
 @pytest.mark.parametrize("given", ["arguments", "generation_config"])
 def test_fields_that_are_refused(name: str, given: str) -> None:
-    """The field would be ignored, or the text be one that nobody asked for."""
+    """Refuses the field by name, as an argument and in a config object."""
     options = {"max_new_tokens": 3} | REFUSED[name]
     if given == "generation_config":
         options = {"generation_config": GenerationConfig(**options)}
@@ -162,7 +162,7 @@ def test_fields_that_are_refused(name: str, given: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in known(WITHOUT_EFFECT) if WITHOUT_EFFECT[name] is not None])
 def test_fields_without_effect(name: str) -> None:
-    """A field that plain `generate` ignores would change the text."""
+    """The field leaves the text as it is, as in plain `generate`."""
     options = {"max_new_tokens": 20, name: WITHOUT_EFFECT[name]}
     expected = plain(target("llama"), prompt(9), **options)
     assert expected[0, 9:].tolist() == NEW, "the value has an effect"
@@ -170,7 +170,7 @@ def test_fields_without_effect(name: str) -> None:
 
 
 def test_token_healing() -> None:
-    """The prompt's last token would stay as it is."""
+    """Token healing changes the text, and as in plain `generate`."""
     inner = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, "aba": 3, "<end>": 4}, [("a", "b"), ("ab", "a")]))
     words = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<end>", bos_token="<end>", eos_token="<end>")
     options = {"max_new_tokens": 8, "token_healing": True, "tokenizer": words}
@@ -183,6 +183,6 @@ def test_token_healing() -> None:
 
 @pytest.mark.parametrize("name", HONOURED_ELSEWHERE)
 def test_the_other_tests_exist(name: str) -> None:
-    """A field would be said to be tested and is not."""
+    """Every test named in HONOURED_ELSEWHERE exists."""
     file, _, function = HONOURED_ELSEWHERE[name].partition("::")
     assert f"def {function}(" in next(Path(__file__).parents[1].rglob(f"{file}.py")).read_text()

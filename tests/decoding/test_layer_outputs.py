@@ -1,4 +1,4 @@
-"""Hidden states and attention weights: of every emitted token, those of plain `generate`."""
+"""Hidden states and attention weights of every emitted token equal plain `generate`'s."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ ASKED: dict[str, Any] = {"return_dict_in_generate": True, "max_new_tokens": 20} 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2", "mistral", "gpt2"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    """Gemma 2 and Mistral forget old keys: their windows are shorter than the texts."""
+    """Gemma 2 and Mistral have windows shorter than the texts."""
     return tiny_model(request.param, attn_implementation="eager")
 
 
 def assert_same(actual: Any, expected: Any, row: int | None = None) -> None:
-    """Step by step and layer by layer; `row`: of `actual`, where `expected` is that row alone."""
+    """Compares step by step and layer by layer; `row` picks a row of `actual` if `expected` holds that row alone."""
     for name in NAMES:
         assert len(actual[name]) == len(expected[name]) > 0
         for ours, theirs in zip(actual[name], expected[name], strict=True):
@@ -30,7 +30,7 @@ def assert_same(actual: Any, expected: Any, row: int | None = None) -> None:
             assert len(ours) == len(theirs)
             for layer, other in zip(ours, theirs, strict=True):
                 layer = layer if row is None else layer[row : row + 1]
-                if row is not None:  # what the padding on the left takes
+                if row is not None:  # the columns of the padding on the left
                     width = [slice(-size, None) for size in other.shape[1:]]
                     assert not torch.count_nonzero(layer[..., : layer.shape[-1] - other.shape[-1]])
                     layer = layer[(slice(None), *width)]
@@ -39,7 +39,7 @@ def assert_same(actual: Any, expected: Any, row: int | None = None) -> None:
 
 @pytest.mark.parametrize("lengths", [None, [0], [3, 0, 10, 1]])
 def test_one_prompt(model: PreTrainedModel, lengths: list[int] | None) -> None:
-    """A step would hold the rows of rejected tokens, of another token, or keys that were not in sight."""
+    """Each step holds its own token's layers, without rejected tokens, at every accept length."""
     expected = plain(model, prompt(23), **ASKED)
     output = failfast(model, prompt(23), ScriptedDrafter(expected.sequences, lengths), **ASKED)
     assert torch.equal(output.sequences, expected.sequences)
@@ -47,7 +47,7 @@ def test_one_prompt(model: PreTrainedModel, lengths: list[int] | None) -> None:
 
 
 def test_a_ragged_batch(model: PreTrainedModel) -> None:
-    """Rows would get each other's layers, or their padding would count."""
+    """Each row of a ragged batch has the layers it has alone; padding columns are zero."""
     ids, mask = batch()
     output = failfast(model, ids, drafter("canvas_shift"), attention_mask=mask, **ASKED)
     for row, length in enumerate(LENGTHS):
@@ -56,7 +56,7 @@ def test_a_ragged_batch(model: PreTrainedModel) -> None:
 
 
 def test_shapes_are_those_of_plain_generation(model: PreTrainedModel) -> None:
-    """A batch's steps would have other shapes than plain `generate`'s of the same batch."""
+    """A batch's steps have the shapes of plain `generate`'s for the same batch."""
     ids, mask = batch()
     output = failfast(model, ids, drafter("canvas_shift"), attention_mask=mask, **ASKED)
     expected = plain(model, ids, attention_mask=mask, **ASKED)
@@ -66,7 +66,7 @@ def test_shapes_are_those_of_plain_generation(model: PreTrainedModel) -> None:
 
 
 def test_a_second_turn(model: PreTrainedModel) -> None:
-    """The first step would repeat what the cache holds, or not reach its keys."""
+    """The first step of a second turn holds the new tokens only, and attends to the cache."""
     turns = []
     for generate in (plain, lambda *args, **options: failfast(*args, drafter("canvas_shift"), **options)):
         past = DynamicCache(config=model.config)
@@ -77,7 +77,7 @@ def test_a_second_turn(model: PreTrainedModel) -> None:
 
 
 def test_rows_that_end_early_are_zeros() -> None:
-    """The lists of a complete row would be shorter than the others', or hold some other row's layers."""
+    """A row has zeros after its end, and its own layers up to it."""
     model = tiny_model("llama", attn_implementation="eager")
     ids, mask = batch()
     new = failfast(model, ids, drafter("canvas_shift"), attention_mask=mask, **ASKED).sequences[:, ids.shape[1] :]
@@ -94,7 +94,7 @@ def test_rows_that_end_early_are_zeros() -> None:
 
 @pytest.mark.parametrize("kept", [0, 1, 5])
 def test_logits_to_keep(kept: int) -> None:
-    """The logits of the prompt would be taken for those of the new tokens."""
+    """Tokens and logits with `logits_to_keep` equal plain `generate`'s."""
     model = tiny_model("llama")
     options = {"max_new_tokens": 12, "return_dict_in_generate": True, "output_logits": True, "logits_to_keep": kept}
     expected = plain(model, prompt(9), **options)
@@ -105,19 +105,19 @@ def test_logits_to_keep(kept: int) -> None:
 
 @pytest.mark.parametrize("kept", [-1, torch.tensor([3])])
 def test_logits_to_keep_of_chosen_rows_is_refused(kept: Any) -> None:
-    """Plain `generate` would take another row's logits for the last one's."""
+    """Refuses `logits_to_keep` < 0 or a tensor of rows."""
     with pytest.raises(ValueError, match="`logits_to_keep` must be a number >= 0"):
         failfast(tiny_model("llama"), prompt(9), drafter("canvas"), logits_to_keep=kept, max_new_tokens=3)
 
 
 def test_attention_that_keeps_no_weights_is_refused() -> None:
-    """Plain `generate` returns empty tuples there: nobody would know why."""
+    """Refuses `output_attentions` with sdpa, for which plain `generate` returns empty tuples."""
     with pytest.raises(ValueError, match="`output_attentions` with `attn_implementation`='sdpa'"):
         failfast(tiny_model("llama"), prompt(9), drafter("canvas"), **ASKED)
 
 
 def test_attentions_over_a_static_cache_are_refused() -> None:
-    """Plain `generate` returns the weights of its empty slots too: the shapes would differ."""
+    """Refuses `output_attentions` with a static cache, where plain `generate` adds the empty slots' weights."""
     model = tiny_model("llama", attn_implementation="eager")
     with pytest.raises(ValueError, match="`output_attentions` with a static cache"):
         failfast(model, prompt(9), drafter("canvas"), cache_implementation="static", **ASKED)

@@ -1,4 +1,4 @@
-"""A conversation goes on from the cache of the turn before, as in plain `generate`."""
+"""A second turn continues from the cache of the first, as in plain `generate`."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_left_padding_stays_hidden(pair):
 
 
 class CountingCache(DynamicCache):
-    """A subclass that holds its K/V as its parent does."""
+    """A subclass that keeps its K/V as its parent does."""
 
     name = "mine"
 
@@ -100,7 +100,7 @@ def caches(pair, kind):
 @pytest.mark.parametrize("first", [plain, drafted])
 @pytest.mark.parametrize("second", [plain, drafted])
 def test_other_caches_continue_either_way(pair, first, second, kind):
-    """A static cache's empty slots would be read as text, its window from the wrong end, or a subclass be refused."""
+    """Static caches, subclasses and caches without config are filled and continued as in plain `generate`."""
     cache = caches(pair, kind)
     reference = plain(pair, tokens(24, 0))
     ids = first(pair, tokens(24, 0), **{CACHE: cache})
@@ -113,7 +113,7 @@ def test_other_caches_continue_either_way(pair, first, second, kind):
 
 @pytest.mark.parametrize("second", [plain, drafted])
 def test_cache_implementation_static(pair, second):
-    """The static cache that was asked for would come back empty, or as another kind."""
+    """`cache_implementation="static"` returns a `StaticCache` with plain `generate`'s K/V."""
     output = drafted(pair, tokens(24, 0), cache_implementation="static", return_dict_in_generate=True)
     reference = plain(pair, tokens(24, 0), cache_implementation="static", return_dict_in_generate=True)
     assert output.sequences.tolist() == reference.sequences.tolist()
@@ -127,7 +127,7 @@ def test_cache_implementation_static(pair, second):
 
 
 def test_a_batch_in_a_static_cache(pair):
-    """Padding would take the place of text in the slots."""
+    """A left-padded batch in a static cache continues as plain `generate` does."""
     ids = torch.cat([tokens(12, 0), tokens(12, 1)])
     ids[1, :5] = 0
     mask = torch.ones_like(ids)
@@ -156,7 +156,7 @@ def test_caches_that_cannot_be_continued_are_named(pair):
 
 
 def test_a_static_cache_that_is_too_small_or_of_another_batch(pair):
-    """The text would end in an index error in the middle, or the rows be broadcast."""
+    """Refuses a static cache with too few slots or of another batch size; an exact fit works."""
     if any(layer.is_sliding for layer in StaticCache(config=pair[0].config, max_cache_len=9).layers):
         pytest.skip("a window holds any text")
     with pytest.raises(ValueError, match=f"StaticCache as `{CACHE}` of 42 slots .* `max_length`=44"):

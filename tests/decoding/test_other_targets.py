@@ -1,4 +1,4 @@
-"""Targets that are no plain decoder: encoder-decoders, hybrids, recurrent and multimodal models."""
+"""Targets other than plain decoders: encoder-decoders, hybrids, recurrent and multimodal models."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ TARGETS = {
 @pytest.mark.parametrize("ngram", [2, 3])
 @pytest.mark.parametrize("name", TARGETS)
 def test_in_transformers_own_loop(name: str, ngram: int) -> None:
-    """The decoder's text would be taken for the prompt's, or rejected tokens stay in a convolution's state."""
+    """Encoder-decoders and convolution hybrids keep their text in transformers' own loop, and drafts are accepted."""
     model, options = TARGETS[name](), {"max_new_tokens": 24, "no_repeat_ngram_size": ngram}
     reference = plain(model, prompt(9), **options)
     script = ScriptedDrafter(reference, [3, 0, 10, 1])
@@ -63,7 +63,7 @@ def test_in_transformers_own_loop(name: str, ngram: int) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_goodput_needs_our_own_loop(name: str) -> None:
-    """The refusal by the loop whose costs are measured would send the caller to the door that was used."""
+    """Refuses `length_policy="goodput"` in transformers' loop and names the target's type."""
     with pytest.raises(ValueError, match=f"`length_policy='goodput'` times rounds.* `{name}` target"):
         assisted(TARGETS[name](), prompt(9), drafter("canvas_shift", "qwen2"), length_policy="goodput")
 
@@ -71,8 +71,7 @@ def test_goodput_needs_our_own_loop(name: str) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_recurrent_state_is_refused(name: str, loop: str) -> None:
-    """transformers' loop, which refuses such a target itself where it is asked for by `assistant_model`, would go on
-    from a state that has read rejected tokens."""
+    """Both loops refuse targets with a recurrent state, and name plain `generate`."""
     model = tiny_model(name, **RECURRENT[name])
     with pytest.raises(ValueError, match=f"`{name}` keeps a recurrent state.* Use plain `generate`"):
         LOOPS[loop](model, prompt(9), drafter("canvas_shift", "qwen2"), max_new_tokens=3)
@@ -90,7 +89,7 @@ TEXT = {"qwen2_vl": MROPE, "gemma3": {"head_dim": 8, "query_pre_attn_scalar": 8,
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("name", TEXT)
 def test_text_for_a_multimodal_model(name: str, loop: str) -> None:
-    """Positions of three dimensions, or the arguments that such a model prepares for images, would be mistaken."""
+    """Text prompts for multimodal models, three-dimensional positions included, give plain `generate`'s text."""
     own = ("model_type", "layer_types", "architectures", "rope_parameters")
     text = {key: value for key, value in tiny_model("qwen2").config.to_diff_dict().items() if key not in own}
     text |= {"head_dim": 8} | TEXT[name]

@@ -1,4 +1,4 @@
-"""The tokens are those of plain `generate`, whatever the drafter does: the promise of the package."""
+"""The package's promise: the tokens equal plain `generate`'s, whatever the drafter does."""
 
 from typing import Any
 
@@ -17,21 +17,21 @@ ALL_LENGTHS = list(range(11))  # accept lengths 0 to 10
 @pytest.mark.parametrize("kind", DRAFTERS)
 @pytest.mark.parametrize("family", TARGETS)
 def test_every_drafter_on_every_target(family: str, kind: str) -> None:
-    """A drafter's mask, its slots or its roll-back would leak into the text, or a target's cache would not rewind."""
+    """Every kind of drafter gives every target's own greedy text in both loops."""
     model, input_ids = target(family), prompt(33)
     reference = plain(model, input_ids, max_new_tokens=16)
     for generate in LOOPS.values():
         output = generate(model, input_ids, drafter(kind, family), max_new_tokens=16, return_dict_in_generate=True)
         assert torch.equal(output.sequences, reference)
         assert output.speculation.drafted > 0
-        if kind == "canvas_shift":  # its first row is the target's own: accepting and rolling back both happen
+        if kind == "canvas_shift":  # its first row is the target's own, so drafts are accepted and rolled back
             assert 0 < output.speculation.accepted < output.speculation.drafted
 
 
 @pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 200])
 @pytest.mark.parametrize("family", TARGETS)
 def test_prompt_and_text_lengths(family: str, length: int) -> None:
-    """A prompt of one token, or a text that ends within the first round, would be an edge of a slice or a block."""
+    """Prompts of 1 to 200 tokens and texts of 1 to 40 give the target's own tokens."""
     model, input_ids = target(family), prompt(length)
     reference = plain(model, input_ids, max_new_tokens=60)
     for generate in LOOPS.values():
@@ -46,7 +46,7 @@ def test_prompt_and_text_lengths(family: str, length: int) -> None:
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_prompt_of_2000_tokens(family: str) -> None:
-    """A long prefill would differ from plain generation's: another mask, or windows that do not slide."""
+    """A prompt of 2000 tokens gives the target's own tokens, sliding windows included."""
     model, input_ids = target(family), prompt(2000)
     reference = plain(model, input_ids, max_new_tokens=8)
     for generate in LOOPS.values():
@@ -58,7 +58,7 @@ def test_prompt_of_2000_tokens(family: str) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("length", ALL_LENGTHS)
 def test_every_accept_length(length: int, loop: str) -> None:
-    """Some number of accepted tokens, none and all included, would leave a slot too many or too few."""
+    """Every number of accepted tokens, none and all included, leaves the target's own text."""
     model, input_ids = target("mistral"), prompt(20)
     script = scripted(model, input_ids, accept_lengths=[length])
     output = LOOPS[loop](
@@ -72,7 +72,7 @@ def test_every_accept_length(length: int, loop: str) -> None:
 @pytest.mark.parametrize("kind", ["scripted", "canvas_shift", "block_shift"])
 @pytest.mark.parametrize("family", TARGETS)
 def test_left_padded_prompt(family: str, kind: str) -> None:
-    """Padding would be attended to, or shift the positions."""
+    """Left padding is not attended to and does not shift positions."""
     model = target(family)
     input_ids = torch.cat([torch.zeros(1, 5, dtype=torch.long), prompt(21)], dim=1)
     mask = torch.ones_like(input_ids)
@@ -95,7 +95,7 @@ class Alternate(LogitsProcessor):
 
 
 class BanByCall(LogitsProcessor):
-    """A stateful processor: what it bans depends on how often it was called. Remembers the lengths it was shown."""
+    """A stateful processor: the number of calls decides which tokens it bans. Remembers the lengths it was shown."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -118,7 +118,7 @@ STATELESS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("name", STATELESS)
 def test_logits_processors(name: str, loop: str) -> None:
-    """A processor would see a false prefix, or not be asked for a position inside the block."""
+    """Processors see the true prefix of every position, inside of drafts too."""
     model, input_ids = target("qwen3"), prompt(15)
     options = {"max_new_tokens": 30} | STATELESS[name]
     reference = plain(model, input_ids, **options)
@@ -129,7 +129,7 @@ def test_logits_processors(name: str, loop: str) -> None:
 
 @pytest.mark.parametrize("lengths", [None, [0], [2, 10, 0, 5]])
 def test_stateful_processor(lengths: list[int] | None) -> None:
-    """A processor that counts would be called for rejected positions too, or twice for one."""
+    """A stateful processor is called exactly once per emitted token, as in plain `generate`."""
     model, input_ids = target("qwen3"), prompt(15)
     expected, actual = BanByCall(), BanByCall()
     reference = plain(model, input_ids, max_new_tokens=30, logits_processor=[expected])
@@ -142,7 +142,7 @@ def test_stateful_processor(lengths: list[int] | None) -> None:
 @pytest.mark.parametrize("processors", [{}, {"repetition_penalty": 1.4}])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_scores_and_logits(loop: str, processors: dict[str, float]) -> None:
-    """Scores would be missing for some tokens, hold rejected positions, or raw and processed ones be mixed up."""
+    """Scores and raw logits are float32, one per emitted token, and equal plain `generate`'s."""
     model, input_ids = target("gemma2"), prompt(15)
     options = {"max_new_tokens": 30, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     reference = plain(model, input_ids, **options, **processors)
@@ -156,7 +156,7 @@ def test_scores_and_logits(loop: str, processors: dict[str, float]) -> None:
 
 
 class BanInPlace(LogitsProcessor):
-    """Overwrites the scores that it was given, as some processors do."""
+    """Overwrites the scores it is given, as some processors do."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores[:, ::3] = -torch.inf
@@ -164,7 +164,7 @@ class BanInPlace(LogitsProcessor):
 
 
 def test_raw_logits_stay_raw() -> None:
-    """A processor that works in place would change the raw logits too."""
+    """A processor that works in place leaves the raw logits unchanged."""
     model, input_ids = target("gemma2"), prompt(15)
     options = {"max_new_tokens": 20, "return_dict_in_generate": True, "output_logits": True}
     reference = plain(model, input_ids, suppress_tokens=list(range(0, 120, 3)), **options)
@@ -175,7 +175,7 @@ def test_raw_logits_stay_raw() -> None:
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_the_returned_cache_continues_plain_generation(family: str) -> None:
-    """The slots handed back would hold rejected tokens, or more of a sliding window than the model expects."""
+    """Plain `generate` continues correctly from the returned cache, which holds no rejected token."""
     model, input_ids = target(family), prompt(20)
     script = scripted(model, input_ids, accept_lengths=[4, 10, 0])
     for new_tokens in (1, 13):
@@ -186,7 +186,7 @@ def test_the_returned_cache_continues_plain_generation(family: str) -> None:
 
 
 def test_return_types() -> None:
-    """A caller that asks for a tensor would get an output object, or one that asks for scores get none."""
+    """Returns a tensor by default, and transformers' output object where asked for."""
     model, input_ids = target("llama"), prompt(5)
     script = scripted(model, input_ids)
     assert type(failfast(model, input_ids, script, max_new_tokens=5)) is torch.Tensor

@@ -1,4 +1,4 @@
-"""What a round may cost: passes of the drafter, and memory that does not grow with the text."""
+"""Bounds on the cost of a round: drafter passes, and memory that does not grow with the text."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ OPTIONS = {"return_dict_in_generate": True}
 
 
 def test_drafter_passes_per_round() -> None:
-    """A pass would be spent on K/V alone, or the prefix be read again: the authors' code takes 3.2 passes a round."""
+    """A block-causal drafter takes at most 1.4 passes per round; the authors' code takes 3.2."""
     model = tiny_model("qwen2", seed=1, vocab_size=128)
     spec = DrafterSpec("block_causal", 1, 121, block_size=32)
     proposer = MaskedDrafter(model, spec, hf_failfast.FailFastConfig(chunk_length=10))
@@ -46,7 +46,7 @@ class AllocatedBytes(TorchDispatchMode):
 
 @contextmanager
 def bytes_by_round(*models: torch.nn.Module) -> Iterator[list[int]]:
-    """What each round allocates outside of the models' own forwards."""
+    """Bytes that each round allocates outside of the models' own forwards."""
     counts: list[int] = []
     with AllocatedBytes() as allocated:
         before: list[int] = []
@@ -70,7 +70,7 @@ def bytes_by_round(*models: torch.nn.Module) -> Iterator[list[int]]:
 
 
 def test_no_round_copies_the_cache() -> None:
-    """Rolling back, or handing over, would copy K/V: 128 bytes per token and layer here, and gigabytes elsewhere."""
+    """A round allocates < 100 bytes per token of text; a copy of the K/V would take 128 per layer."""
     medians = []
     proposer = drafter("canvas_shift", "llama")
     for length in (50, 1050):
@@ -83,7 +83,7 @@ def test_no_round_copies_the_cache() -> None:
 
 
 def test_no_forward_copies_keys_and_values() -> None:
-    """With a mask, SDPA would copy them for each query head of a group: 1024 bytes per token here."""
+    """A forward allocates < 100 bytes per token of text; SDPA's copy of K/V per query head would take 1024."""
     runner = EagerRunner(target("llama"))
     counts = []
     for length in (50, 1050):

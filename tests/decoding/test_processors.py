@@ -1,4 +1,4 @@
-"""Logits processors in any combination, in transformers' order: random stacks of them against plain `generate`."""
+"""Random stacks of logits processors give plain `generate`'s text and scores."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from scripted import ScriptedDrafter
 from transformers import LogitsProcessor, LogitsProcessorList, WatermarkingConfig
 
 START, NEW = 9, 14
-# The tokens of the plain texts, so that what is done to a token changes something.
+# The tokens of the plain texts: a processor that acts on one of them changes the text.
 TEXTS = {
     seed: plain(target("qwen3"), prompt(START, seed), max_new_tokens=NEW)[0, START:].tolist() for seed in range(4)
 }
@@ -21,7 +21,7 @@ token_ids = st.sampled_from(sorted(set(sum(TEXTS.values(), [])))) | st.integers(
 
 
 class Favour(LogitsProcessor):
-    """A user's processor that knows its prefix."""
+    """A user's processor that depends on the prefix."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return scores + 2.0 * (torch.arange(scores.shape[1]) % 7 == input_ids[:, -1:] % 7)
@@ -79,7 +79,7 @@ def some_of(options: dict[str, st.SearchStrategy[Any]], most: int) -> st.SearchS
     lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4),
 )
 def test_greedy_equals_plain_generation(options: dict[str, Any], eos: Any, seed: int, lengths: list[int]) -> None:
-    """Two processors in the wrong order, or one that is shown a false prefix, would change the text."""
+    """Greedy text under any stack of processors equals plain `generate`'s."""
     if "exponential_decay_length_penalty" in options:
         eos = eos or [3]  # transformers asks for one
     options = options | {"max_new_tokens": NEW, "eos_token_id": eos, "pad_token_id": 0}
@@ -98,7 +98,7 @@ def test_greedy_equals_plain_generation(options: dict[str, Any], eos: Any, seed:
 def test_sampled_scores_are_the_processors_own(
     options: dict[str, Any], warpers: dict[str, Any], verifier: str, seed: int
 ) -> None:
-    """What a token was drawn from would differ from what plain sampling draws from behind the same prefix."""
+    """The scores that each token is drawn from equal those of plain sampling after the same prefix."""
     model, input_ids = target("qwen3"), prompt(START, seed)
     options = options | warpers
     if "exponential_decay_length_penalty" in options:
@@ -125,7 +125,7 @@ def test_sampled_scores_are_the_processors_own(
 
 
 def test_what_is_left_out_is_what_transformers_refuses() -> None:
-    """Both run into transformers' own error, or the strategy leaves out what we could get wrong."""
+    """Options that the strategies leave out raise transformers' own error, with and without drafts."""
     options = {"forced_eos_token_id": 5, "suppress_tokens": [5, 6], "max_new_tokens": NEW}
     assert not is_possible(options)
     assert is_possible(options | {"suppress_tokens": [6]})
@@ -136,7 +136,7 @@ def test_what_is_left_out_is_what_transformers_refuses() -> None:
 
 @pytest.mark.parametrize("name", sorted(PROCESSORS.keys() - {"remove_invalid_values", "renormalize_logits"}))
 def test_every_processor_can_matter(name: str) -> None:
-    """A strategy of values that change nothing would test nothing."""
+    """Each processor's strategy holds a value that changes the text."""
     model, changed = target("qwen3"), []
 
     @settings(max_examples=12)

@@ -1,6 +1,6 @@
-"""What must hold for every draft, every acceptance and every block, on inputs that hypothesis chooses.
+"""Properties of every draft, acceptance and block, on inputs that hypothesis chooses.
 
-Roll-back of the slots has its own in `test_slot_cache.py`, whole sessions in `test_draft_slots.py`.
+`test_slot_cache.py` has those of the slots' roll-back, `test_draft_slots.py` those of whole sessions.
 """
 
 import torch
@@ -38,7 +38,7 @@ def patterns(draw: st.DrawFn) -> AttentionPattern:
     )
 )
 def test_accepted_is_the_longest_common_prefix(rows: list[tuple[list[int], list[int]]]) -> None:
-    """A token behind the first rejected one could be kept, or a confirmed one dropped."""
+    """Accepts the longest common prefix of the draft and the target's own tokens."""
     draft, own = (torch.tensor(part) for part in zip(*rows, strict=True))
     count = len(rows)
     accepted = kernels.accept(draft, draft.float(), own, [5] * count, [9] * count, [False] * count, 99, None)
@@ -49,7 +49,7 @@ def test_accepted_is_the_longest_common_prefix(rows: list[tuple[list[int], list[
 
 @given(patterns(), st.integers(1, 200), st.integers(1, 70))
 def test_a_pass_makes_progress_and_not_too_much(pattern: AttentionPattern, clean_end: int, wanted: int) -> None:
-    """A pass that reads nothing would loop for ever, and more tokens than wanted would exceed a cap."""
+    """A pass drafts at least one token and no more than wanted."""
     fed, read = pattern.plan(clean_end, wanted)
     assert 1 <= read <= wanted
     assert read <= fed + pattern.shift, "every token read has a row: the noise ones, and with shift the last known one"
@@ -67,7 +67,7 @@ def test_rows_see_themselves_and_stay_in_the_window(pattern: AttentionPattern, c
 
 @given(patterns(), st.integers(1, 200), st.integers(0, 8))
 def test_a_pass_without_limits_is_causal(pattern: AttentionPattern, clean_end: int, num_noise: int) -> None:
-    """A pass that gets no limits would see less, or more, than its model was trained to."""
+    """Where a pass gets no limits, its attention pattern is the causal one."""
     if pattern.is_causal(num_noise):
         positions = torch.arange(clean_end + num_noise)
         assert torch.equal(pattern.limit(positions, clean_end, clean_end + num_noise), positions + 1)
@@ -75,7 +75,7 @@ def test_a_pass_without_limits_is_causal(pattern: AttentionPattern, clean_end: i
 
 @given(patterns(), st.integers(1, 200), st.integers(1, 70))
 def test_what_is_final_never_saw_noise(pattern: AttentionPattern, clean_end: int, wanted: int) -> None:
-    """K/V that are kept for good would carry the masks of one draft into all later ones."""
+    """Positions whose K/V are kept see no noise, and stay final once the text grows."""
     final = pattern.final_length(clean_end)
     assert 0 <= final <= clean_end
     assert pattern.final_length(clean_end + 1) >= final, "what was final stays so"
@@ -98,7 +98,7 @@ seconds = st.floats(0, 100)
 def test_statistics_and_advice_hold_for_any_rounds(
     records: list[RoundRecord], draft: float, verifying: float, other: float
 ) -> None:
-    """A division by nothing, or a share above one, in the report of an odd generation."""
+    """The acceptance rate stays within [0, 1], counts add up and advice is text, for any rounds and times."""
     stats = SpecDecodingStats(draft_seconds=draft, verify_seconds=verifying, other_seconds=other)
     for record in records:
         stats.observe(record)

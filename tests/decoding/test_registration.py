@@ -1,4 +1,4 @@
-"""What the registration leaves alone: the model, the names and functions of others, the question of trust."""
+"""The registration leaves alone the model, the names and functions of others, and the question of trust."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ def snapshot(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("door", [*DOORS, "assisted"])
 def test_the_model_is_left_as_it_was(door: str, fails: bool) -> None:
-    """A method or setting put on the model for one call would stay there: after an error, or for other threads."""
+    """A call changes nothing on the model, neither during it nor after, errors included."""
     model, input_ids = tiny_model("llama"), prompt(12)
     reference = plain(model, input_ids, max_new_tokens=40, repetition_penalty=1.1)
     before, class_before = snapshot(model), dict(type(model).__dict__)
@@ -51,7 +51,7 @@ def test_the_model_is_left_as_it_was(door: str, fails: bool) -> None:
 
 
 def test_other_names_reach_transformers(tmp_path: Path) -> None:
-    """The registration would swallow other people's `custom_generate` names."""
+    """Other `custom_generate` names reach transformers."""
     model = target("llama")
     with pytest.raises(OSError, match="does not contain a `custom_generate` subdirectory"):
         model.generate(prompt(5), custom_generate=str(tmp_path), trust_remote_code=True, max_new_tokens=2)
@@ -65,7 +65,7 @@ def test_other_names_reach_transformers(tmp_path: Path) -> None:
 
 
 def test_the_folder_needs_trust() -> None:
-    """Code from a folder would run without the caller's consent."""
+    """The folder needs `trust_remote_code=True`."""
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         target("llama").generate(
             prompt(5), custom_generate=str(REPOSITORY), assistant_model=drafter("canvas"), trust_remote_code=False
@@ -73,7 +73,7 @@ def test_the_folder_needs_trust() -> None:
 
 
 def test_functions_of_others_still_work() -> None:
-    """Another callable as `custom_generate` would be treated as ours."""
+    """Another callable as `custom_generate` is called with its own arguments."""
     seen: dict[str, Any] = {}
 
     def decode(model: Any, input_ids: torch.Tensor, mine: int = 0, **kwargs: Any) -> torch.Tensor:

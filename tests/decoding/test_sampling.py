@@ -1,4 +1,4 @@
-"""Sampling must follow the target's distribution exactly: tests of fit say so, and the same tests reject mutants."""
+"""Sampling follows the target's distribution: tests of fit show it, and the same tests reject mutants."""
 
 import dataclasses
 import itertools
@@ -26,8 +26,8 @@ from hf_failfast.decoding import verification
 from hf_failfast.decoding.token_choice import TokenChoice
 from hf_failfast.decoding.verification import Scores, choose_sampled
 from hf_failfast.drafters import DiffusionDrafter
+from hf_failfast.drafters.chunks import ChunkedSession
 from hf_failfast.drafters.denoising import Denoising
-from hf_failfast.drafters.masked import session as masked
 from hf_failfast.drafters.masked.session import DraftingOptions, MaskedDrafter
 
 TEMPERATURE = {"temperature": 1.3, "top_k": 0}
@@ -57,31 +57,31 @@ def fit(pair: Pair, drafter: DiffusionDrafter, warping: dict[str, Any], samples:
     return chi_square(draw(pair, drafter, samples, **warping, **options), enumerate_distribution(pair, **warping))
 
 
-# What must hold
+# The fit
 
 
 @pytest.mark.parametrize(("name", "verifier"), CELLS)
 def test_samples_follow_the_targets_distribution(pair: Pair, name: str, verifier: str) -> None:
-    """Text would be sampled from another distribution than plain `generate` samples from."""
+    """Samples fit the enumerated distribution of the target and its processors."""
     assert fit(pair, pair.drafter(), STACKS[name], **VERIFIERS[verifier]) > 1e-3
 
 
 @pytest.mark.parametrize("options", [{"denoising_steps": 2}, {"denoising_threshold": 0.5}])
 def test_drafts_of_several_denoising_steps(pair: Pair, options: dict[str, Any]) -> None:
-    """Tokens of later passes would not come from the q they are handed with."""
+    """Drafts of several denoising steps leave the distribution unchanged."""
     assert fit(pair, pair.drafter(**options), TEMPERATURE, chunk_length=3, **HOTTER) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["coupled", "reduced"])
 def test_unusual_drafters(pair: Pair, kind: str) -> None:
-    """A q over a reduced vocabulary, or one that changes with later tokens, would break the rule."""
+    """Samples fit with a q over a reduced vocabulary, and with one that depends on later tokens."""
     drafter = coupled(pair) if kind == "coupled" else reduced(pair)
     assert fit(pair, drafter, TEMPERATURE, verifier="rejection", draft_temperature=1.0) > 1e-3
 
 
 @pytest.mark.parametrize(("name", "verifier"), CELLS)
 def test_long_texts_follow_the_targets_distribution(name: str, verifier: str, tmp_path: Any) -> None:
-    """Errors that need a longer text or a larger vocabulary, with drafts of many lengths, would go unseen."""
+    """A text of 400 tokens over 60 ids, with drafts of many lengths, follows the distribution."""
     pair = small_pair(str(tmp_path), vocab_size=60)
     warping = STACKS[name] | ({"top_k": 30} if STACKS[name].get("top_k") else {})
     torch.manual_seed(1)
@@ -102,7 +102,7 @@ def test_long_texts_follow_the_targets_distribution(name: str, verifier: str, tm
 
 
 def test_rejection_accepts_more_than_matching_where_drafts_are_unsure(pair: Pair) -> None:
-    """Accepting with probability sum(min(p, q)) instead of sum(p q) is the point of keeping q."""
+    """Rejection accepts sum(min(p, q)) of unsure drafts, more than the sum(p q) of matching."""
 
     def rate(**options: Any) -> float:
         torch.manual_seed(0)
@@ -115,11 +115,11 @@ def test_rejection_accepts_more_than_matching_where_drafts_are_unsure(pair: Pair
     assert rate(max_draft_length=1, verifier="rejection") > matching + 0.2  # one shifted token: q is almost p
 
 
-# Mutants: each is a mistake that some implementation has made
+# Mutants: mistakes that real implementations have made
 
 
 def wrong_q(scores: Scores, draft_ids: torch.Tensor, draft_probs: torch.Tensor) -> torch.Tensor:
-    """Drafts drawn at one temperature, verified with the q of another."""
+    """Drafts drawn at one temperature and verified with the q of another."""
     sharper = draft_probs**2
     return choose_by_rejection(scores, draft_ids, sharper / sharper.sum(dim=-1, keepdim=True))
 
@@ -145,13 +145,16 @@ choose_by_rejection = verification.choose_by_rejection
 
 @pytest.mark.parametrize("mutant", [wrong_q, missing_residual, ensemble])
 def test_the_proof_rejects_mutants_of_rejection(pair: Pair, monkeypatch: pytest.MonkeyPatch, mutant: Any) -> None:
-    monkeypatch.setattr(scoring, "choose_by_rejection", mutant)
+    def verifier(scores: Scores, draft_ids: torch.Tensor, draft_probs: torch.Tensor | None) -> torch.Tensor:
+        return choose_sampled(scores) if draft_probs is None else mutant(scores, draft_ids, draft_probs)
+
+    monkeypatch.setitem(verification.NAMED, "rejection", verifier)
     assert fit(pair, pair.drafter(), TEMPERATURE, **HOTTER) < 1e-6
 
 
 def test_the_proof_rejects_a_policy_that_peeks(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A draft cut before the first token that was unlikely to be drawn: what is verified is no sample from q."""
-    original = masked.draft_by_chunks
+    """Rejects drafts cut before their first unlikely token: the rest is no sample from q."""
+    original = ChunkedSession.draft
 
     def peek(*arguments: Any) -> Any:
         draft = original(*arguments)
@@ -163,19 +166,19 @@ def test_the_proof_rejects_a_policy_that_peeks(pair: Pair, monkeypatch: pytest.M
         is_kept = torch.arange(len(draft)) < torch.tensor(lengths)[:, None]
         return dataclasses.replace(draft, lengths=lengths, probs=draft.probs * is_kept[..., None])
 
-    monkeypatch.setattr(masked, "draft_by_chunks", peek)
+    monkeypatch.setattr(ChunkedSession, "draft", peek)
     assert fit(pair, pair.drafter(), TEMPERATURE, **HOTTER) < 1e-6
 
 
 def test_the_proof_rejects_tokens_drawn_given_later_ones(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn tokens fixed in the order of confidence, as SpecDiff's denoising steps fix them: their q is not theirs."""
+    """Rejects drawn tokens fixed in order of confidence (SpecDiff): they were not drawn from their q."""
     choose = Denoising.choose
     monkeypatch.setattr(Denoising, "choose", lambda self, *args, in_order: choose(self, *args, in_order=False))
     assert fit(pair, coupled(pair), TEMPERATURE, 2000, verifier="rejection", draft_temperature=1.0) < 1e-6
 
 
 def accepts_the_draft_too_often(draft_ids: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Half of the rejected first draft tokens are kept all the same."""
+    """Keeps half of the rejected first draft tokens."""
     if draft_ids.shape[1]:
         kept = torch.where(torch.rand(len(draft_ids), 1) < 0.5, draft_ids[:, :1], token_ids[:, :1])
         token_ids = torch.cat([kept, token_ids[:, 1:]], dim=1)
@@ -185,8 +188,8 @@ def accepts_the_draft_too_often(draft_ids: torch.Tensor, token_ids: torch.Tensor
 def never_repeats_the_rejected_token(draft_ids: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """Emits the token of the next row after a rejection, as if the draft had been accepted."""
     is_confirmed = (token_ids[:, :-1] == draft_ids).cumprod(dim=1).bool()
-    behind = torch.cat([token_ids[:, 1:], token_ids[:, -1:]], dim=1)
-    return torch.where(pad(is_confirmed, (0, 1)), token_ids, behind)
+    after = torch.cat([token_ids[:, 1:], token_ids[:, -1:]], dim=1)
+    return torch.where(pad(is_confirmed, (0, 1)), token_ids, after)
 
 
 @pytest.mark.parametrize("mutant", [accepts_the_draft_too_often, never_repeats_the_rejected_token])
@@ -199,7 +202,7 @@ def test_the_proof_rejects_mutants_of_matching(pair: Pair, monkeypatch: pytest.M
 
 
 def test_the_proof_rejects_a_second_draw(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing again where the first sample does not confirm the draft favours drafted tokens."""
+    """Rejects a second draw where the first does not confirm the draft: it favours drafted tokens."""
 
     def second_draw(self: Any, scores: Scores, draft_ids: torch.Tensor, *_: Any) -> torch.Tensor:
         first, second = choose_sampled(scores), choose_sampled(scores)
@@ -211,7 +214,7 @@ def test_the_proof_rejects_a_second_draw(pair: Pair, monkeypatch: pytest.MonkeyP
 
 
 def test_the_long_test_rejects_another_temperature(tmp_path: Any) -> None:
-    """The test of long texts would accept anything."""
+    """The test of long texts rejects samples drawn at another temperature."""
     pair = small_pair(str(tmp_path), vocab_size=60)
     torch.manual_seed(1)
     ids = sample(pair, pair.drafter(), torch.randint(59, (1, 12)), max_new_tokens=600, temperature=0.5, top_k=0)
@@ -222,10 +225,12 @@ def test_the_long_test_rejects_another_temperature(tmp_path: Any) -> None:
 
 
 class Coupled(LlamaForCausalLM):
-    """Says nothing of the first of two masked positions until it sees the second, for which it has a choice of two:
-    with confidence first, the second token is drawn first, and decides on the first."""
+    """Knows two tokens for the second of two masked positions, and none for the first until it sees the second.
 
-    pairs: torch.Tensor  # (2, 2), two continuations of two tokens that the target finds likely
+    In order of confidence the second token is drawn first, and decides the first.
+    """
+
+    pairs: torch.Tensor  # (2, 2): two likely continuations of two tokens
 
     def forward(self, input_ids: Any = None, logits_to_keep: Any = 0, **inputs: Any) -> CausalLMOutput:
         super().forward(input_ids=input_ids, **inputs)  # fills the slots
@@ -269,7 +274,7 @@ def reduced(pair: Pair) -> DiffusionDrafter:
 
 @pytest.mark.parametrize("verifier", VERIFIERS)
 def test_a_seed_reproduces_the_samples(pair: Pair, verifier: str) -> None:
-    """`torch.manual_seed` would not make a run repeatable."""
+    """`torch.manual_seed` makes samples repeatable."""
     first, second = (draw(pair, pair.drafter(), 20, **TEMPERATURE, **VERIFIERS[verifier]) for _ in range(2))
     assert torch.equal(first, second)
 
@@ -277,7 +282,7 @@ def test_a_seed_reproduces_the_samples(pair: Pair, verifier: str) -> None:
 @pytest.mark.parametrize("verifier", VERIFIERS)
 @pytest.mark.parametrize("walked", [False, True])
 def test_scores_are_those_of_plain_sampling(pair: Pair, verifier: str, walked: bool) -> None:
-    """The scores of a shortlist would be returned, or raw logits for processed ones."""
+    """Returned scores are the processed logits, -inf outside the top-k."""
     torch.manual_seed(0)
     options = {"temperature": 0.5, "top_k": 3} | ({"repetition_penalty": 1.2} if walked else {})
     output = sample(
@@ -299,7 +304,7 @@ def test_scores_are_those_of_plain_sampling(pair: Pair, verifier: str, walked: b
 
 
 def test_enumeration_covers_everything(pair: Pair) -> None:
-    """A distribution that does not add up to one would fit nothing, or everything."""
+    """Enumerated distributions add up to one and cover every continuation."""
     for warping in STACKS.values():
         assert abs(float(enumerate_distribution(pair, **warping).sum()) - 1) < 1e-5
     assert enumerate_distribution(pair, **TEMPERATURE).shape == (SIZE,) * LENGTH

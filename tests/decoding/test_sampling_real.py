@@ -1,4 +1,4 @@
-"""Samples of a real pair: SmolLM2-135M-Instruct and the bundled drafter, against plain `generate`."""
+"""Samples of SmolLM2-135M-Instruct with the bundled drafter, compared with plain `generate`'s."""
 
 from typing import Any, NamedTuple
 
@@ -9,8 +9,7 @@ from sampling_support import chi_square, processors_of
 from scipy import stats
 
 import hf_failfast
-from hf_failfast.decoding import token_choice as scoring
-from hf_failfast.decoding.verification import Scores, choose_by_rejection
+from hf_failfast.decoding.verification import NAMED, Scores, choose_by_rejection
 from hf_failfast.pairs import load_smollm2
 
 PROMPT = "My favourite animal is"  # short, since every sample reads it
@@ -45,7 +44,7 @@ def first_tokens(target: Any, ids: torch.Tensor, **options: Any) -> np.ndarray:
 
 
 def two_sample(first: np.ndarray, second: np.ndarray) -> float:
-    """p value of both samples' first tokens coming from one distribution; rare ones are pooled."""
+    """p value that the first tokens of both samples come from one distribution; rare tokens are pooled."""
     tokens, index = np.unique(np.concatenate([first[:, 0], second[:, 0]]), return_inverse=True)
     table = np.zeros((2, len(tokens)))
     np.add.at(table, (np.repeat([0, 1], [len(first), len(second)]), index), 1)
@@ -76,7 +75,7 @@ def drafted(pair: Pair, **options: Any) -> np.ndarray:
     ],
 )
 def test_first_tokens_are_those_of_plain_sampling(pair: Pair, plain: np.ndarray, verifier: str) -> None:
-    """On real text, with a vocabulary of 49,152, the distribution would be off."""
+    """First tokens of a real pair fit plain `generate`'s samples and the target's distribution."""
     ours = drafted(pair, **VERIFIERS[verifier])
     assert two_sample(plain, ours) > 1e-3
     with torch.no_grad():
@@ -87,11 +86,11 @@ def test_first_tokens_are_those_of_plain_sampling(pair: Pair, plain: np.ndarray,
 
 @pytest.mark.slow
 def test_the_two_sample_test_rejects_a_mutant(pair: Pair, plain: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every draft token accepted: the text of a drafter that is far too hot instead of the target's."""
+    """The two-sample test rejects a verifier that accepts every token of a drafter that is far too hot."""
 
-    def accept_all(scores: Scores, draft_ids: torch.Tensor, draft_probs: torch.Tensor) -> torch.Tensor:
+    def accept_all(scores: Scores, draft_ids: torch.Tensor, draft_probs: torch.Tensor | None) -> torch.Tensor:
         chosen = choose_by_rejection(scores, draft_ids, draft_probs)
         return torch.cat([draft_ids, chosen[:, draft_ids.shape[1] :]], dim=1)
 
-    monkeypatch.setattr(scoring, "choose_by_rejection", accept_all)
+    monkeypatch.setitem(NAMED, "rejection", accept_all)
     assert two_sample(plain, drafted(pair, verifier="rejection", draft_temperature=5.0)) < 1e-6

@@ -1,4 +1,4 @@
-"""What a generation reports of itself, held against counts made from outside."""
+"""The statistics of a generation equal counts made from outside."""
 
 import json
 from time import perf_counter
@@ -18,7 +18,7 @@ OPTIONS = {"max_new_tokens": 50, "return_dict_in_generate": True}
 
 
 def test_definitions() -> None:
-    """A ratio would be defined otherwise than vLLM's, and numbers not compare."""
+    """Ratios are defined as in vLLM, and `as_dict` has exactly the documented keys."""
     stats = SpecDecodingStats()
     assert (stats.acceptance_rate, stats.mean_acceptance_length, stats.accepted_per_position) == (0.0, 0.0, [])
     for record in (RoundRecord(4, 2, 3, 1), RoundRecord(6, 0, 1, 2), RoundRecord(0, 0, 1, 0), RoundRecord(2, 2, 2, 1)):
@@ -52,7 +52,7 @@ def test_definitions() -> None:
 @pytest.mark.parametrize("kind", ["canvas_shift", "block_shift", "bidirectional"])
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_counts(kind: str, loop: str, penalty: float) -> None:
-    """A pass, a round or a token would be counted twice or not at all."""
+    """Rounds, passes, drafted and emitted tokens equal those the models were fed."""
     model, proposer = target("qwen2"), drafter(kind)
     with record_feeds(model) as rounds, record_feeds(proposer.model) as passes:
         output = LOOPS[loop](
@@ -68,7 +68,7 @@ def test_counts(kind: str, loop: str, penalty: float) -> None:
 
 
 def test_accepted_counts_of_a_script() -> None:
-    """Accepted tokens would include the bonus token, or tokens behind the first wrong one."""
+    """Accepted tokens exclude the bonus token and everything after the first wrong one."""
     reference = plain(target("llama"), prompt(9), max_new_tokens=60)
     script = ScriptedDrafter(reference, [3, 0, 10, 7])
     stats = failfast(target("llama"), prompt(9), script, max_draft_length=10, **OPTIONS).speculation
@@ -87,7 +87,7 @@ def test_accepted_counts_of_a_script() -> None:
 @pytest.mark.parametrize("walked", [{}, {"repetition_penalty": 1.0001}])
 @pytest.mark.parametrize("sees_eos", [True, False])
 def test_a_last_draft_token_that_ends_the_text(sees_eos: bool, walked: dict[str, float]) -> None:
-    """There is no bonus token behind an end of sequence: it would be counted as emitted."""
+    """A draft whose last token ends the text emits no bonus token."""
     reference = plain(target("llama"), prompt(9), max_new_tokens=60)
     continuation = reference[0, 9:].tolist()
     index = next(i for i in range(4, 9) if continuation[i] not in continuation[:i])
@@ -102,7 +102,7 @@ def test_a_last_draft_token_that_ends_the_text(sees_eos: bool, walked: dict[str,
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_times_add_up(penalty: float) -> None:
-    """Time would be counted twice, or some of it nowhere."""
+    """The three times are positive and add up to at most the wall time, and to most of it."""
     started = perf_counter()
     output = failfast(target("qwen2"), prompt(20), drafter("canvas"), repetition_penalty=penalty, **OPTIONS)
     wall = perf_counter() - started
@@ -120,7 +120,7 @@ def chunks(stats: SpecDecodingStats, length: int) -> int:
 @pytest.mark.parametrize("eos", [{}, {"eos_token_id": 119, "pad_token_id": 119}])
 @pytest.mark.parametrize("kind", ["canvas_shift", "block_shift", "bidirectional"])
 def test_host_reads_of_the_fast_path(kind: str, eos: dict[str, int], host_reads: list[str], monkeypatch: Any) -> None:
-    """Each transfer waits for the device: a second one per chunk or round would stall every round on a GPU."""
+    """The fast path reads from the device at most once per chunk and once per round, and reports it."""
     proposer = drafter(kind)
     count_from_the_start(proposer, host_reads, monkeypatch)
     output = failfast(
@@ -134,7 +134,7 @@ def test_host_reads_of_the_fast_path(kind: str, eos: dict[str, int], host_reads:
 
 
 def test_reads_are_seen(host_reads: list[str]) -> None:
-    """The counter itself would miss a way of reading a tensor."""
+    """The counter sees every way of reading a tensor."""
     value = torch.tensor(3)
     assert value.item() + int(value) + float(value) + value.tolist() + [0, 1, 2, 3][value] == 15
     if value > 2:
@@ -143,10 +143,10 @@ def test_reads_are_seen(host_reads: list[str]) -> None:
 
 
 def test_host_reads_of_the_walking_path(host_reads: list[str]) -> None:
-    """With processors or criteria every token is a decision; one read each, the caller's own criteria one more."""
+    """With processors every emitted token takes one read, besides those of the drafts."""
     reference = plain(target("llama"), prompt(9), max_new_tokens=60)
     script = ScriptedDrafter(reference, [3, 0, 10, 7])
     stats = failfast(target("llama"), prompt(9), script, repetition_penalty=1.0001, **OPTIONS).speculation
-    # per round the draft once, per token one; per chunk one, but for the last chunk at the cap without end of sequence
+    # one for each round's draft, one per token, one per chunk; none for a last chunk at the cap
     assert stats.host_reads <= stats.rounds + stats.emitted + chunks(stats, 10)
     assert stats.host_reads >= stats.rounds + stats.emitted

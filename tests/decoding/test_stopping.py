@@ -1,4 +1,4 @@
-"""What ends a text ends it at the same token, wherever in an accepted draft that is."""
+"""Texts end at the same token as in plain `generate`, wherever in an accepted draft it is."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ UNUSED_ID = 119  # occurs in no text of `test_end_of_sequence_inside_an_accepted
 
 
 def first_new(reference: torch.Tensor, start: int, earliest: int) -> int:
-    """The first index >= `earliest` of the continuation behind `start` whose token has not occurred in it before."""
+    """First index >= `earliest` in the text after `start` whose token is new there."""
     continuation = reference[0, start:].tolist()
     return next(i for i in range(earliest, len(continuation)) if continuation[i] not in continuation[:i])
 
@@ -22,7 +22,7 @@ def first_new(reference: torch.Tensor, start: int, earliest: int) -> int:
     [("failfast", True), ("failfast", False), ("assisted", True)],  # transformers 5.17 leaves the cut to the drafter
 )
 def test_end_of_sequence_inside_an_accepted_block(loop: str, sees_eos: bool) -> None:
-    """Accepted draft tokens behind an end of sequence would be emitted, or the text would run on."""
+    """The text ends at the end of sequence, without the accepted tokens after it."""
     model, input_ids = target("llama"), prompt(9)
     reference = plain(model, input_ids, max_new_tokens=60)
     for earliest in range(12):
@@ -38,7 +38,7 @@ def test_end_of_sequence_inside_an_accepted_block(loop: str, sees_eos: bool) -> 
 @pytest.mark.parametrize("name", ["min_new_tokens", "min_length"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_minimal_length(name: str, loop: str) -> None:
-    """The end of sequence would be taken too early, or drafting would stop at one that may not come yet."""
+    """Minimal lengths hold back the end of sequence, as in plain `generate`."""
     model, input_ids = target("qwen3"), prompt(15)
     reference = plain(model, input_ids, max_new_tokens=60)
     eos = int(reference[0, 15 + first_new(reference, 15, 4)])
@@ -65,7 +65,7 @@ class StopAt(StoppingCriteria):
 @pytest.mark.parametrize("output_scores", [False, True])
 @pytest.mark.parametrize("new_tokens", [1, 2, 7, 10, 11, 12, 25])
 def test_user_criterion_inside_an_accepted_block(new_tokens: int, output_scores: bool) -> None:
-    """A criterion would be shown unverified or several tokens at once, and the text end too late."""
+    """A criterion sees every verified prefix once, token by token, and ends the text there."""
     model, input_ids = target("olmo"), prompt(15)
     options = {"max_new_tokens": 30, "return_dict_in_generate": True, "output_scores": output_scores}
     expected, actual = StopAt(15 + new_tokens), StopAt(15 + new_tokens)
@@ -79,7 +79,7 @@ def test_user_criterion_inside_an_accepted_block(new_tokens: int, output_scores:
 
 @pytest.mark.parametrize("start", range(12))
 def test_stop_string_inside_an_accepted_block(start: int, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Text behind a stop string would be emitted, or a string that two rounds complete be missed."""
+    """The text ends with a stop string, even one that two rounds complete."""
     model, input_ids = target("phi"), prompt(15)
     script = scripted(model, input_ids, accept_lengths=[5, 10])
     stop = tokenizer.decode(script.reference[0, 15 + start : 15 + start + 3])
@@ -90,7 +90,7 @@ def test_stop_string_inside_an_accepted_block(start: int, tokenizer: PreTrainedT
 
 
 def test_max_time() -> None:
-    """A time limit would be asked once a round instead of once a token."""
+    """`max_time` is checked after every token, not once a round."""
     model, input_ids = target("phi"), prompt(15)
     script = scripted(model, input_ids)
     assert failfast(model, input_ids, script, max_new_tokens=40, max_time=1e-9).shape[1] == 15 + 1
@@ -100,7 +100,7 @@ def test_max_time() -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_drafts_stay_inside_the_positions_of_the_target(loop: str) -> None:
-    """Plain generation ends before a learned position table does; a draft would run over its end and crash."""
+    """Drafts end where the target's learned positions end."""
     model, input_ids = tiny_model("gpt2", max_position_embeddings=48), prompt(30)
     reference = plain(model, input_ids, max_new_tokens=18)
     eos = int(reference[0, 30 + first_new(reference, 30, 3)])

@@ -1,4 +1,4 @@
-"""Targets that are no plain module in one place: quantised, split, compiled, adapted, behind a pipeline."""
+"""Targets that are quantised, split, compiled, adapted, or called by a pipeline."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def load(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def assert_lossless(model: Any) -> None:
-    """With drafts that are accepted to any length, and with a drafter of its own mind."""
+    """The text is plain `generate`'s with drafts accepted to any length, and with a real drafter."""
     input_ids = prompt(20)
     reference = plain(model, input_ids, max_new_tokens=30)
     assert torch.equal(
@@ -48,7 +48,7 @@ def quantised(folder: Path, **options: Any) -> PreTrainedModel:
 
 def compiled(folder: Path) -> Any:
     model = load(folder)
-    model.forward = torch.compile(model.forward, backend="eager")  # traced as ever, run without a C++ compiler
+    model.forward = torch.compile(model.forward, backend="eager")  # traced as usual, run without a C++ compiler
     return model
 
 
@@ -82,19 +82,19 @@ COMPILED = "`torch.compile`d forward"  # traces the loop's many shapes
     "kind", [pytest.param(kind, marks=pytest.mark.exhaustive if kind == COMPILED else ()) for kind in TARGETS]
 )
 def test_targets(kind: str, folder: Path) -> None:
-    """The loop would feed such a target in a way it does not take, or compare logits of unlike forwards."""
+    """Every kind of target keeps its own text."""
     assert_lossless(TARGETS[kind](folder))
 
 
 def test_int8_with_outliers_is_warned_of(folder: Path) -> None:
-    """The texts of an 8-bit target with outlier columns depend on how many rows a forward has, and nobody knew."""
+    """Warns of 8-bit targets with outlier columns: their logits depend on the number of rows of a forward."""
     model = quantised(folder, load_in_8bit=True)  # bitsandbytes' default threshold
     with pytest.warns(UserWarning, match="`llm_int8_threshold`=6.0.*`BitsAndBytesConfig"):
         failfast(model, prompt(5), drafter("canvas", "qwen2"), max_new_tokens=2)
 
 
 def test_adapters_switched_between_calls(folder: Path) -> None:
-    """A drafter, or what a call leaves behind, would remember the adapter of an earlier call."""
+    """Each call follows the active adapter; nothing of an earlier one stays."""
     lora = pytest.importorskip("peft").LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = load(folder)
     bare = plain(model, prompt(20), max_new_tokens=30)
@@ -112,7 +112,7 @@ def test_adapters_switched_between_calls(folder: Path) -> None:
 
 
 def test_a_peft_model(folder: Path) -> None:
-    """peft's own wrapper would not reach the package, or lose the drafter on the way."""
+    """A `PeftModel` generates with the drafter and keeps its text."""
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     assert_lossless(peft.get_peft_model(load(folder), lora))
@@ -120,15 +120,14 @@ def test_a_peft_model(folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_drafter_of_another_dtype(dtype: torch.dtype) -> None:
-    """Two dtypes would meet in one matrix product."""
+    """A drafter in another dtype than the target's drafts for it."""
     other = hf_failfast.load_drafter(saved_drafter("canvas_shift"), dtype=dtype)
     reference = plain(target("qwen2"), prompt(20), max_new_tokens=30)
     assert torch.equal(failfast(target("qwen2"), prompt(20), other, max_new_tokens=30), reference)
 
 
 def test_pipeline(tokenizer: PreTrainedTokenizerFast) -> None:
-    """A pipeline would drop the drafter. It is given with the call: as an argument of `pipeline()`, transformers takes
-    `assistant_model` for an autoregressive model."""
+    """A pipeline takes the drafter with the call (`pipeline()` takes `assistant_model` for an autoregressive one)."""
     pipe = pipeline("text-generation", model=target("qwen2"), tokenizer=tokenizer)
     text = tokenizer.decode(prompt(12)[0])
     expected = pipe(text, max_new_tokens=20, do_sample=False)
@@ -140,7 +139,7 @@ def test_pipeline(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_tensor_parallel(folder: Path, tmp_path: Path) -> None:
-    """The ranks of a split target would draft or accept unlike tokens, and wait for each other for ever."""
+    """The two ranks of a split target write the same text and end."""
     (tmp_path / "target").symlink_to(folder)
     (tmp_path / "drafter").symlink_to(saved_drafter("canvas_shift"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

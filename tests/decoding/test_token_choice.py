@@ -1,4 +1,4 @@
-"""Scores are those of transformers' own processors, on the whole vocabulary or on a shortlist."""
+"""Scores equal those of transformers' own processors, on the whole vocabulary or on a shortlist."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def spread(scores: Any, num_tokens: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", LOGITS)
 @pytest.mark.parametrize("name", STACKS)
 def test_a_shortlist_gives_the_processors_own_scores(name: str, kind: str) -> None:
-    """Tokens would be kept that transformers removes, or the other way round; ties at the edge above all."""
+    """A shortlist keeps the tokens that transformers keeps, ties included, with the same scores."""
     torch.manual_seed(0)
     logits, prefix_ids = LOGITS[kind](), torch.randint(1000, (2, 7))
     processors = LogitsProcessorList(STACKS[name])
@@ -68,7 +68,7 @@ def test_a_shortlist_gives_the_processors_own_scores(name: str, kind: str) -> No
 
 
 def test_the_shortlist_is_short() -> None:
-    """The fast path would never be taken, and nobody notice."""
+    """Every stack gives a shortlist of fewer than 150 tokens."""
     logits = torch.randn(1, 3, 1000)
     for name, processors in STACKS.items():
         scores = TokenChoice(LogitsProcessorList(processors), do_sample=True).scores(torch.zeros(1, 1).long(), logits)
@@ -76,7 +76,7 @@ def test_the_shortlist_is_short() -> None:
 
 
 class Prefer(lp.LogitsProcessor):
-    """A user's processor: depends on the prefix."""
+    """A user's processor that depends on the prefix."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return scores.index_add(1, input_ids[0], torch.full((len(scores), input_ids.shape[1]), 3.0))
@@ -101,7 +101,7 @@ class MyTopK(lp.TopKLogitsWarper):
     ],
 )
 def test_others_see_the_whole_vocabulary(processors: list[Any], is_rowwise: bool) -> None:
-    """A processor that knows tokens by their ids would be shown a shortlist."""
+    """Processors that know tokens by id see the whole vocabulary; only those known to be rowwise count as such."""
     torch.manual_seed(0)
     logits, prefix_ids = torch.randn(1, 1, 1000), torch.tensor([[4, 17, 30]])
     choice = TokenChoice(LogitsProcessorList(processors), do_sample=True)

@@ -18,7 +18,7 @@ from hf_failfast.engine.runner import best_tokens
 
 
 def test_defaults_are_the_papers() -> None:
-    """A run without options would not be FailFast."""
+    """The defaults are FailFast's."""
     config = FailFastConfig()
     assert (config.confidence_threshold, config.chunk_length, config.max_draft_length) == (0.45, 10, 60)
     assert config.length_policy == "confidence"
@@ -27,7 +27,7 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf"), True, None, "0.5", torch.tensor(0.5)])
 def test_bad_threshold(value: Any) -> None:
-    """A threshold that no confidence, or every one, meets would be taken in silence."""
+    """Rejects thresholds that are not numbers in [0, 1]."""
     with pytest.raises(ValueError, match=r"`confidence_threshold` must be a number in \[0, 1\], but is"):
         FailFastConfig(confidence_threshold=value)
 
@@ -35,7 +35,7 @@ def test_bad_threshold(value: Any) -> None:
 @pytest.mark.parametrize("name", ["chunk_length", "max_draft_length"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, None, "3"])
 def test_bad_lengths(name: str, value: Any) -> None:
-    """A draft of no or of a fractional number of tokens would fail deep in the loop."""
+    """Rejects lengths that are not integers >= 1."""
     with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, but is {value!r}"):
         FailFastConfig(**{name: value})
 
@@ -51,26 +51,26 @@ def test_bad_lengths(name: str, value: Any) -> None:
     ],
 )
 def test_bad_verifier(options: dict[str, Any], message: str) -> None:
-    """A verifier that does not exist, or a temperature that nothing reads, would be taken in silence."""
+    """Rejects unknown verifiers, and draft temperatures that are out of range or never read."""
     with pytest.raises(ValueError, match=message):
         FailFastConfig(**options)
 
 
 def test_bad_length_policy() -> None:
-    """A mistyped policy would fall back to another one."""
+    """Rejects unknown length policies."""
     with pytest.raises(ValueError, match=r"`length_policy` must be one of \['confidence', 'goodput'\], but is 'good'"):
         FailFastConfig(length_policy="good")  # type: ignore[arg-type]
 
 
 def test_edges_are_allowed() -> None:
-    """The bounds themselves would be refused, or numbers of numpy."""
+    """Takes the bounds themselves, and numpy's numbers."""
     FailFastConfig(0, 1, 1)
     FailFastConfig(1, np.int64(3), np.int32(4))
     FailFastConfig(np.float32(0.5))
 
 
 def test_with_options() -> None:
-    """A mistyped option would be dropped; a changed one not be checked; the original be changed."""
+    """Options make a checked copy; unknown ones are refused and the original is frozen."""
     config = FailFastConfig()
     assert config.with_options({"chunk_length": 3}) == FailFastConfig(chunk_length=3)
     assert config.with_options({}) == config == FailFastConfig()
@@ -90,7 +90,7 @@ def test_with_options() -> None:
     [([0.5, 0.9], True), ([0.9, 0.49], False), ([0.49, 0.9], False), ([float("nan"), 0.9], False), ([0.5], True)],
 )
 def test_confidence_threshold(confidence: list[float], extends: bool) -> None:
-    """The mean, or only the last token, would decide."""
+    """A draft is extended if every confidence reaches the threshold; NaN does not."""
     decision = ConfidenceThreshold(FailFastConfig(0.5)).should_extend(torch.tensor([confidence]))
     assert decision.dtype == torch.bool
     assert decision.shape == (1,)
@@ -98,7 +98,7 @@ def test_confidence_threshold(confidence: list[float], extends: bool) -> None:
 
 
 def test_fixed_length() -> None:
-    """The static baseline would have a cap other than its chunk."""
+    """A fixed length is both chunk and cap, and never extends."""
     policy = FixedLength(7)
     assert (policy.chunk_length, policy.max_draft_length) == (7, 7)
     assert not bool(policy.should_extend(torch.ones(1, 7)))
@@ -108,7 +108,7 @@ def test_fixed_length() -> None:
 
 
 def scores(*token_ids: int) -> Scores:
-    """Of 6 tokens at k + 1 positions, the given ids the best."""
+    """Scores of 6 tokens at k + 1 positions, the given ids the best."""
     return whole(torch.nn.functional.one_hot(torch.tensor([token_ids]), 6).float())
 
 
@@ -123,13 +123,13 @@ def whole(values: torch.Tensor) -> Scores:
         ([], [3], 0),
         ([1, 2, 3], [1, 2, 3, 4], 3),
         ([1, 2, 3], [0, 2, 3, 4], 0),
-        ([1, 2, 3], [1, 0, 3, 4], 1),  # the right token behind a wrong one does not count
+        ([1, 2, 3], [1, 0, 3, 4], 1),  # the right token after a wrong one does not count
         ([1, 2, 3], [1, 2, 0, 4], 2),
         ([5, 5], [5, 5, 5], 2),
     ],
 )
 def test_acceptance(draft: list[int], own: list[int], accepted: int) -> None:
-    """Tokens behind the first wrong one would be accepted."""
+    """Accepts the tokens before the first wrong one and emits one more."""
     token_ids = choose_greedy(scores(*own))
     assert token_ids.tolist() == [own]
     draft_ids = torch.tensor([draft], dtype=torch.long)
@@ -138,7 +138,7 @@ def test_acceptance(draft: list[int], own: list[int], accepted: int) -> None:
 
 
 def test_ties_break_as_argmax_does() -> None:
-    """Of equal scores another token than plain generation's would be taken."""
+    """Among equal scores the lowest id is chosen, as by argmax."""
     tied = torch.zeros(1, 2, 6)
     tied[0, 0, [2, 4]] = 1.0
     for token_ids in (choose_greedy(whole(tied)), *best_tokens(tied), *best_tokens(tied.bfloat16())):
@@ -146,8 +146,8 @@ def test_ties_break_as_argmax_does() -> None:
 
 
 def test_rejection_of_literal_drafts() -> None:
-    """A token the target forbids would be accepted, a token from an equal q rejected, or a residual hold the draft."""
-    certain = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])  # p of two rows, and of the row behind the draft
+    """Accepts a draft where q equals p; replaces one that p, or the shortlist, forbids by a token of p."""
+    certain = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])  # p of the draft's row, and of the row after it
     same = choose_by_rejection(whole(certain.log()), torch.tensor([[1]]), certain[:, :1])
     assert same.tolist() == [[1, 2]]
     other = choose_by_rejection(whole(certain.log()), torch.tensor([[0]]), torch.tensor([[[1.0, 0.0, 0.0]]]))
@@ -160,7 +160,7 @@ def test_rejection_of_literal_drafts() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_rejection_accepts_with_the_overlap_of_p_and_q(rows: int) -> None:
-    """A batch's rows would share their draws, or be verified with one another's q."""
+    """Each row accepts with the overlap of its own p and q, and emits its own p."""
     torch.manual_seed(0)
     count = 20_000
     p, q = torch.rand(2, rows, 1, 5).softmax(dim=-1)[0], torch.rand(rows, 1, 5).softmax(dim=-1)
@@ -183,7 +183,7 @@ def rules(*criteria: Any, max_length: int = 100) -> StopRules:
 
 
 def test_ends() -> None:
-    """A text would go on behind its end, or end early."""
+    """A text ends at an end-of-sequence id or at the maximal length."""
     stops = rules(MaxLengthCriteria(20), EosTokenCriteria(torch.tensor([7, 9])))
     assert [stops.ends(token_id, 10) for token_id in (1, 7, 8, 9)] == [False, True, False, True]
     assert [stops.ends(1, length) for length in (19, 20, 21)] == [False, True, True]
@@ -193,7 +193,7 @@ def test_ends() -> None:
 
 
 def test_no_end_of_sequence() -> None:
-    """Without an end-of-sequence id, id 0 or None would end a text."""
+    """Without an end-of-sequence id only the maximal length ends a text."""
     stops = rules()
     assert stops.eos_token_ids is None
     assert not stops.ends(0, 99)
@@ -201,7 +201,7 @@ def test_no_end_of_sequence() -> None:
 
 
 def test_what_is_walked() -> None:
-    """A subclass with its own rule would be taken for the built-in one; the built-in ones be walked."""
+    """Subclasses and other criteria are walked; the built-in ones are not."""
 
     class Patient(EosTokenCriteria):
         pass

@@ -1,4 +1,4 @@
-"""The chunk rule, what is never proposed, and drafters that borrow the target's embedding and head."""
+"""The chunk rule, ids that are never proposed, and drafters that borrow the target's embedding and head."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def draft_by_script(
     max_tokens: int = 1000,
     eos: Sequence[int] = (),
 ) -> Draft:
-    """One draft behind a prompt of 5 tokens; draft token i is `50 + i`."""
+    """One draft after a prompt of 5 tokens; draft token i is `50 + i`."""
     reference = torch.cat([prompt(5), torch.arange(50, 200)[None]], dim=1)
     script = ScriptedDrafter(reference, confidence=confidence)
     session = session_of(script, target("llama"), 300, torch.tensor(eos) if eos else None)
@@ -52,13 +52,13 @@ def draft_by_script(
 
 @pytest.mark.parametrize(("first_unsure", "length"), [(0, 10), (9, 10), (10, 20), (19, 20), (25, 30), (59, 60)])
 def test_a_draft_grows_while_the_newest_chunk_is_sure(first_unsure: int, length: int) -> None:
-    """Drafting would go on after an unsure token, or the unsure chunk be dropped instead of kept."""
+    """Drafting ends with the first chunk that has an unsure token, and keeps that chunk."""
     draft = draft_by_script(lambda index: 0.1 if index == first_unsure else 0.9, policy())
     assert (len(draft), draft.passes) == (length, length // 10)
 
 
 def test_only_the_newest_chunk_counts() -> None:
-    """A policy that looks at earlier chunks again would also have to be right about them: it never sees them."""
+    """A policy sees the confidences of the newest chunk only."""
     seen = []
 
     class Spy(LengthPolicy):
@@ -74,7 +74,7 @@ def test_only_the_newest_chunk_counts() -> None:
 
 @pytest.mark.parametrize(("confidence", "length"), [(0.45, 60), (0.4499, 10), (float("nan"), 10)])
 def test_the_threshold_is_inclusive_and_nan_is_unsure(confidence: float, length: int) -> None:
-    """`>=` would be `>`, or a broken drafter would be trusted with ever longer drafts."""
+    """A confidence equal to the threshold extends the draft; NaN ends it."""
     exact = torch.tensor(0.45).item() if confidence == 0.45 else confidence
     assert len(draft_by_script(lambda _: exact, policy(tau=torch.tensor(0.45).item()))) == length
 
@@ -83,7 +83,7 @@ def test_the_threshold_is_inclusive_and_nan_is_unsure(confidence: float, length:
     ("chunk_length", "cap", "chunks"), [(10, 25, [10, 10, 5]), (10, 4, [4]), (3, 7, [3, 3, 1]), (1, 2, [1, 1])]
 )
 def test_cap_means_cap(chunk_length: int, cap: int, chunks: list[int]) -> None:
-    """A last chunk would overshoot N_max, or the remaining length of the text."""
+    """The last chunk is cut at N_max and at the remaining length of the text."""
     for rule, room in ((policy(0.45, chunk_length, cap), 1000), (policy(0.45, chunk_length, 500), cap)):
         draft = draft_by_script(lambda _: 1.0, rule, max_tokens=room)
         assert (len(draft), draft.passes) == (cap, len(chunks))
@@ -91,26 +91,26 @@ def test_cap_means_cap(chunk_length: int, cap: int, chunks: list[int]) -> None:
 
 @pytest.mark.parametrize("room", [0, -1])
 def test_no_room_no_pass(room: int) -> None:
-    """The last token of a text would cost a drafter pass, or a draft of length -1."""
+    """Without room the draft is empty and costs no pass."""
     draft = draft_by_script(lambda _: 1.0, policy(), max_tokens=room)
     assert (len(draft), draft.passes, draft.host_reads) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("index", [0, 3, 9, 10, 14, 24])
-def test_drafting_ends_behind_an_end_of_sequence(index: int) -> None:
-    """The end of sequence itself would be cut, tokens behind it be kept, or another chunk be drafted."""
+def test_drafting_ends_after_an_end_of_sequence(index: int) -> None:
+    """The end of sequence is the draft's last token, and no further chunk is drafted."""
     draft = draft_by_script(lambda _: 1.0, policy(0.45, 10, 25), eos=[50 + index, 50 + index + 2])
     assert (len(draft), draft.passes) == (index + 1, index // 10 + 1)
 
 
 def test_fixed_length_never_extends() -> None:
-    """The static baseline would grow."""
+    """A draft of fixed length is one chunk, however sure."""
     assert len(draft_by_script(lambda _: 1.0, FixedLength(7))) == 7
 
 
 @pytest.mark.parametrize("kind", ["canvas", "canvas_shift", "bidirectional", "bidirectional_shift"])
 def test_one_pass_per_chunk(kind: str) -> None:
-    """A canvas would be filled in several passes."""
+    """Each chunk of a canvas or bidirectional drafter takes one pass."""
     session = session_of(drafter(kind), target("qwen2"), 200)
     with record_feeds(drafter(kind).model) as feeds, torch.no_grad():
         draft = draft_of(session, prompt(33), policy(tau=0.0, max_draft_length=40), 100)
@@ -118,7 +118,7 @@ def test_one_pass_per_chunk(kind: str) -> None:
 
 
 def test_passes_of_a_block_causal_chunk() -> None:
-    """A chunk that crosses the edge of a block takes one pass for each block it touches, and no more."""
+    """A chunk that crosses a block's edge takes one pass per block it touches."""
     session = session_of(drafter("block_shift"), target("qwen2"), 200)
     with record_feeds(drafter("block_shift").model) as feeds, torch.no_grad():
         draft = draft_of(session, prompt(20), FixedLength(10), 100)  # positions 20 to 29: blocks 16-23 and 24-31
@@ -126,12 +126,12 @@ def test_passes_of_a_block_causal_chunk() -> None:
     assert [feed.positions[-1] for feed in feeds] == [23, 31]
 
 
-# What is never proposed
+# Ids that are never proposed
 
 
 @pytest.mark.parametrize("kind", DRAFTERS)
 def test_mask_and_padding_ids_are_never_proposed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that prefers the mask token or a padding row would waste the draft, or crash the target."""
+    """Mask and padding ids are never drafted, even where the head prefers them; they lower the confidence."""
     body = tiny_model("qwen2", vocab_size=128, tie_word_embeddings=True)
     favourites = [7, *range(VOCAB_SIZE, 128)]  # 7 is the mask here
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_mask_and_padding_ids_are_never_proposed(kind: str, tmp_path: Path, monk
 @pytest.mark.parametrize("every", [None, 1, 3])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_drafter_between_the_targets_embedding_and_head(loop: str, every: int | None) -> None:
-    """The mask id, beyond the target's embedding, would be looked up in it; or reduced ids be taken for whole ones."""
+    """A drafter with the target's embedding and head drafts ids of its own vocabulary, and is accepted."""
     model, proposer = target("llama"), shared_drafter(every)
     options = {"max_new_tokens": 30, "return_dict_in_generate": True}
     output = LOOPS[loop](model, prompt(20), proposer, confidence_threshold=0.02, chunk_length=4, **options)
@@ -183,7 +183,7 @@ def test_a_drafter_between_the_targets_embedding_and_head(loop: str, every: int 
 
 
 def test_a_reduced_vocabulary_changes_nothing_but_the_choice() -> None:
-    """The reduced head would have other rows than the target's, or its order be mixed up."""
+    """A reduced vocabulary that holds every id gives the same draft as the whole one."""
     model = target("llama")
     with torch.no_grad():
         whole = draft_of(session_of(shared_drafter(), model, 100), prompt(33), FixedLength(20), 50)
@@ -193,6 +193,6 @@ def test_a_reduced_vocabulary_changes_nothing_but_the_choice() -> None:
 
 
 def test_a_borrowed_embedding_of_another_width_is_refused() -> None:
-    """A drafter for another model of the same tokenizer would fail deep in its first layer."""
+    """Refuses a target whose embedding has another width, and names both widths."""
     with pytest.raises(ValueError, match="embedding of width 32, but the target's is 64 wide"):
         session_of(shared_drafter(), tiny_model("llama", hidden_size=64), 100)

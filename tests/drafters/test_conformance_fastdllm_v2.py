@@ -1,7 +1,6 @@
-"""Conformance with the reference implementation of Fast-dLLM v2: its logits, its denoising steps, its drafts.
+"""Conformance with the reference implementation of Fast-dLLM v2: logits, denoising steps and drafts.
 
-`data/families/fastdllm_v2` holds a tiny checkpoint in the public format and what the original code computed on it in
-float32.
+`data/families/fastdllm_v2` holds a tiny checkpoint in the public format and the original code's float32 results on it.
 """
 
 from dataclasses import dataclass, field
@@ -24,8 +23,7 @@ BLOCK = 32
 
 
 def is_plain(run: dict[str, Any]) -> bool:
-    """Without prefixes of exactly one block, which the reference ignores, and without what the replay does not tell:
-    the reuse of rejected tokens and the cache inside of a block."""
+    """Whether the replay covers a run: no one-block prefix (the reference ignores it), reuse or block cache."""
     return len(run["prefix"]) != BLOCK and not run.get("last_round_rejected") and not run.get("use_block_cache")
 
 
@@ -46,7 +44,7 @@ def new_session(drafter: MaskedDrafter, capacity: int = 256) -> MaskedSession:
 
 
 def forward(session: MaskedSession, ids: list[int]) -> torch.Tensor:
-    """Logits (1, q, vocabulary) of tokens behind the session's slots; the slots then hold them."""
+    """Logits (1, q, vocabulary) of tokens after the session's slots; the slots then hold these tokens."""
     start = session.cache.get_seq_length()
     positions = torch.arange(start, start + len(ids))
     limit = session.pattern.limit(positions, start, start + len(ids))
@@ -55,7 +53,7 @@ def forward(session: MaskedSession, ids: list[int]) -> torch.Tensor:
 
 
 def test_the_public_config_is_understood(drafter: MaskedDrafter) -> None:
-    """The checkpoint's own code would be asked for, or its block size and shift would have to be known by heart."""
+    """The public config gives attention, block size and shift, without the checkpoint's own code."""
     assert (drafter.spec.attention, drafter.spec.block_size, drafter.spec.shift) == ("block_causal", BLOCK, 1)
     assert drafter.spec.mask_token_id == MASK_ID
     assert drafter.model.config.model_type == "qwen2"
@@ -63,14 +61,14 @@ def test_the_public_config_is_understood(drafter: MaskedDrafter) -> None:
 
 
 def test_the_published_mask_id_is_the_default() -> None:
-    """The public config names no mask id; on this reduced vocabulary the published one must be refused, not used."""
+    """Without a mask id the published one is taken; this reduced vocabulary lacks it, so it is refused."""
     with pytest.raises(ValueError, match=r"`mask_token_id` must be < 256, .* but is 151665"):
         load_drafter(FOLDER / "checkpoint")
 
 
 @pytest.mark.parametrize("index", range(7))
 def test_logits(index: int, drafter: MaskedDrafter) -> None:
-    """Attention, positions or weights would differ from the reference's."""
+    """Logits equal the reference's, in one forward or in two split at a block's edge."""
     arrays = load_file(FOLDER / "forward.safetensors")
     ids, expected = arrays[f"forward.{index}.input_ids"].flatten().tolist(), arrays[f"forward.{index}.logits"]
     rows = slice(None) if expected.shape[0] == len(ids) else [31, 63, 74]
@@ -83,12 +81,12 @@ def test_logits(index: int, drafter: MaskedDrafter) -> None:
         torch.testing.assert_close(parts[rows], expected, **TOLERANCE)
 
 
-# The reference's drafting loop, told by what it does, on this package's forward
+# The reference's drafting loop, rewritten on this package's forward
 
 
 @dataclass
 class Replay:
-    """Drafts in small blocks: of a small block's masks, a step fills those above a threshold and the surest one."""
+    """Drafts in small blocks: each step fills the masks above a threshold, and the surest one."""
 
     drafter: MaskedDrafter
     run: dict[str, Any]
@@ -125,7 +123,7 @@ class Replay:
                 self.ids.append(int(self.session.choose(*self.session.head(logits[:, -1:]))[0]))
 
     def _fill_block(self, start: int) -> bool:
-        """Fills the last block; whether the draft is complete."""
+        """Fills the last block; returns whether the draft is complete."""
         block = len(self.ids) - BLOCK
         size = self.run["small_block_size"]
         for left in range(block, block + BLOCK, size):
@@ -169,7 +167,7 @@ def run_name(run: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("run", RUNS, ids=run_name)
 def test_drafts_of_the_reference(run: dict[str, Any], drafter: MaskedDrafter) -> None:
-    """A denoising step on a window of a prefix, filled tokens and masks would give other ids or confidences."""
+    """Drafts, passes, and the ids and confidences of every denoising step equal the reference's."""
     replay = Replay(drafter, run)
     assert replay.draft() == run["draft"]
     assert replay.passes == run["num_forward_passes"]
@@ -182,7 +180,7 @@ def test_drafts_of_the_reference(run: dict[str, Any], drafter: MaskedDrafter) ->
 
 @pytest.mark.parametrize("run", [run for run in RUNS if "steps" in run and run["tau"] == 0.2], ids=run_name)
 def test_the_first_pass_of_our_own_drafting(run: dict[str, Any], drafter: MaskedDrafter) -> None:
-    """Committing the prefix in the pass that drafts would give other tokens than committing it before."""
+    """One pass that commits the prefix and drafts gives the reference's first step."""
     prefix = run["prefix"]
     step = run["steps"][0]
     session = new_session(drafter)

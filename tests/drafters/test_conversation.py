@@ -1,4 +1,4 @@
-"""A `Conversation` over the turns of a conversation: nothing is read twice, and nothing else changes."""
+"""A `Conversation` reads no token of earlier turns twice, and changes nothing else."""
 
 import threading
 from collections.abc import Callable
@@ -21,7 +21,7 @@ EXACT = {"max_new_tokens": NEW, "chunk_length": 4, "max_draft_length": 8, "retur
 
 
 def conversation(model: Any, num_turns: int = 3) -> list[torch.Tensor]:
-    """The prompt of each turn and, last, the whole text, as the target alone would write it."""
+    """The prompt of each turn and, last, the whole text, as the target alone writes it."""
     size = model.config.vocab_size
     texts = [prompt(40) % size]
     for turn in range(1, num_turns + 1):
@@ -37,7 +37,7 @@ def answer_of(text: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("has_cache", [False, True])
 @pytest.mark.parametrize("kind", [*DRAFTERS, "shared"])
 def test_a_turn_drafts_as_if_it_had_read_all(kind: str, has_cache: bool) -> None:
-    """K/V of another text, or of a draft that was rejected, would be kept."""
+    """Each turn gives the same text and rounds as a drafter that reads everything."""
     model = target("llama")
     proposer = shared_drafter() if kind == "shared" else drafter(kind, "llama")
     session, cache = Conversation(proposer), DynamicCache(config=model.config)
@@ -51,7 +51,7 @@ def test_a_turn_drafts_as_if_it_had_read_all(kind: str, has_cache: bool) -> None
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_turn_reads_what_is_new(loop: str) -> None:
-    """The drafter would read every turn again in each later one."""
+    """After the first turn the drafter reads new tokens only."""
     model, proposer = target("llama"), drafter("canvas_shift", "llama")
     session, read = Conversation(proposer), []
     texts = conversation(model)
@@ -66,7 +66,7 @@ def test_a_turn_reads_what_is_new(loop: str) -> None:
 
 
 def test_an_edited_text_is_read_from_the_edit_on() -> None:
-    """A regenerated answer or an edited question would meet the K/V of what it replaces."""
+    """After an edit the drafter reads from the first changed token on."""
     model, proposer = target("llama"), drafter("canvas_shift", "llama")
     session, text = Conversation(proposer), prompt(40)
     failfast(model, text, session, **EXACT)
@@ -81,7 +81,7 @@ def test_an_edited_text_is_read_from_the_edit_on() -> None:
 
 
 def test_a_drafter_that_reads_hidden_states() -> None:
-    """With a cache of the target's own, the target never computes those of the earlier turns again."""
+    """Hidden states of earlier turns are kept: even with the target's cache, drafts equal a fresh drafter's."""
     model = AutoModelForCausalLM.from_pretrained(DATA / "dflash" / "case_1" / "target", dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     proposer = load_dflash()
@@ -92,7 +92,7 @@ def test_a_drafter_that_reads_hidden_states() -> None:
         assert torch.equal(kept.sequences, answer_of(text, following))
         assert kept.speculation.drafted > 0
         assert kept.speculation.records == failfast(model, text, proposer, **EXACT).speculation.records
-    # Without the cache the target hands over again what the session has; with another text's it leaves a gap.
+    # Without the cache the target gives again what the session has; with another text's cache it leaves a gap.
     kept = failfast(model, texts[-1], session, **EXACT)
     assert torch.equal(kept.sequences, plain(model, texts[-1], max_new_tokens=NEW))
     assert kept.speculation.drafted > 0
@@ -121,7 +121,7 @@ def interrupt(call: int) -> Callable[..., None]:
 @pytest.mark.parametrize("call", [1, 2, 5])
 @pytest.mark.parametrize("who", ["drafter", "target"])
 def test_an_interrupted_turn(who: str, call: int) -> None:
-    """Half a round would be taken for the text."""
+    """After an interrupted turn, the same turn gives a fresh drafter's rounds."""
     model, proposer = target("llama"), drafter("canvas_shift", "llama")
     session, texts = Conversation(proposer), conversation(model, 1)
     failfast(model, texts[0], session, **EXACT)
@@ -134,7 +134,7 @@ def test_an_interrupted_turn(who: str, call: int) -> None:
 
 
 def test_one_call_at_a_time() -> None:
-    """Two threads would write into the same slots."""
+    """A second call in another thread is refused while the first one runs."""
     model, session = target("llama"), Conversation(drafter("canvas", "llama"))
     started, go_on = threading.Event(), threading.Event()
 
@@ -155,7 +155,7 @@ def test_one_call_at_a_time() -> None:
 
 
 def test_refusals(tokenizer: Any) -> None:
-    """A batch, another target or another tokenizer would be drafted for from the wrong text."""
+    """Refuses batches, another target, a nested `Conversation` and another tokenizer."""
     session = Conversation(drafter("canvas", "llama"))
     with pytest.raises(ValueError, match="keeps one text, but there are 2"):
         failfast(target("llama"), prompt(9).repeat(2, 1), session, max_new_tokens=4)
@@ -171,7 +171,7 @@ def test_refusals(tokenizer: Any) -> None:
 
 
 def test_a_drafter_that_cannot_keep_anything() -> None:
-    """A drafter of somebody else, which does not define `inherit`, would not be taken."""
+    """Takes drafters whose sessions do not define `inherit`."""
     model, texts = target("llama"), conversation(target("llama"), 2)
     session = Conversation(ScriptedDrafter(texts[-1], [3, 0, 10]))
     for text, following in zip(texts[:2], texts[1:], strict=True):
@@ -179,7 +179,7 @@ def test_a_drafter_that_cannot_keep_anything() -> None:
 
 
 def test_goodput_measures_the_drafter() -> None:
-    """The costs of the pair would be measured in the session, and in every new one again."""
+    """`length_policy="goodput"` works in new conversations of one drafter, with the target's text."""
     model, proposer = target("llama"), drafter("canvas", "llama")
     for session in (Conversation(proposer), Conversation(proposer)):
         output = failfast(model, prompt(40), session, max_new_tokens=NEW, length_policy="goodput")

@@ -1,4 +1,4 @@
-"""The K/V that a session keeps between passes: read once, rolled back, and what a pass without them gives."""
+"""The K/V that a session keeps between passes: each token read once, rolled back, equal to a fresh session's."""
 
 import functools
 
@@ -26,7 +26,7 @@ BLOCK = 8
 
 
 def clean_reads(feeds: list[Feed], text: list[int]) -> list[list[int]]:
-    """Per forward, the positions fed with the text's own token behind slots that hold the text's own prefix."""
+    """Per forward, the positions fed with the text's own token after slots that hold the text's own prefix."""
     slots: list[int] = []
     reads = []
     for feed in feeds:
@@ -41,7 +41,7 @@ def clean_reads(feeds: list[Feed], text: list[int]) -> list[list[int]]:
 
 
 def test_the_target_reads_every_token_once() -> None:
-    """An accepted token, or the prompt, would be run through the target again."""
+    """The target reads the prompt and every accepted token once."""
     model, proposer = target("qwen2"), drafter("canvas_shift")
     options = {"confidence_threshold": 0.02, "chunk_length": 4, "max_draft_length": 12}
     with record_feeds(model) as feeds:
@@ -68,7 +68,7 @@ def grow_text(kind: str) -> tuple[list[int], list[Feed], int]:
 
 @pytest.mark.parametrize("kind", ["canvas", "canvas_shift"])
 def test_a_canvas_drafter_reads_every_token_once(kind: str) -> None:
-    """A pass would re-read the prefix, or drafted tokens that were accepted."""
+    """A canvas drafter reads the prompt and every accepted token once."""
     text, feeds, known = grow_text(kind)
     reads = sum(clean_reads(feeds, text), [])
     assert reads == list(range(len(reads)))
@@ -77,7 +77,7 @@ def test_a_canvas_drafter_reads_every_token_once(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["block", "block_shift"])
 def test_a_block_causal_drafter_reads_a_complete_block_once(kind: str) -> None:
-    """A pass would read more than the unfinished block again."""
+    """A block-causal drafter reads the tokens of complete blocks once; only the unfinished block repeats."""
     text, feeds, known = grow_text(kind)
     complete: list[int] = []
     for feed, reads in zip(feeds, clean_reads(feeds, text), strict=True):
@@ -110,7 +110,7 @@ def session_drafter(name: str) -> MaskedDrafter:
 def test_slots_give_what_a_fresh_session_gives(
     name: str, length: int, tau: float, chunk_length: int, rounds: list[tuple[float, int]]
 ) -> None:
-    """A slot of a rejected token, a mask or an unfinished block would live on: drafts would silently get worse."""
+    """Over rounds of draft and accept, every draft equals a fresh session's."""
     proposer, model = session_drafter(name), target("llama")
     rule = ConfidenceThreshold(FailFastConfig(tau, chunk_length, 20))
     session = session_of(proposer, model, 200)
@@ -129,7 +129,7 @@ def test_slots_give_what_a_fresh_session_gives(
 def full_attention_draft(proposer: MaskedDrafter, text: torch.Tensor, wanted: int) -> torch.Tensor:
     """One pass of a canvas or bidirectional drafter without slots: an explicit mask over the whole text."""
     is_canvas = proposer.spec.attention == "causal_canvas"
-    noise = wanted - proposer.spec.shift * is_canvas  # a bidirectional model sees how many masks follow
+    noise = wanted - proposer.spec.shift * is_canvas  # a bidirectional model sees the number of masks
     ids = torch.cat([text, torch.full((1, noise), MASK_ID)], dim=1)
     size, known = ids.shape[1], text.shape[1]
     visible = torch.ones(size, size, dtype=torch.bool)
@@ -143,7 +143,7 @@ def full_attention_draft(proposer: MaskedDrafter, text: torch.Tensor, wanted: in
 
 @pytest.mark.parametrize("kind", ["canvas", "canvas_shift", "bidirectional", "bidirectional_shift"])
 def test_a_pass_is_one_forward_under_the_mask_of_its_attention(kind: str) -> None:
-    """The mask by limits would show clean tokens the noise, or the noise less than the whole canvas."""
+    """A pass equals one forward under the explicit mask of the drafter's attention."""
     proposer = session_drafter(kind)
     with torch.no_grad():
         for length in (1, 2, 17, 33):

@@ -1,4 +1,4 @@
-"""A drafter that fails in the middle: one warning, the same text, and the model stays usable."""
+"""A drafter that fails midway gives one warning and the same text, and the model stays usable."""
 
 import logging
 import threading
@@ -15,7 +15,7 @@ NEW = 30
 
 
 class Failing(ScriptedDrafter):
-    """Does something else than drafting in its third round."""
+    """Fails by `fault` from its third round on."""
 
     fault: Callable[[Any], Any]
 
@@ -62,7 +62,7 @@ def failing(fault: Any, seed: int = 0) -> Failing:
 @pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.0001}])
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_rest_is_decoded_plainly(name: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    """A request would die of its drafter, or the text change, or the log fill."""
+    """After a failure the rest is decoded plainly: same text, one error counted, one warning."""
     proposer = failing(FAULTS[name])
     timeout = {"drafter_timeout": 0.5} if name == "a hang" else {}
     with caplog.at_level(logging.WARNING, logger="hf_failfast"):
@@ -86,7 +86,7 @@ def test_the_rest_is_decoded_plainly(name: str, options: dict[str, Any], caplog:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_developers_see_the_error(name: str) -> None:
-    """A bug in a new drafter would hide behind correct, slow text."""
+    """`drafter_errors="raise"` raises the drafter's error."""
     timeout = {"drafter_timeout": 0.5} if name == "a hang" else {}
     with pytest.raises((KeyError, torch.OutOfMemoryError, ValueError, TimeoutError)):
         failfast(
@@ -96,13 +96,13 @@ def test_developers_see_the_error(name: str) -> None:
 
 @pytest.mark.parametrize("options", [{"drafter_errors": "ignore"}, {"drafter_timeout": 0}])
 def test_bad_options(options: dict[str, Any]) -> None:
-    """A misspelt choice would mean the default."""
+    """Rejects unknown `drafter_errors` and a timeout of zero."""
     with pytest.raises(ValueError, match=next(iter(options))):
         failfast(target("llama"), prompt(9), drafter("canvas", "llama"), max_new_tokens=3, **options)
 
 
 def test_an_interrupt_leaves_everything_usable() -> None:
-    """Ctrl-C would be taken for a fault of the drafter, or leave a session behind that the next call meets."""
+    """Ctrl-C is raised, and the next call of the same drafter gives the right text."""
     with pytest.raises(KeyboardInterrupt):
         failfast(target("llama"), prompt(9), failing(raising(KeyboardInterrupt())), max_new_tokens=NEW)
     proposer = drafter("canvas_shift", "llama")
@@ -122,7 +122,7 @@ def test_an_interrupt_leaves_everything_usable() -> None:
 
 
 def test_one_drafter_in_several_threads() -> None:
-    """State of a call would live in the drafter, where another call's meets it."""
+    """Four threads share a drafter for two targets, and each gets its own text."""
     proposer, results = drafter("canvas_shift", "llama"), {}
     models = {name: target(name) for name in ("llama", "qwen2")}  # one vocabulary
 
@@ -142,7 +142,7 @@ def test_one_drafter_in_several_threads() -> None:
 
 @pytest.mark.parametrize("name", ["an error", "NaN"])
 def test_goodput_of_a_drafter_that_fails(name: str) -> None:
-    """The request would die while costs are measured, whatever it asked to be done about errors."""
+    """With goodput, a failing drafter is counted or raised as the request asks."""
     arguments = {"length_policy": "goodput", "max_new_tokens": NEW, "return_dict_in_generate": True}
     output = failfast(target("llama"), prompt(9), failing(FAULTS[name]), **arguments)
     assert torch.equal(output.sequences, plain(target("llama"), prompt(9), max_new_tokens=NEW))

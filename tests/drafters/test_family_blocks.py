@@ -13,7 +13,7 @@ from hf_failfast.drafters.masked.attention_patterns import FreeBlocks
 from hf_failfast.drafters.masked.session import MaskedDrafter
 
 CASES = {"sdar/case_1": (235, 4), "sdar/case_2": (203, 32)}
-# Without the runs that sample, and those that show the original overwriting filled positions.
+# Without the runs that sample, and those where the original overwrites filled positions.
 RUNS = [
     (folder, index, run)
     for folder in CASES
@@ -60,7 +60,7 @@ def test_enough_runs_are_compared() -> None:
 
 @pytest.mark.parametrize(("folder", "index", "run"), RUNS)
 def test_every_step_of_the_original(folder: str, index: int, run: dict[str, Any]) -> None:
-    """Ids and confidences of every denoising step, from the same masks; each block behind the finished ones."""
+    """Ids and confidences of every denoising step equal the original's, block after block."""
     drafter = load(folder)
     session = session_of(drafter, drafter.model, 256)
     block = run["block_length"]
@@ -74,7 +74,7 @@ def test_every_step_of_the_original(folder: str, index: int, run: dict[str, Any]
 @pytest.mark.parametrize(("folder", "index", "run"), THRESHOLD_RUNS)
 @torch.no_grad()
 def test_whole_drafts_of_the_original(folder: str, index: int, run: dict[str, Any]) -> None:
-    """The threshold rule, blocks crossed and all: one chunk as long as the original's text."""
+    """One chunk as long as the original's text, over several blocks, equals it by the threshold rule."""
     drafter = load(folder, denoising_threshold=run["confidence_threshold"])
     session = session_of(drafter, drafter.model, 256)
     prompt = torch.tensor([run["prompt"]])
@@ -93,7 +93,7 @@ def test_both_loops_write_what_the_target_writes(folder: str) -> None:
 
 
 def test_the_hub_names_no_block_size_so_the_checkpoint_name_does(tmp_path: Path) -> None:
-    """Published SDAR configs have neither block size nor mask id: default 4, and `-bN` in the name says otherwise."""
+    """SDAR configs name no block size: it is 4, unless the checkpoint's name ends in `-bN` or the caller names one."""
     plain = copy_checkpoint("sdar/case_2/checkpoint", tmp_path / "SDAR-tiny-Chat")
     assert load_drafter(plain, mask_token_id=203).spec == DrafterSpec("block_causal", 0, 203, 4)
     named = copy_checkpoint("sdar/case_2/checkpoint", tmp_path / "SDAR-tiny-Chat-b16")
@@ -104,7 +104,7 @@ def test_the_hub_names_no_block_size_so_the_checkpoint_name_does(tmp_path: Path)
 
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
-# Body, its options, what the public config says, the folder's name, and the spec that must come out.
+# By folder name: body, its options, keys of the public config, and the expected spec.
 PUBLIC = {
     "SDAR-30B-A3B-Chat": ("qwen3_moe", MOE, {"model_type": "sdar_moe"}, (4, "absolute", None)),
     "Efficient-DLM-4B": ("qwen3", {"head_dim": 8}, {"block_size": 32}, (32, "absolute", None)),
@@ -126,7 +126,7 @@ PUBLIC = {
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_formats_load_and_draft(name: str, tmp_path: Path) -> None:
-    """No weights of these families are at hand: their public config keys on a tiny random body."""
+    """A tiny random body with the public config keys loads and drafts (no public weights are at hand)."""
     body, options, changes, (block_size, alignment, mask_token_id) = PUBLIC[name]
     folder = save_as(tiny_model(body, 128, seed=3, **options), tmp_path / name, changes)
     given = {} if mask_token_id is not None else {"mask_token_id": 127}
@@ -137,7 +137,7 @@ def test_public_formats_load_and_draft(name: str, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_a_fresh_block_is_a_block_of_its_own() -> None:
-    """With the text at a block edge both alignments agree; elsewhere a free block still takes a whole chunk."""
+    """At a block's edge both alignments agree; elsewhere a free block still takes a whole chunk."""
     absolute, free = load("sdar/case_2"), load("sdar/case_2", alignment="free")
     sessions = [session_of(drafter, drafter.model, 256) for drafter in (absolute, free)]
     assert isinstance(sessions[1].pattern, FreeBlocks)
@@ -155,7 +155,7 @@ def test_a_fresh_block_is_a_block_of_its_own() -> None:
 @pytest.mark.parametrize("alignment", ["absolute", "free"])
 @torch.no_grad()
 def test_slots_give_what_recomputation_gives(alignment: str) -> None:
-    """K/V kept over many rounds of draft and accept, against a session that never saw the text before."""
+    """Over rounds of draft and accept, kept K/V give the confidences of a fresh session."""
     drafter = load("sdar/case_2", alignment=alignment)
     session = session_of(drafter, drafter.model, 256)
     text = torch.arange(5)[None]

@@ -22,7 +22,7 @@ TEXT = "the quick brown fox jumps over the lazy dog and naïve cafés serve quic
 
 
 def tokenizer(vocab_size: int, seed: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, whose merges depend on the text it saw."""
+    """A byte-level BPE tokenizer whose merges depend on the seed text."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -71,7 +71,7 @@ def test_both_loops_write_what_the_target_writes(
 
 
 class Recorded(MaskedDrafter):
-    """Drafts the given text in its own tokens, wherever in it the sequence is."""
+    """Drafts the continuation of a known text in its own tokens."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str) -> None:
         super().__init__(model, hf_failfast.DrafterSpec("causal_canvas", 1, len(tokenizer)), FailFastConfig())
@@ -103,7 +103,7 @@ class _Recorded(ChunkedSession):
 def test_a_drafter_that_knows_the_text_is_accepted(
     ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast
 ) -> None:
-    """Aligned tokens, not only lossless ones: drafts of the true text become the true tokens, at any cut."""
+    """Over 85 % of the tokens drafted from the true text are the true tokens, at any cut."""
     text = TEXT[:200]
     ids = ours(text).input_ids
     model = tiny_model("qwen2", len(theirs) + 1)

@@ -1,4 +1,4 @@
-"""DFlash: a drafter that reads the target's hidden states, with the original's context, drafts and confidences."""
+"""DFlash, a drafter that reads the target's hidden states, equals the original."""
 
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ def hidden_states(target: PreTrainedModel, text: list[int], layers: tuple[int, .
 @pytest.mark.parametrize("index", range(len(RUNS)))
 @torch.no_grad()
 def test_rounds_of_the_original(target: PreTrainedModel, index: int) -> None:
-    """Every round: the same context, the same draft, the same confidences.
+    """Context, draft and confidences of every round equal the original's.
 
-    Near the end one version of the original shortens the block; the other, and ours, does not: those are left out.
+    Rounds whose block one version of the original shortens near the end are left out.
     """
     run = RUNS[index]
     drafter = load(block_size=run["block_size"])
@@ -73,7 +73,7 @@ def test_rounds_of_the_original(target: PreTrainedModel, index: int) -> None:
 
 
 def test_both_loops_write_what_the_target_writes(target: PreTrainedModel) -> None:
-    """No more target forwards than rounds: the hidden states are by-products of the verify pass."""
+    """Texts are the target's in both loops, with one target forward per round."""
     drafter = load()
     forwards = 0
 
@@ -95,7 +95,7 @@ def test_both_loops_write_what_the_target_writes(target: PreTrainedModel) -> Non
 
 
 def test_the_length_rule_works_inside_of_a_block(target: PreTrainedModel) -> None:
-    """Chunks after the first cost no pass; sure ones are added, the first unsure one is the last."""
+    """Chunks within a block cost no further pass; the first unsure one is the last."""
     drafter = load()
     sure = check_parity(target, drafter, 30, confidence_threshold=0.0)
     unsure = check_parity(target, drafter, 30, confidence_threshold=1.0, chunk_length=2)
@@ -106,7 +106,7 @@ def test_the_length_rule_works_inside_of_a_block(target: PreTrainedModel) -> Non
 
 
 def test_processors_and_padding(target: PreTrainedModel) -> None:
-    """Hidden states belong to tokens, not to rows of a padded prompt."""
+    """Left padding and a processor leave the target's text unchanged."""
     prompt = torch.tensor([RUNS[4]["prompt"]])
     padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), prompt], dim=1)
     mask = torch.ones_like(padded)
@@ -131,7 +131,7 @@ def test_a_target_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_sliding_layers_draft(target: PreTrainedModel, tmp_path: Path) -> None:
-    """No data of the original cover them: only that they run, and that the output is the target's."""
+    """Sliding layers draft, and the output is the target's (no data of the original cover them)."""
     folder = copy_checkpoint(
         "dflash/case_1/checkpoint",
         tmp_path / "sliding",

@@ -1,4 +1,4 @@
-"""transformers' own DFlash class on a tiny random model: the reference is transformers' own candidate generator."""
+"""transformers' own DFlash class on a tiny random model, compared with transformers' own candidate generator."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["qwen3", "muse_glimmer"])
 def target(request: pytest.FixtureRequest) -> PreTrainedModel:
-    """A plain target, and the one the class was published for, whose embedding is normalised."""
+    """A plain target, and the one that the class was published for, with a normalised embedding."""
     options = {"num_hidden_layers": 4, "head_dim": 8}
     if request.param == "qwen3":
         return tiny_model("qwen3", VOCABULARY, **options)
@@ -77,7 +77,7 @@ def native_generator(drafter: DFlashDrafter, target: PreTrainedModel) -> DFlashT
 
 
 def expected(logits: torch.Tensor) -> tuple[list[int], torch.Tensor]:
-    """Admissible ids and confidences from the candidate logits (1, b - 1, V): the mask token is no draft."""
+    """Ids and confidences from candidate logits (1, b - 1, V), without the mask token."""
     probabilities = logits[0].softmax(dim=-1)
     probabilities[:, MASK_ID] = 0
     confidence, ids = probabilities.max(dim=-1)
@@ -87,12 +87,12 @@ def expected(logits: torch.Tensor) -> tuple[list[int], torch.Tensor]:
 @pytest.mark.parametrize("prompt_length", [2, 7, 30])
 @torch.no_grad()
 def test_rounds_of_the_native_generator(folder: Path, target: PreTrainedModel, prompt_length: int) -> None:
-    """The same context, draft and confidences, whatever is accepted; inside, at and far beyond the window."""
+    """Drafts and confidences equal the generator's, whatever is accepted, within and far beyond the window."""
     drafter = load(folder)
     native, session = native_generator(drafter, target), session_of(drafter, target, 256)
     text = torch.randint(0, 90, (1, 120), generator=torch.Generator().manual_seed(3))
     states = target(text, output_hidden_states=True).hidden_states
-    # transformers 5.17 numbers the layers it asks for in another way, so that the generator itself must ask.
+    # transformers 5.17 numbers the layers in another way, so the generator names those it needs.
     asked_for = target(text, **native.model_kwargs_overrides).hidden_states
     assert drafter.target_layers == (1, 3)
     length, seen = prompt_length, 0
@@ -124,7 +124,7 @@ def test_rounds_of_the_native_generator(folder: Path, target: PreTrainedModel, p
 def test_the_same_drafts_as_in_the_native_loop(
     folder: Path, target: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole `generate` of transformers with `speculation_type="dflash"`, and one of ours with full blocks."""
+    """A whole `generate` with `speculation_type="dflash"` drafts the same blocks as ours."""
     drafter = load(folder)
     native: dict[int, list[int]] = {}
     ours: dict[int, list[int]] = {}
@@ -170,7 +170,7 @@ def test_both_loops_write_what_the_target_writes(folder: Path, target: PreTraine
 
 
 def test_accepted_drafts(folder: Path) -> None:
-    """A target of few tokens agrees with some drafts, so that rounds of every kind follow each other."""
+    """A target of four tokens accepts drafts at three or more lengths and keeps its text."""
     target = tiny_model("qwen3", 4, seed=3, num_hidden_layers=4)
     drafter = load(folder, mask_token_id=3)
     stats = check_parity(target, drafter, 80, confidence_threshold=0.0)

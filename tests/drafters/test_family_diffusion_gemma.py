@@ -1,4 +1,4 @@
-"""DiffusionGemma on a tiny random model: no weights are at hand, so transformers' own forward is the reference."""
+"""DiffusionGemma on a tiny random model, compared with transformers' own forward (no weights are at hand)."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def load(folder: Path, **options: Any) -> DiffusionGemmaDrafter:
 @pytest.mark.parametrize("length", [9, 40])
 @torch.no_grad()
 def test_a_chunk_is_one_native_step(folder: Path, length: int) -> None:
-    """Shorter and longer than the sliding window; the canvas is the session's own random one."""
+    """A chunk equals transformers' own step on the session's random canvas, within and beyond the sliding window."""
     drafter = load(folder, dtype=torch.float32)
     session = session_of(drafter, tiny_model("qwen2", 120), 128)
     text = torch.randint(0, 110, (1, length), generator=torch.Generator().manual_seed(1))

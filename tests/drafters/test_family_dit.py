@@ -1,4 +1,4 @@
-"""Diffusion transformers: MDLM (bidirectional) and BD3-LM (blocks), whose body is ours."""
+"""Diffusion transformers with our own body: MDLM (bidirectional) and BD3-LM (blocks)."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def test_every_step(family: str, run: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("family", "run"), RUNS)
 @torch.no_grad()
 def test_whole_drafts(family: str, run: dict[str, Any]) -> None:
-    """One chunk by the threshold rule; the block models' committing passes are none of ours."""
+    """One chunk by the threshold rule equals the original's; passes that only commit blocks are not counted."""
     prompt = torch.tensor([run["prompt"]])
     length = len(run["output_ids"]) - prompt.shape[1]
     chunk = chunk_of(start(load(family, denoising_threshold=run["threshold"])), prompt, prompt[:, :0], length)
@@ -69,7 +69,7 @@ def test_whole_drafts(family: str, run: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("family", SPECS)
 def test_both_loops_write_what_the_target_writes(family: str) -> None:
-    """A target without the mask entry, as GPT-2 beside these checkpoints."""
+    """Texts are the target's in both loops, for a GPT-2 target without the mask entry."""
     target = tiny_model("gpt2", 199)
     check_parity(target, load(family))
     check_parity(target, load(family, denoising_steps=4), tokens=20)

@@ -1,4 +1,4 @@
-"""Fast-dLLM v2's own way to draft: the published pass sequence, confidences and drafts; and ours beside it."""
+"""Fast-dLLM v2's own way to draft, with the published passes, confidences and drafts, compared with ours."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ SPEC = DrafterSpec("block_causal", 1, MASK_ID, 32)
 
 
 def is_adaptive(run: dict[str, Any]) -> bool:
-    """Without the separate static function, the reuse of rejected tokens (off by default), and the bug at 32."""
+    """Leaves out the static function, the reuse of rejected tokens (off by default), and the bug at 32."""
     adaptive = run["fn"] == "generate_draft_tokens_arbitrary_length" and run["last_round_rejected"] is None
     return adaptive and len(run["prefix"]) != 32
 
@@ -31,7 +31,7 @@ ROUNDS = read_json(f"{FOLDER}/rounds.json")
 
 
 class FirstThenOthers(ConfidenceThreshold):
-    """The authors' code knows a first length and another increment; a policy has one chunk length."""
+    """Confidence threshold with a first length and another increment, as in the authors' code."""
 
     def __init__(self, run: dict[str, Any]) -> None:
         super().__init__(FailFastConfig(run["tau"], run["spec_len"], run["max_spec_len"]))
@@ -74,7 +74,7 @@ def test_reference_mode_repeats_the_published_drafts(model: PreTrainedModel, ind
 @pytest.mark.parametrize("index", range(len(ROUNDS)))
 @torch.no_grad()
 def test_reference_mode_repeats_rounds_of_draft_and_accept(model: PreTrainedModel, index: int) -> None:
-    """With the prefix reused between rounds the original's cache is stale below 64 tokens: pass counts from there."""
+    """Drafts of every round equal the original's; passes too, except below 64 tokens with a reused (stale) prefix."""
     run = ROUNDS[index]
     session = new_session(model, run)
     text = list(run["prefix"])
@@ -91,7 +91,7 @@ def test_reference_mode_repeats_rounds_of_draft_and_accept(model: PreTrainedMode
 
 
 def test_fused_drafting_needs_fewer_passes_than_the_reference_and_accepts_as_many() -> None:
-    """The target is the drafter's own body read causally, which agrees with its drafts now and then. Drafts of 10."""
+    """Fused drafting takes < 1.5 passes a round, the reference > 2.2, at over 80 % of its accepted length."""
     target = Qwen2ForCausalLM.from_pretrained(CHECKPOINT, config=drafter("fused").model.config, dtype=torch.float32)
     target.generation_config.eos_token_id = None
     reference = check_parity(target.eval(), drafter("reference"), 120, confidence_threshold=1.0)

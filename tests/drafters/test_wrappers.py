@@ -1,4 +1,4 @@
-"""Drafters around another drafter keep what the contract says of it."""
+"""Drafters that wrap another drafter keep its contract."""
 
 import copy
 import inspect
@@ -32,7 +32,7 @@ WRAPPED: dict[str, Callable[[DiffusionDrafter], DiffusionDrafter]] = {
     "with_steps": lambda inner: with_steps(inner, 2),
     "with_denoising": lambda inner: inner.with_denoising(Denoising(2)),
 }
-# What a wrapper is there to change.
+# Attributes that a wrapper changes on purpose.
 OWN = {"CrossTokenizerDrafter": {"drafts_by_chunks"}}
 
 
@@ -43,14 +43,14 @@ def subclasses(kind: type) -> Iterator[type]:
 
 
 def contract() -> set[str]:
-    """The names of the attributes that `DiffusionDrafter` promises, methods apart."""
+    """Names of the attributes that `DiffusionDrafter` promises, without methods."""
     named = {name for name, value in vars(DiffusionDrafter).items() if not inspect.isfunction(value)}
     return {name for name in {*inspect.get_annotations(DiffusionDrafter), *named} if not name.startswith("_")}
 
 
 @pytest.fixture
 def inner() -> DiffusionDrafter:
-    """A drafter none of whose attributes has its default value."""
+    """A drafter with no attribute at its default value."""
     inner = copy.copy(drafter("canvas_shift", "llama"))
     inner.config = hf_failfast.FailFastConfig(0.7, 3, 9)
     inner.made_for = MadeFor("some/target", None)

@@ -1,4 +1,4 @@
-"""What a model is fed, and how often a tensor is read by Python."""
+"""Records the feeds of a model, and the reads of tensors by Python."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from hf_failfast.drafters.bodies.borrowed import SharedBody
 
 @dataclass
 class Feed:
-    """What one forward was fed."""
+    """The tokens and positions fed to one forward."""
 
     token_ids: list[int]
     positions: list[int]
@@ -49,7 +49,7 @@ _reads = threading.local()
 
 @contextmanager
 def host_reads_paused() -> Iterator[None]:
-    """Reads inside of here do not count: those of the tests themselves, and of the models' own forwards."""
+    """Reads in this context do not count: those of tests and of the models' own forwards."""
     depth = getattr(_reads, "paused", 0)
     _reads.paused = depth + 1
     try:
@@ -59,7 +59,7 @@ def host_reads_paused() -> Iterator[None]:
 
 
 def count_from_the_start(proposer: DiffusionDrafter, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the reads count from the moment that a session of the drafter has been started."""
+    """Makes reads count from the moment that a session of the drafter has started."""
     start = proposer.start
 
     def start_and_count(*args: Any) -> Any:

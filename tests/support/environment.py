@@ -7,7 +7,7 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRITON_INTERPRET"] = "1"  # the tests run on the CPU
 
-# What the tests, the libraries and the processes they start write here is deleted with the run; pytest keeps its own.
+# Deletes with the run what the tests, the libraries and their child processes write here; pytest keeps its own.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
 _scratch = tempfile.TemporaryDirectory(prefix="hf-failfast-tests-", ignore_cleanup_errors=True)
 atexit.register(_scratch.cleanup)

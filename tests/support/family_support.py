@@ -1,4 +1,4 @@
-"""What the tests of all drafter families share: the conformance data, tiny targets, parity in both loops."""
+"""Shared by the tests of drafter families: conformance data, tiny targets, parity in both loops."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def tiny_model(model_type: str, vocab_size: int, seed: int = 0, **options: Any) 
 def save_as(
     model: PreTrainedModel, folder: Path, changes: dict[str, Any], removed: tuple[str, ...] = ("block_size",)
 ) -> Path:
-    """The model as a checkpoint whose config has other keys than transformers writes (the public format)."""
+    """Saves the model in the public format: a config with other keys than transformers writes."""
     model.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text()) | changes
@@ -68,7 +68,7 @@ def save_as(
 
 
 def copy_checkpoint(folder: str, destination: Path, **changes: Any) -> Path:
-    """A checkpoint of the conformance data with some config values changed (None: taken away)."""
+    """A checkpoint of the conformance data with some config values changed (None: removed)."""
     shutil.copytree(DATA / folder, destination)
     path = destination / "config.json"
     config = json.loads(path.read_text()) | changes
@@ -79,7 +79,7 @@ def copy_checkpoint(folder: str, destination: Path, **changes: Any) -> Path:
 def check_parity(
     target: PreTrainedModel, drafter: DiffusionDrafter, tokens: int = 40, **options: Any
 ) -> SpecDecodingStats:
-    """Both loops must write what the target writes alone; returns the statistics of our loop."""
+    """Asserts that both loops give the target's own text; returns the statistics of our loop."""
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(0, target.config.get_text_config().vocab_size, (1, 21), generator=generator)
     settings = {"max_new_tokens": tokens, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
@@ -104,11 +104,11 @@ def replay(
     end: int,
     block: int | None = None,
 ) -> None:
-    """Every step of a recorded generation: the same masks in, the same ids and confidences out.
+    """Asserts that every step of a recorded generation gives the same ids and confidences from the same masks.
 
-    `end` is the length of the window; the positions between the prompt's end and `end` that a step does not list are
-    filled already, as in the output, or still masks if they lie in a later block of the given length. Where the
-    original would write the mask token itself, we choose another.
+    `end` is the length of the window. A position after the prompt that a step does not list is filled as in the
+    output, or still a mask if it lies in a later block of length `block`. Positions where the original writes the mask
+    token itself are not compared.
     """
     mask_token_id = cast(int, session.spec.mask_token_id)
     known = torch.tensor([prompt])

@@ -1,4 +1,4 @@
-"""Rounds in simulated time: what a length policy makes of a text, at given costs."""
+"""Rounds of a length policy on a made text, in simulated time at given costs."""
 
 import random
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from hf_failfast.policies.goodput import Goodput, seconds_at
 
 PROMPT = 64  # tokens
 
-# Milliseconds; the first two as measured on a CPU core (SmolLM2-135M-Instruct and the bundled drafter, bfloat16 and
-# float32), the others after a GPU's roofline: verification is nearly free there.
+# Milliseconds. The first two were measured on a CPU core (SmolLM2-135M-Instruct and the bundled drafter, bfloat16 and
+# float32); the others follow a GPU's roofline, where verification is nearly free.
 COSTS = {
     "bfloat16": RoundCosts(
         ((2, 4.9), (7, 5.5), (16, 6.5), (32, 8.4), (64, 16.2)),
@@ -31,9 +31,9 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Text:
-    """A text whose every token the drafter finds with some probability, of which its confidence knows something.
+    """A text: the drafter finds each token with some probability, and its confidence is that probability plus `bias`.
 
-    likelihood: the mean probability; it wanders over the text. bias: added to every confidence.
+    likelihood: the mean probability; it varies over the text. is_useless: no drafted token is right.
     """
 
     likelihood: float
@@ -41,7 +41,7 @@ class Text:
     is_useless: bool = False
 
     def chunk(self, position: int, length: int) -> tuple[list[float], list[bool]]:
-        """Confidence and truth of the tokens from `position` on, drafted in one pass."""
+        """Confidence and correctness of the tokens from `position` on, drafted in one pass."""
         confidence, is_right = [], []
         for place in range(length):
             noise = random.Random(f"{self.likelihood} {position + place}")
@@ -62,7 +62,7 @@ def ids(confidence: torch.Tensor, end: int = 0) -> torch.Tensor:
 def simulate(
     policy: LengthPolicy, text: Text, costs: RoundCosts, num_tokens: int, prompt: int = PROMPT
 ) -> tuple[float, float]:
-    """(speedup over plain rounds, share of plain rounds) in simulated time, behind a prompt of so many tokens."""
+    """(speedup over plain rounds, share of plain rounds) in simulated time, after `prompt` tokens."""
     policy.start(1, prompt)
     time, length, read, rounds, plain_rounds = 0.0, 0, -prompt, 0, 0
     while length < num_tokens:

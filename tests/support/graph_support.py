@@ -1,4 +1,4 @@
-"""CUDA graphs without CUDA: a recorder of what a forward computes, which repeats it as a graph would."""
+"""CUDA graphs without CUDA: records the operations of a forward and repeats them as a graph does."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from hf_failfast.engine.cuda.capture import CudaGraphs, Outputs, Rehearsal
 
 
 class _Tape(TorchDispatchMode):
-    """Records every operation with the very tensors it read and wrote."""
+    """Records every operation with the tensors it read and wrote."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class _Tape(TorchDispatchMode):
         return result
 
     def replay(self) -> None:
-        """Every operation again, on the same addresses: what Python decided then is decided."""
+        """Repeats every operation on the same addresses; decisions of Python are not taken again."""
         for func, args, kwargs, recorded in self.steps:
             new, old = (tree_flatten(result)[0] for result in (func(*args, **kwargs), recorded))
             for fresh, kept in zip(new, old, strict=True):
@@ -54,5 +54,5 @@ class Recorder(CudaGraphs):
         with tape:
             outputs = forward()
         for output in outputs:
-            output.fill_(torch.nan if output.is_floating_point() else -1)  # what a capture computes is not executed
+            output.fill_(torch.nan if output.is_floating_point() else -1)  # a capture does not execute its operations
         return tape.replay, outputs

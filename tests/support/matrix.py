@@ -1,4 +1,4 @@
-"""What works with what: one row per promise, and the test that holds it. docs/compatibility.md shows these rows."""
+"""The compatibility matrix: one row per promise, with its test. docs/compatibility.md shows these rows."""
 
 from typing import Literal, NamedTuple
 
@@ -8,7 +8,7 @@ Result = Literal["exact", "same distribution", "refused", "not tested"]
 class Row(NamedTuple):
     feature: str
     result: Result
-    test: str | None  # "file::function" in tests/, None only where nothing was tested
+    test: str | None  # "file::function" in tests/; None only if nothing was tested
     note: str = ""
 
 
@@ -46,7 +46,7 @@ MATRIX: dict[str, list[Row]] = {
         Row("several end-of-sequence ids", "exact", "test_stopping::test_end_of_sequence_inside_an_accepted_block"),
         Row("stop strings", "exact", "test_stopping::test_stop_string_inside_an_accepted_block"),
         Row("the user's criteria", "exact", "test_stopping::test_user_criterion_inside_an_accepted_block"),
-        Row("streamers", "exact", "test_entry_points::test_a_streamer_gets_nothing_behind_a_stop"),
+        Row("streamers", "exact", "test_entry_points::test_a_streamer_gets_nothing_after_a_stop"),
         Row("`output_scores`, `output_logits`", "exact", "test_parity::test_scores_and_logits"),
         Row(
             "`output_hidden_states`, `output_attentions`",

@@ -12,13 +12,13 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 import hf_failfast
 from hf_failfast.drafters import DiffusionDrafter
 
-SIZE, LENGTH = 9, 3  # the vocabulary of the small pair, the mask token included, and the tokens that are enumerated
-ROWS = 100  # samples per call: they end and are accepted on their own
+SIZE, LENGTH = 9, 3  # the small pair's vocabulary, mask token included, and the number of tokens enumerated
+ROWS = 100  # samples per call; each ends and is accepted on its own
 PROMPT = torch.tensor([[1, 5, 2]])
 
 
 class Pair(NamedTuple):
-    """A target, its own weights saved as a checkpoint, and drafters made of it: some drafts are likely, some not."""
+    """A target, and drafters made of its own weights: some of their drafts are likely, some not."""
 
     target: PreTrainedModel
     folder: str
@@ -54,7 +54,7 @@ def draw(pair: Pair, drafter: DiffusionDrafter, samples: int, **arguments: Any) 
 
 
 def processors_of(target: Any, prompt: torch.Tensor, own: Any = None, **arguments: Any) -> LogitsProcessorList:
-    """Those that plain `generate` would make of its sampling arguments; `own`: the processors among them."""
+    """The processors that plain `generate` makes of sampling arguments; `own`: arguments that are processors."""
     config, _ = target._prepare_generation_config(GenerationConfig(do_sample=True, **arguments))
     target._prepare_special_tokens(config, True, device="cpu")
     return target._get_logits_processor(config, input_ids_seq_length=prompt.shape[1], device="cpu", **(own or {}))
@@ -92,8 +92,8 @@ def chi_square(counts: torch.Tensor, probability: torch.Tensor) -> float:
 def kolmogorov_smirnov(target: Any, ids: torch.Tensor, start: int, **arguments: Any) -> float:
     """p value of the randomised probability integral transform of the tokens (1, n) from `start` on.
 
-    With the likelier tokens first, a token's share of the distribution function, drawn uniformly within its own step,
-    is uniform if the text was sampled from that distribution.
+    The tokens are ordered from likely to unlikely, and a token's value is drawn uniformly from its own step of the
+    distribution function. These values are uniform if the text was sampled from the distribution.
     """
     processors = processors_of(target, ids[:, :start], **arguments)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A drafter that drafts what a test tells it to."""
+"""A drafter that drafts a given script."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ from hf_failfast.engine.ragged import RaggedIds
 
 @dataclass(eq=False)
 class ScriptedDrafter(DiffusionDrafter):
-    """Drafts the known continuation, wrong from a chosen place on, with chosen confidences.
+    """Drafts the known continuation with one wrong token at a chosen place, and with chosen confidences.
 
-    accept_lengths: in round r the draft is right for `accept_lengths[r % len]` tokens, then one token is wrong;
-        None: always right.
+    accept_lengths: in round r the first `accept_lengths[r % len]` tokens are right and the next is wrong; None: all
+        are right.
     confidence: of a token, given its index in the draft.
     """
 
@@ -39,7 +39,7 @@ class ScriptedDrafter(DiffusionDrafter):
 
 
 class ScriptedSession(ChunkedSession):
-    """Checks on the way that its owner keeps the contract of a session."""
+    """Drafts the script, and checks that its owner keeps the contract of a session."""
 
     def __init__(self, drafter: ScriptedDrafter, capacity: int, eos_token_ids: torch.Tensor | None) -> None:
         super().__init__(eos_token_ids)
@@ -78,5 +78,5 @@ class ScriptedSession(ChunkedSession):
 
 
 def scripted(model: PreTrainedModel, input_ids: torch.Tensor, **options: Any) -> ScriptedDrafter:
-    """Knows 60 tokens of the target's continuation."""
+    """A drafter that knows 60 tokens of the target's continuation."""
     return ScriptedDrafter(plain(model, input_ids, max_new_tokens=60), **options)

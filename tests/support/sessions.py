@@ -1,4 +1,4 @@
-"""Drafters and runners as tests call them: one sequence, or several of one length."""
+"""Calls drafters and runners on one sequence, or on several of one length."""
 
 import torch
 from transformers import PreTrainedModel

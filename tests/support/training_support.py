@@ -46,7 +46,7 @@ def tiny_target(model_type: str = "llama", layers: int = 4) -> PreTrainedModel:
 
 
 def talkative_target() -> PreTrainedModel:
-    """Ends its turns early: a fifth of the characters count as end of turn."""
+    """A target that ends its turns early: a fifth of the characters count as end of turn."""
     target = tiny_target(layers=1)
     target.generation_config.eos_token_id = [3, *range(80, 100)]
     return target
