@@ -172,12 +172,14 @@ class DiffusionDrafter(ABC):
     made_for: the target its checkpoint names, if it names one.
     drafts_by_chunks: whether its sessions leave all decisions on lengths to the policy.
     own_model: the drafter as a model with a vocabulary of its own; None if it borrows the target's.
+    window: the most tokens of a text that the drafter sees; 0: all of it.
     """
 
     config: FailFastConfig
     made_for: MadeFor | None = None
     drafts_by_chunks: bool = True
     own_model: Any = None
+    window: int = 0
 
     @cached_property
     def runners(self) -> RunnerPool:

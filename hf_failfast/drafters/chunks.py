@@ -32,13 +32,19 @@ class ChunkedSession(DraftSession):
     """A session that drafts chunk by chunk; its drafter says how a chunk is made, the length policy how many follow.
 
     eos_token_ids: where the drafter is; None: no end of sequence ends a draft.
+    window: the most tokens of a sequence that the drafter sees; 0: all. A sequence that has outgrown it is read anew
+        from half a window before its end on, as if it began there; so each of its tokens is read twice at most, and
+        positions and slots stay below the window.
 
-    lengths: accepted tokens of each sequence at the time of the last draft.
+    lengths: accepted tokens of each sequence at the time of the last draft, counted from the first one that is seen.
+    offsets: tokens of each sequence before that one.
     """
 
-    def __init__(self, eos_token_ids: torch.Tensor | None) -> None:
+    def __init__(self, eos_token_ids: torch.Tensor | None, window: int = 0) -> None:
         self.eos_token_ids = eos_token_ids
+        self.window = window
         self.lengths: list[int] = []
+        self.offsets: list[int] = []
 
     @abstractmethod
     def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
@@ -55,6 +61,7 @@ class ChunkedSession(DraftSession):
         The chunk that made the policy stop is kept; tokens after an end of sequence are not. A sequence that has
         stopped goes along with the others at no other cost than its share of their passes.
         """
+        text = self._seen(text)
         self.lengths = text.lengths
         caps = [
             min(policy.max_draft_length, limit, self.max_draft_length(length))
@@ -82,6 +89,29 @@ class ChunkedSession(DraftSession):
         if is_drafting:
             lengths = policy.cut(lengths)
         return _joined(chunks, lengths, host_reads, text)
+
+    def restart(self, rows: Sequence[int]) -> None:
+        """Forgets these sequences: they are read anew from another token on. Called only with a `window`."""
+        assert not self.window, f"{type(self).__name__} has a window and does not begin anew"
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.offsets = [self.offsets[row] for row in rows] if self.offsets else []
+
+    def _seen(self, text: RaggedIds) -> RaggedIds:
+        """The tokens of each sequence that the drafter sees."""
+        if not self.window:
+            return text
+        self.offsets = self.offsets or [0] * len(text.lengths)
+        pairs = enumerate(zip(text.lengths, self.offsets, strict=True))
+        outgrown = [row for row, (length, offset) in pairs if length - offset > self.window]
+        if outgrown:
+            self.restart(outgrown)
+        for row in outgrown:
+            self.offsets[row] = text.lengths[row] - self.window // 2
+        if not any(self.offsets):
+            return text
+        lengths = [length - offset for length, offset in zip(text.lengths, self.offsets, strict=True)]
+        return RaggedIds(text.window(self.offsets, max(lengths)), lengths)
 
 
 def _joined(chunks: Sequence[Chunk], lengths: list[int], host_reads: int, text: RaggedIds) -> Draft:

@@ -20,7 +20,10 @@ from .conditioned.dflash import load_dflash, load_dflash_assistant
 from .denoising import Denoising
 from .diffusion_gemma import load_diffusion_gemma
 from .masked.session import DraftingMode, DraftingOptions, MaskedDrafter
-from .spec import Alignment, AttentionKind, Noise
+from .spec import OWN_WINDOW, Alignment, AttentionKind, DrafterSection, Noise
+
+# A window is as long as a draft may be, so that it must hold one.
+LEAST_WINDOW = 16
 
 
 def load_drafter(
@@ -38,6 +41,7 @@ def load_drafter(
     denoising_steps: int = 1,
     denoising_threshold: float | None = None,
     prefix_block: int | None = None,
+    drafter_window: int | None = None,
     allow_pickle: bool = False,
     runner: RunnerName = "auto",
     **hub_kwargs: Any,
@@ -47,10 +51,11 @@ def load_drafter(
     How the checkpoint drafts comes from its config and the table of known families (`families.py`), or from the
     keyword arguments, which win: so any causal-LM checkpoint can be tried. See `DrafterSpec` for `attention` to
     `alignment`, `DraftingOptions` for `mode` and `prefix_block`, `Denoising` for `denoising_steps` and
-    `denoising_threshold`. `dtype="auto"` keeps the checkpoint's dtype; `device_map` and `hub_kwargs` (`revision`,
-    `token`, `cache_dir`, ...) are those of `from_pretrained`. Pickle weights can execute code when they are read, and
-    are refused without `allow_pickle`. `runner` says whether forwards, the target's too, are replayed as CUDA graphs
-    (see `RunnerPool`).
+    `denoising_threshold`. `drafter_window` is the most tokens of a text that a masked drafter sees, 0 for all of it; by
+    default what its checkpoint says, and all of it where that says nothing. `dtype="auto"` keeps the checkpoint's
+    dtype; `device_map` and `hub_kwargs` (`revision`, `token`, `cache_dir`, ...) are those of `from_pretrained`. Pickle
+    weights can execute code when they are read, and are refused without `allow_pickle`. `runner` says whether forwards,
+    the target's too, are replayed as CUDA graphs (see `RunnerPool`).
 
     Raises:
         ValueError: the checkpoint's kind is unknown, its spec incomplete, or its weights do not fit its config.
@@ -74,11 +79,25 @@ def load_drafter(
         if section.conditioned:
             way = "A conditioned drafter drafts in one pass"
         raise ValueError(f"{way}: `mode`, `denoising_*`, `prefix_block` do not fit.")
+    window = _window(drafter_window, section)
     load = LOADERS.get(family.body, load_causal_lm)
     drafter = load(LoadRequest(checkpoint, config, options, dtype, device_map, allow_pickle))
+    if window and not isinstance(drafter, MaskedDrafter):
+        raise ValueError(f"`drafter_window`={window} does not fit {type(drafter).__name__}: it reads all of a text.")
+    drafter.window = window
     drafter.made_for = MadeFor.of(section)
     drafter.runners = runners
     return drafter
+
+
+def _window(given: int | None, section: DrafterSection) -> int:
+    """Raises ValueError on a window that holds no draft."""
+    is_own = section.shared_embeddings and not section.conditioned
+    stored = OWN_WINDOW if is_own and section.drafter_window is None else section.drafter_window or 0
+    window = stored if given is None else given
+    if isinstance(window, bool) or not isinstance(window, int) or (window != 0 and window < LEAST_WINDOW):
+        raise ValueError(f"`drafter_window` must be 0 or an integer >= {LEAST_WINDOW}, but is {window!r}.")
+    return window
 
 
 def load_causal_lm(request: LoadRequest) -> MaskedDrafter | ConditionedDrafter:

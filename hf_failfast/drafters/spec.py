@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 from ..config import FailFastConfig
 
+# What a drafter of our trainer sees of a text unless its section says otherwise: it learned from texts of this length.
+OWN_WINDOW = 256
 SECTION = "failfast"  # the key of `DrafterSection` in a config.json
 
 AttentionKind = Literal["causal_canvas", "block_causal", "bidirectional"]
@@ -66,6 +68,7 @@ class DrafterSection:
     shared_embeddings: embedding and head are the target's (`SharedBody`).
     conditioned: the drafter reads the target's hidden states, those that enter its `source_layers`, and drafts one
         canvas of `canvas_length` positions a round.
+    drafter_window: the most tokens of a text that the drafter sees, 0 for all; None: `OWN_WINDOW`.
     source_layers: the target's layers that the drafter's layers were copied from.
     target, target_fingerprint: the target it was made for (`MadeFor`).
     """
@@ -75,6 +78,7 @@ class DrafterSection:
     shared_embeddings: bool = False
     conditioned: bool = False
     canvas_length: int | None = None
+    drafter_window: int | None = None
     source_layers: tuple[int, ...] = ()
     target: str | None = None
     target_fingerprint: str | None = None

@@ -74,7 +74,7 @@ class MaskedDrafter(DiffusionDrafter):
         if self.options.mode == "reference":
             return PerRow.of(request, lambda one: ReferenceSession(model, self.spec, vocab_size, one))
         runner = self.runners.drafter(model, request.target)
-        return MaskedSession(runner, self.spec, vocab_size, request, self.options)
+        return MaskedSession(runner, self.spec, vocab_size, request, self.options, self.window)
 
     def modules(self) -> Iterator[nn.Module]:
         return self.model.modules()
@@ -107,12 +107,15 @@ class MaskedSession(ChunkedSession):
         vocab_size: int,
         request: DraftRequest,
         options: DraftingOptions = DraftingOptions(),
+        window: int = 0,
     ) -> None:
         model = runner.model
         self.device = model.device
-        super().__init__(request.eos_on(self.device))
+        super().__init__(request.eos_on(self.device), window)
         block = spec.block_size or 1
-        max_positions = getattr(model.config, "max_position_embeddings", None) or request.capacity + block
+        # A window leaves as much room for drafts as it has tokens.
+        capacity = min(request.capacity, 2 * window) if window else request.capacity
+        max_positions = getattr(model.config, "max_position_embeddings", None) or capacity + block
         self.spec = spec
         self.vocab_size = vocab_size
         last_id = model.config.vocab_size - 1  # stands for the target's ids that the drafter does not know
@@ -122,22 +125,30 @@ class MaskedSession(ChunkedSession):
         self.denoising = options.denoising
         self.pattern = attention_pattern(spec, options.prefix_block)
         self.runner = runner
-        self.cache = runner.new_cache((request.capacity // block + 2) * block, request.num_rows)
-        self.last_position = max_positions // block * block
+        self.cache = runner.new_cache((capacity // block + 2) * block, request.num_rows)
+        longest = max_positions // block * block
+        self.longest = min(longest, capacity) if window else longest  # tokens of a sequence, its draft included
         self.generator = torch.Generator(self.device).manual_seed(0)
 
     def accept(self, counts: Sequence[int]) -> None:
         self._forget([length + count for length, count in zip(self.lengths, counts, strict=True)])
 
     def keep(self, rows: Sequence[int]) -> None:
+        super().keep(rows)
         self.cache.keep(rows)
 
+    def restart(self, rows: Sequence[int]) -> None:
+        self.cache.rollback([0 if row in rows else length for row, length in enumerate(self.cache.lengths)])
+
     def inherit(self, previous: Self, num_tokens: int) -> int:
-        self.cache.adopt(previous.cache, self.pattern.final_length(num_tokens))
+        seen = num_tokens - sum(previous.offsets)  # of its one sequence
+        if seen > 0:
+            self.offsets = list(previous.offsets)
+            self.cache.adopt(previous.cache, self.pattern.final_length(seen))
         return self.cache.lengths[0]
 
     def max_draft_length(self, num_tokens: int) -> int:
-        return self.last_position - num_tokens
+        return self.longest - num_tokens
 
     def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
         """In as many fillings as the attention pattern asks for."""

@@ -18,6 +18,7 @@ class Wrapper(DiffusionDrafter):
         self.made_for = drafter.made_for
         self.drafts_by_chunks = drafter.drafts_by_chunks
         self.own_model = drafter.own_model
+        self.window = drafter.window
         self.runners = drafter.runners
 
     def modules(self) -> Iterator[nn.Module]:
