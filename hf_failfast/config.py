@@ -19,7 +19,7 @@ Verifier = Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 @dataclass(frozen=True)
 class FailFastConfig:
-    """How far a draft goes, and how samples verify it. Defaults: FailFast (arXiv 2512.20573), section 5.
+    """How long drafts get, and how samples verify them. Defaults: FailFast (arXiv 2512.20573), section 5.
 
     confidence_threshold: tau in [0, 1]; the draft grows while every confidence of its newest chunk is >= tau.
     chunk_length: N >= 1, the tokens one drafting step adds.
@@ -29,13 +29,13 @@ class FailFastConfig:
         the target's own samples stay. `rejection`: the drafter's tokens are samples too, and speculative sampling
         (arXiv 2211.17192; with diffusion drafters SpecDiff, arXiv 2408.05636) accepts them by min(1, p / q). Drafters
         that cannot sample (`mode="reference"`, another tokenizer) have a one-hot q, for which the two are the same.
-        Or a function of one's own, with the signature of those in `decoding.verification`; its drafts are samples, and
-        what it returns is the text.
-    draft_temperature: > 0, of the drafter's q; None: the `temperature` of the request, whose top-k, top-p and other
+        Or your own function, with the signature of those in `decoding.verification`: its drafts are samples, and the
+        tokens it returns are the text.
+    draft_temperature: > 0, of the drafter's q; None: the request's `temperature`. The request's top-k, top-p and other
         warpers shape q as they shape p. For verifiers whose drafts are samples.
     length_policy: `confidence`, the rule of these three numbers; or `goodput`, which needs none of them: it measures
         what drafting and verifying cost on this machine and learns what confidence is worth (`policies.goodput`). Or
-        an object of a `LengthPolicy`.
+        a `LengthPolicy` object.
     """
 
     confidence_threshold: float = 0.45
@@ -79,7 +79,7 @@ class FailFastConfig:
 
     @property
     def draws_drafts(self) -> bool:
-        """Whether the drafter's tokens are samples, where the target's are."""
+        """Whether the drafter's tokens are samples when the target's are."""
         return self.verifier != "sample_and_match"
 
     @classmethod

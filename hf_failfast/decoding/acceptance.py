@@ -20,13 +20,13 @@ from .verification import Scores
 class Acceptance:
     """Accepts drafts in one step where processors and criteria look at nothing but a sequence's own scores.
 
-    Otherwise token by token in the order of plain `generate` (process, choose, append, ask the criteria), so that they
-    see each true prefix once and nothing else. What is known to look at one sequence alone is asked sequence by
-    sequence, as if each were a batch of its own. Anything else might look across the sequences or count its calls:
-    then all advance together, a column at a time, and each call is the one that plain `generate` makes.
+    Otherwise accepts token by token in the order of plain `generate` (process, choose, append, ask the criteria), so
+    that they see each true prefix once and nothing else. Those known to look at one sequence alone are called for one
+    sequence at a time, as if each were a batch of its own. Others might look across sequences or count their calls:
+    then all sequences advance together, column by column, and each call is one that plain `generate` makes.
 
-    Three index spaces: a *row* is a sequence of the batch; a *place* is one in the tensors of a round, whose rows are
-    `sequences.running`; processors and criteria see the rows `seen`.
+    Three index spaces: a *row* is a sequence of the batch; a *place* is an index into the tensors of a round, whose
+    rows are `sequences.running`; processors and criteria see the rows `seen`.
     """
 
     def __init__(self, choice: TokenChoice, stops: StopRules, sequences: Sequences, stats: SpecDecodingStats) -> None:
@@ -34,14 +34,14 @@ class Acceptance:
         self.stops = stops
         self.stats = stats
         self.walks = bool(stops.walked) or not choice.is_rowwise
-        # Where nothing but the most likely tokens is asked for, the target's forward returns no more than these.
+        # If only the most likely tokens are needed, the target's forward returns nothing else.
         is_enough = choice.is_argmax and not self.walks and not sequences.keeps_vectors
         self.head: Head = best_tokens if is_enough else raw_logits
 
     def accept(self, sequences: Sequences, draft: Draft, verified: torch.Tensor) -> list[RowOutcome]:
-        """What becomes of each running sequence; afterwards they have grown by it.
+        """What the round adds to each running sequence; appends it to them.
 
-        verified: what `head` made of the target's logits after the prefixes and after each draft token.
+        verified: the result of `head` on the target's logits after the prefixes and after each draft token.
         """
         accept = self._walk_all if self.walks else self._accept_at_once
         return accept(sequences, draft, verified)
@@ -96,7 +96,8 @@ class Acceptance:
         logits: torch.Tensor,  # by place
         accepted: list[int],  # by place; counted here
     ) -> None:
-        """Advances sequences of one length until one of them has no verified token to go on from, or none is left."""
+        """Advances sequences of one length until one of them has no verified token to continue from, or all are
+        finished."""
         rows = [sequences.running[place] for place in places]
         seen = list(range(sequences.num_rows)) if self.stops.is_joint else rows
         for position in range(logits.shape[1]):
@@ -119,8 +120,8 @@ class Acceptance:
             rows = [sequences.running[place] for place in places]
 
     def _scores(self, sequences: Sequences, seen: Sequence[int], rows: Sequence[int], raw: torch.Tensor) -> Scores:
-        """Processed scores of the rows' one position, after the prefixes of all rows that processors see; what they
-        see of a finished row are zeros."""
+        """Processed scores of one position of the rows. Processors see the prefixes of the rows `seen`, and zeros as
+        the scores of a finished one."""
         if seen == rows:
             return self.choice.scores(sequences.ids(seen), raw)
         every = raw.new_zeros(len(seen), *raw.shape[1:])

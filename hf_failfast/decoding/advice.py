@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .stats import SpecDecodingStats
 
-# Fewer tokens tell more about the prompt's first words than about the pair.
+# Fewer tokens say more about the first words of an answer than about the pair.
 ENOUGH_TOKENS = 32
 
 

@@ -16,7 +16,7 @@ Steps = tuple[tuple[torch.Tensor, ...], ...]
 
 
 class Span(NamedTuple):
-    """What one token was chosen from: a row's known tokens from `start` to `end`, in every layer."""
+    """What one token was chosen from: every layer's outputs for a sequence's known tokens from `start` to `end`."""
 
     start: int
     end: int
@@ -33,11 +33,11 @@ def asked_layers(generation_config: GenerationConfig) -> tuple[LayerOutput, ...]
 
 
 class LayerOutputs:
-    """Keeps of every round what the layers put out for the tokens that it emitted.
+    """Keeps every round's layer outputs for the tokens that it emitted.
 
-    The first token of a row was chosen after the whole prompt, or the part of it that no cache held; every other
-    one after the token before it. Hidden tokens of a padded prompt, and the steps after the end of a complete row, are
-    zeros: plain `generate` runs the target on padding there.
+    The first token of a sequence was chosen after the whole prompt, or the part of it that no cache held; every other
+    one after the token before it. Masked tokens of a padded prompt, and steps after a sequence's end, are zeros: plain
+    `generate` runs the target on padding there.
     """
 
     def __init__(self, sequences: Sequences, names: Sequence[LayerOutput], past: Cache) -> None:
@@ -56,7 +56,7 @@ class LayerOutputs:
         known: Sequence[int],  # tokens before the round
         emitted: Sequence[int],
     ) -> None:
-        """Takes out of a round's window what belongs to its emitted tokens; arguments in the order of `running`."""
+        """Copies the emitted tokens' part out of a round's window; arguments in the order of `running`."""
         for name, spans in self._rows.items():
             for index, row in enumerate(self._sequences.running):
                 for end in range(known[index], known[index] + emitted[index]):
@@ -79,7 +79,7 @@ class LayerOutputs:
         )
 
     def _step(self, name: LayerOutput, step: int, spans: list[Span | None]) -> tuple[torch.Tensor, ...]:
-        """One step of all rows, by the columns of the text."""
+        """One step of all sequences, by the columns of the text."""
         end = self._sequences.prompt_length + step
         start = end - 1 if step else self._stored
         rows = [span and self._by_column(row, span, start, end) for row, span in enumerate(spans)]
@@ -90,7 +90,7 @@ class LayerOutputs:
         return tuple(layers)
 
     def _by_column(self, row: int, span: Span, start: int, end: int) -> list[torch.Tensor]:
-        """A row's part of a step that goes from column `start` to `end`."""
+        """A sequence's part of a step that goes from column `start` to `end`."""
         columns = self._sequences.columns(row)[: span.end]
         layers = span.layers
         if layers[0].dim() == 3:  # attention weights
@@ -98,7 +98,7 @@ class LayerOutputs:
         return [_spread(layer, -2, columns[span.start :] - start, end - start) for layer in layers]
 
     def _first_key(self, layer: int, start: int) -> int:
-        """The first column that a layer of plain `generate`'s cache still holds when it has read `start` columns."""
+        """The first column that a layer of plain `generate`'s cache still holds after it has read `start` columns."""
         window = self._windows[layer] if self._windows else None
         return 0 if window is None else max(start - (window - 1), 0)
 

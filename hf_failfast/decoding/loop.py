@@ -48,9 +48,8 @@ def failfast_decoding(
     target would have written, plus the target's own next token. The first round's forward is the prefill.
 
     The sequences of a batch draft, accept and end on their own, and get the tokens that they would get alone; a
-    complete one leaves the batch. After its end `sequences` holds the padding token, and `scores` and `logits` those
-    of a sequence that is certain of it (plain `generate` runs the target on padding there); see `LayerOutputs` for the
-    rest.
+    complete one leaves the batch. After its end `sequences` holds the padding token, to which `scores` and `logits`
+    give all probability (plain `generate` runs the target on padding there); see `LayerOutputs` for the rest.
 
     arguments: see `prepare`.
 
@@ -68,11 +67,11 @@ def failfast_decoding(
 
 @dataclass
 class Generation:
-    """One call at work.
+    """The state of one call.
 
-    longest: per sequence the length that its text may get by drafting.
-    past: the caller's cache, which is given what the rounds have read if `complete` is a dictionary: the K/V of the
-        sequences that have left the batch.
+    longest: per sequence, the longest text that drafting may make.
+    past: the caller's cache. At the end it gets the K/V of what the rounds have read, unless `complete` is None.
+    complete: K/V of the sequences that have left the batch.
     """
 
     sequences: Sequences
@@ -81,7 +80,7 @@ class Generation:
     runner: EagerRunner
     cache: SlotCache
     acceptance: Acceptance
-    layer_outputs: LayerOutputs | None  # None: none are asked for
+    layer_outputs: LayerOutputs | None  # None: the caller asked for none
     longest: list[int]
     past: Cache
     complete: dict[int, RowStates] | None
@@ -97,7 +96,7 @@ class Generation:
 
 
 class Verified(NamedTuple):
-    """What a round's target forward made of the draft."""
+    """The result of a round's target forward."""
 
     forward: Forward
     seen: list[int]  # tokens of each sequence that the target had read before
@@ -120,7 +119,7 @@ def prepare(
     synced_gpus: bool = False,
     **model_kwargs: Any,
 ) -> Generation:
-    """Everything that a generation needs, before its first round.
+    """The state of a generation before its first round.
 
     drafter_errors, drafter_timeout: see `FallbackSession`. model_kwargs: as `generate` prepares them, the cache among
         them. Raises ValueError naming whatever is not supported.
@@ -163,7 +162,7 @@ def prepare(
 
 
 def propose(generation: Generation) -> Draft:
-    """The round's draft, where it is verified."""
+    """The round's draft, on the device that verifies it."""
     started = perf_counter()
     sequences = generation.sequences
     room = [
@@ -186,7 +185,7 @@ def verify(generation: Generation, draft: Draft) -> Verified:
 
 
 def accept(generation: Generation, draft: Draft, verified: Verified) -> list[RowOutcome]:
-    """Keeps what the target would have written, up to the first stop of each sequence: they have grown afterwards."""
+    """Appends to each sequence what the target would have written, up to its first stop."""
     started = perf_counter()
     (choices,) = verified.forward.outputs
     outcome = generation.acceptance.accept(generation.sequences, draft, choices)
@@ -195,7 +194,7 @@ def accept(generation: Generation, draft: Draft, verified: Verified) -> list[Row
 
 
 def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Sequence[RowOutcome]) -> None:
-    """Streams what is new, tells drafter, policy and records what was accepted, and forgets what was rejected."""
+    """Streams new tokens, tells drafter, policy and records what was accepted, and forgets what was rejected."""
     sequences, session, cache = generation.sequences, generation.session, generation.cache
     if any(row.broken for row in outcome):
         session.give_up(ValueError("its confidences are not numbers"))
@@ -220,8 +219,8 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
 
 
 def _dismiss(generation: Generation, emitted: list[int]) -> None:
-    """Complete sequences leave the batch. If their K/V are asked for, these are kept in `complete`; and a sequence
-    that is not among the longest in the end stays for the one pass in which the target reads its last token."""
+    """Removes complete sequences from the batch. If their K/V are asked for, `complete` keeps them, and a sequence
+    that may end shorter than others stays for one more pass, in which the target reads its last token."""
     sequences, complete = generation.sequences, generation.complete
     stays = [
         not sequences.finished[row]
@@ -237,7 +236,7 @@ def _dismiss(generation: Generation, emitted: list[int]) -> None:
     staying = [place for place, stay in enumerate(stays) if stay]
     if complete is not None:
         leaving = {row: generation.cache.row(place) for place, row in enumerate(sequences.running) if not stays[place]}
-        # What is not copied keeps the K/V of the whole batch alive.
+        # Views would keep the K/V of the whole batch alive.
         complete |= (
             {row: [(k.clone(), v.clone()) for k, v in kv] for row, kv in leaving.items()} if staying else leaving
         )
@@ -248,7 +247,7 @@ def _dismiss(generation: Generation, emitted: list[int]) -> None:
 
 
 def finish(generation: Generation) -> GenerateDecoderOnlyOutput | torch.Tensor:
-    """Ends the stream, fills the caller's cache, and makes what `generate` returns."""
+    """Ends the stream, fills the caller's cache, and builds what `generate` returns."""
     sequences, stats, past = generation.sequences, generation.stats, generation.past
     layers = generation.layer_outputs
     if generation.streamer is not None:

@@ -18,7 +18,7 @@ from .stopping import num_positions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What `generate` itself puts there; the loop derives positions, mask and cache from the tokens.
+# Model arguments that `generate` itself adds; the loop derives positions, mask and cache from the tokens.
 DERIVED_MODEL_KWARGS = frozenset(
     {
         "attention_mask",
@@ -60,7 +60,7 @@ UNSUPPORTED_FIELDS = (
     "use_mtp",
 )
 
-# Values of `cache_implementation` for caches that keep K/V elsewhere or in another form than the loop can read them.
+# Values of `cache_implementation` for caches that keep K/V in a place or form that the loop cannot read.
 UNSUPPORTED_CACHES = (
     "offloaded",
     "offloaded_hybrid",
@@ -100,7 +100,7 @@ def check_state(model: PreTrainedModel) -> None:
 
 
 def fits_slots(model: PreTrainedModel) -> bool:
-    """Whether the loop can keep the target's cache in slots; `check_request` and the cache say why it cannot."""
+    """Whether the loop can keep the target's cache in slots; if not, `check_request` or the cache says why."""
     if model.config.is_encoder_decoder:
         return False
     try:
@@ -159,8 +159,8 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: Cache | None) -> dict[str, bool]:
-    """Plain `generate` returns tuples without weights where the attention keeps none, and those of a static cache's
-    empty slots too."""
+    """Refuses weights where the attention keeps none (plain `generate` returns tuples without weights) and for static
+    caches (whose empty slots it returns, too)."""
     attention = attention_name(model)
     is_asked = bool(config.return_dict_in_generate and config.output_attentions)
     return {
@@ -172,7 +172,7 @@ def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: 
 
 
 def _batch_refusals(model: PreTrainedModel, num_rows: int) -> dict[str, bool]:
-    """The rows of a batch see the slots through a 4-D mask, at positions of their own."""
+    """Refuses batches where the attention cannot take a 4-D mask with each sequence's own positions."""
     config = model.config.get_text_config(decoder=True)
     attention = attention_name(model)
     has_alibi = config.model_type == "bloom" or getattr(config, "alibi", False) is True
@@ -185,8 +185,8 @@ def _batch_refusals(model: PreTrainedModel, num_rows: int) -> dict[str, bool]:
 
 
 def _cache_refusals(past: Cache | None, input_ids: torch.Tensor, max_length: int) -> dict[str, bool]:
-    """The cache of an earlier call must be one that the slots can be loaded from and stored to, the prompt must repeat
-    its text and go on, and the answer must fit."""
+    """Requires that slots can be loaded from and stored to the cache of an earlier call, that the prompt repeats its
+    text and continues it, and that the answer fits."""
     if past is None:
         return {}
     name = f"a {type(past).__name__} as `{CACHE}`"
@@ -204,7 +204,7 @@ def _cache_refusals(past: Cache | None, input_ids: torch.Tensor, max_length: int
         f"a batch of {num_rows} prompts for `{CACHE}` of {held}": num_rows != held,
         f"a prompt of {length} tokens for `{CACHE}` that hold {cached} of them": cached >= length,
         f"{name} of {min(slots, default=0)} slots for a text of up to `max_length`={max_length} tokens": (
-            min(slots, default=max_length) < max_length - 1  # the last token's K/V are never made
+            min(slots, default=max_length) < max_length - 1  # the last token's K/V are never computed
         ),
     }
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # Draft lengths of the measured rounds; between and beyond them costs are taken to be linear.
 DRAFT_LENGTHS = (0, 1, 3, 7, LONGEST_CHUNK, 2 * LONGEST_CHUNK)
-GENERATIONS, SWEEPS = 3, 6  # each generation reads the prompt and sweeps this often over these lengths
-LONGEST_SECONDS = 2.0  # afterwards the sweep that runs is the last one, after at least FEWEST_SWEEPS
+GENERATIONS, SWEEPS = 3, 6  # each generation reads the prompt, then sweeps over these lengths SWEEPS times
+LONGEST_SECONDS = 2.0  # a sweep that ends later is the last one, if FEWEST_SWEEPS are done
 FEWEST_SWEEPS = 3
 SHORTEST_CONTEXT, LONGEST_CONTEXT = 64, 512
 SHORTEST_ROOM = 8  # tokens after the context, for a round of each kind
@@ -73,8 +73,8 @@ def measure(
     context: int,
     draft_lengths: Sequence[int] = DRAFT_LENGTHS,
 ) -> RoundCosts:
-    """Times greedy rounds of the loop after a prompt of `context` tokens, with drafts of given lengths in turn, one
-    chunk each; how much of a draft is accepted is not known before.
+    """Times greedy rounds of the loop after a prompt of `context` tokens, with one-chunk drafts of the given lengths
+    in turn; how much of a draft is accepted is not known in advance.
 
     Raises DrafterFailed if the drafter does.
     """
@@ -115,20 +115,20 @@ def measure(
 
 
 class RoundTimer:
-    """The times of rounds.
+    """The shortest time of each kind of round, since noise only adds.
 
-    drafting: seconds from the start of a draft until its confidences are known, by the tokens that the drafter was fed
-        beside the last one; the first draft reads the whole prompt. verifying: the rest of the round, by the tokens
-        drafted. Of each count the shortest time, since noise only adds.
+    drafting: seconds from the start of a draft until its confidences are known, by the tokens that the drafter read
+        besides the last one; the first draft reads the whole prompt. verifying: the rest of the round, by the tokens
+        drafted.
     """
 
     def __init__(self) -> None:
         self.drafting: dict[int, float] = {}
         self.verifying: dict[int, float] = {}
-        self._num_read = 0  # tokens of the text that the drafter had been fed when its last draft began
+        self._num_read = 0  # tokens of the text that the drafter had read when its last draft began
 
     def round(self, generation: Generation, policy: FixedLength, length: int) -> None:
-        """One round with a draft of `length` tokens, or of as many as there is room for; none, if the text is full.
+        """One round with a draft of `length` tokens, or of as many as there is room for; no round if the text is full.
 
         Raises DrafterFailed.
         """
@@ -154,7 +154,7 @@ class RoundTimer:
 
 
 class DrafterFailed(RuntimeError):
-    """No costs are known."""
+    """The drafter failed, so that no costs are known."""
 
 
 def _note(shortest: dict[int, float], count: int, seconds: float) -> None:
@@ -162,6 +162,6 @@ def _note(shortest: dict[int, float], count: int, seconds: float) -> None:
 
 
 def _ascending(seconds: dict[int, float]) -> tuple[tuple[int, float], ...]:
-    """Points in which no shorter draft takes longer than a longer one: what took longer was disturbed."""
+    """Points at which no shorter draft takes longer than a longer one: a measurement that did was disturbed."""
     counts = sorted(seconds)
     return tuple((count, min(seconds[other] for other in counts if other >= count)) for count in counts)

@@ -19,10 +19,10 @@ class Sequences:
     A sequence has two views: its columns, padding included (callers, processors and criteria see these), and its
     visible tokens (`known`), which the models read.
 
-    lengths: columns in use, per row.
-    finished: whether the row is complete, per row; its columns after the end hold the padding token.
-    running: the rows that take part in the rounds, finished ones that owe a pass included. The rows of every tensor
-        of a round are these, in this order.
+    lengths: columns in use, per sequence.
+    finished: whether it is complete, per sequence; its columns after the end hold the padding token.
+    running: the rows that take part in the rounds, finished ones that stay for a last pass included. The rows of
+        every tensor of a round are these, in this order.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Sequences:
 
     @property
     def length(self) -> int:
-        """Columns of the longest row."""
+        """Columns of the longest sequence."""
         return max(self.lengths)
 
     @property
@@ -68,7 +68,7 @@ class Sequences:
 
     @property
     def known(self) -> RaggedIds:
-        """What the models see of the running rows."""
+        """The tokens of the running rows that the models see."""
         lengths = [self.lengths[row] - self.num_hidden[row] for row in self.running]
         ids = self._ids if self._compact is None else self._compact
         if len(lengths) < self.num_rows:
@@ -97,9 +97,9 @@ class Sequences:
         token_ids: torch.Tensor,  # (r, m), in the order of `rows`
         counts: Sequence[int],  # how many of them to add to each row
         scores: torch.Tensor | None,  # processed, (r, m, vocabulary)
-        logits: torch.Tensor | None,  # raw, (r, m, vocabulary); neither is asked for where none is recorded
+        logits: torch.Tensor | None,  # raw, (r, m, vocabulary); unused, as the scores are, unless recorded
     ) -> None:
-        """Adds tokens to the rows, and what they were chosen by to the records."""
+        """Adds tokens to the rows, and their scores and logits to the records."""
         token_ids = token_ids[:, : max(counts)]
         starts = [self.lengths[row] for row in rows]
         self._ids = _write(self._ids, rows, starts, token_ids)
@@ -121,8 +121,8 @@ class Sequences:
         return None if self._logits is None else self._logits.steps(None, self.pad_token_id)
 
     def stream(self, streamer: BaseStreamer) -> None:
-        """Hands over what is new: for one row all of a round's tokens at once, (1, m), as transformers' assisted
-        decoding does; for several column by column, (B,), as soon as no row can change it any more."""
+        """Streams new tokens: for one sequence all of a round's at once, (1, m), as transformers' assisted decoding
+        does; for several column by column, (B,), as soon as no sequence can change the column any more."""
         if self.num_rows == 1:
             streamer.put(self._ids[:, self.streamed : self.length].cpu())
             self.streamed = self.length
@@ -145,8 +145,8 @@ class Record:
         self._rows[row] += values.split(1) if len(values) else ()
 
     def steps(self, rows: Sequence[int] | None, pad_token_id: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        """One tensor (B, vocabulary) per step. After its end a row can only go on with the padding token: its score
-        is 0 there, and all others are the lowest there is."""
+        """One tensor (B, vocabulary) per step. After the end of a row the padding token has score 0, and all others
+        have the lowest finite one."""
         if len(self._rows) == 1 or (rows is not None and len(rows) == 1):
             return tuple(self._rows[0 if rows is None else rows[0]])
         for step in range(len(self._steps), max(map(len, self._rows))):

@@ -1,4 +1,4 @@
-"""What a generation did, in the words and definitions vLLM uses, so that numbers compare."""
+"""Counts and times of a generation, named and defined as in vLLM, so that numbers compare."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -8,17 +8,17 @@ from .advice import advise
 
 
 class RoundRecord(NamedTuple):
-    """One row's share of a round: a draft, one target forward, the accepted tokens."""
+    """One sequence's share of a round: a draft, one target forward, the accepted tokens."""
 
     drafted: int  # draft tokens proposed
     accepted: int  # draft tokens emitted
     emitted: int  # tokens emitted, bonus token included
-    drafter_passes: int  # drafter forwards, of all rows together
+    drafter_passes: int  # drafter forwards, of all sequences together
 
 
 @dataclass
 class SpecDecodingStats:
-    """Counts and wall-clock seconds of one `generate` call. A round is one target forward; tokens count in all rows.
+    """Counts and wall-clock seconds of one `generate` call. A round is one target forward; tokens add up over rows.
 
     plain_rounds: rounds without a pass of the drafter.
     drafter_errors: drafters given up in mid-generation, after which the rest was decoded plainly.
@@ -48,7 +48,7 @@ class SpecDecodingStats:
         return whole
 
     def observe(self, *rows: RoundRecord) -> None:
-        """Adds one finished round of a batch, one record per row."""
+        """Adds one finished round of a batch, one record per sequence."""
         self.rounds += 1
         self.plain_rounds += rows[0].drafter_passes == 0
         self.drafter_passes += rows[0].drafter_passes
@@ -65,7 +65,7 @@ class SpecDecodingStats:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens emitted per row and round, bonus token included; plain decoding has 1."""
+        """Tokens emitted per sequence and round, bonus token included; plain decoding has 1."""
         return self.emitted / len(self.records) if self.records else 0.0
 
     @property
@@ -96,7 +96,7 @@ class SpecDecodingStats:
     def advice(self, speedup: float | None = None, other_speedup: float | None = None) -> list[str]:
         """What keeps drafting from paying, and what to do about it, one sentence each; empty if no sign is seen.
 
-        speedup: the measured one over plain `generate`. other_speedup: that of another way, such as an autoregressive
+        speedup: measured, over plain `generate`. other_speedup: that of another method, such as an autoregressive
         draft model or prompt lookup.
         """
         return advise(self, speedup, other_speedup)

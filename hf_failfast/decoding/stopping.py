@@ -1,4 +1,4 @@
-"""Stop conditions, checked on every accepted prefix and never on unverified tokens; and how far a draft may go."""
+"""Stop conditions, checked on every accepted prefix and never on unverified tokens; and the bound on drafts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StopRules:
     Length and end-of-sequence are decided with the acceptance of a whole draft. Everything else (stop strings,
     `max_time`, the caller's own criteria, stateful or not) is in `walked` and must be asked after every single token.
 
-    is_joint: the sequences of a batch advance together, a column at a time, since criteria or scores might look across
+    is_joint: the sequences of a batch advance together, column by column, since criteria or scores might look across
         them or count their calls.
     """
 
@@ -79,11 +79,11 @@ class StopRules:
 
 
 def num_positions(model: PreTrainedModel) -> int:
-    """The positions the target was made for; unlimited where its config names none."""
+    """The positions the target was trained for; unlimited where its config names none."""
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
 
 
 def draft_bound(model: PreTrainedModel, max_length: int, padding: int = 0) -> int:
-    """How long a text of at most `max_length` tokens, leading padding included, may get by drafting: the target adds a
-    token to every round, so a draft leaves room for it, and it stays within the target's positions."""
+    """The length, leading padding included, up to which drafts may take a text of at most `max_length` tokens: a draft
+    leaves room for the token that the target adds in every round, and stays within the target's positions."""
     return min(max_length - 1, padding + num_positions(model))

@@ -1,4 +1,4 @@
-"""From the target's logits to the scores that its tokens are chosen by, and to the choice."""
+"""Turns the target's logits into scores, and chooses tokens by them."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ from transformers.generation import logits_process
 from ..config import FailFastConfig, Verifier
 from .verification import NAMED, Scores, choose_greedy
 
-# Warpers that see a row as a bag of scores: what they do to a token depends neither on its id nor on those tokens that
-# an earlier warper has removed.
+# Warpers that see a position's scores as a bag: what they do to a token depends neither on its id nor on the tokens
+# that an earlier warper has removed.
 WARPERS = (
     logits_process.EpsilonLogitsWarper,
     logits_process.EtaLogitsWarper,
@@ -22,7 +22,7 @@ WARPERS = (
     logits_process.TypicalLogitsWarper,
 )
 
-# Processors that look at one row of scores and nothing else: they may see all rows of a round at once.
+# Processors that look at one position's scores and nothing else: they may see all positions of a round at once.
 ROWWISE_PROCESSORS = (
     *WARPERS,
     logits_process.InfNanRemoveLogitsProcessor,
@@ -30,8 +30,8 @@ ROWWISE_PROCESSORS = (
     logits_process.TopHLogitsWarper,
 )
 
-# Processors that look at one row of scores and that row's own tokens, and remember nothing. The repetition penalty
-# knows the padding of each row of its batch, and is none of them.
+# Processors that look at one sequence's scores and own tokens, and remember nothing. The repetition penalty is not one
+# of them: it knows the padding of each sequence of its batch.
 ROW_INDEPENDENT_PROCESSORS = (
     *ROWWISE_PROCESSORS,
     logits_process.ExponentialDecayLengthPenalty,
@@ -101,11 +101,11 @@ class TokenChoice:
         return self.verifier(scores, draft_ids, draft_probs)
 
     def _warp(self, prefix_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(values, token ids) of the rows (r, V) after the warpers, both (r, shortlist) or (r, V).
+        """(values, token ids) of r positions (r, V) after the warpers, both (r, shortlist) or (r, V).
 
-        Two cases need the whole row. Tokens that are not on the shortlist, which is longer than k, pass the top-k only
+        Two cases need all V scores. Tokens that are not on the shortlist, which is longer than k, pass the top-k only
         if all that are on it do. And where a top-p cuts between equal scores, the order in which `torch.sort` leaves
-        the whole row decides.
+        all V scores decides.
         """
         if not self.top_k_stage:
             return rows, _every_token(rows)
@@ -133,8 +133,8 @@ def _every_token(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _top_k_stage(processors: LogitsProcessorList) -> tuple[int, int]:
-    """Start and end of a top-k and the temperatures before it, which keep the order of the scores, where all after
-    them may work on the tokens it leaves; else an empty stage at the end."""
+    """Start and end of a top-k with the temperatures before it (which keep the order of the scores), if all later
+    processors may work on the tokens it leaves; else an empty stage at the end."""
     kinds = [type(processor) for processor in processors]
     for start in range(len(kinds)):
         others = [kind for kind in kinds[start:] if kind is not logits_process.TemperatureLogitsWarper]
@@ -146,7 +146,7 @@ def _top_k_stage(processors: LogitsProcessorList) -> tuple[int, int]:
 def draft_warp(
     config: FailFastConfig, generation_config: GenerationConfig, processors: LogitsProcessorList
 ) -> Callable[[torch.Tensor], Scores] | None:
-    """What makes the drafter's q of its logits (B, r, V): the warpers of the request, so that q is as sharp as the
+    """Turns the drafter's logits (B, r, V) into scores of q: by the request's warpers, so that q is as sharp as the
     target's p, at the drafter's own temperature if it has one. None where drafts are not drawn."""
     if not config.draws_drafts or not generation_config.do_sample:
         return None

@@ -21,8 +21,7 @@ class FailFastCandidateGenerator(CandidateGenerator):
     """Drafts candidates chunk by chunk for `GenerationMixin._assisted_decoding`; one instance per `generate` call.
 
     Deterministic drafts come without candidate logits: under sampling transformers then samples from the target and
-    compares. Drafts that were drawn, with a `warp`, come with theirs, for speculative sampling; both are
-    exact.
+    compares. Drafts drawn with a `warp` come with theirs, for speculative sampling. Both are exact.
     """
 
     requires_model_outputs = False
@@ -50,8 +49,8 @@ class FailFastCandidateGenerator(CandidateGenerator):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(ids (1, n) followed by the draft of k tokens, the log-probabilities (1, k, V) it was drawn from, if any).
 
-        model_outputs: of the last verify forward, where the session drafts from hidden states; its first rows belong
-            to the tokens that were accepted since the forward before.
+        model_outputs: of the last verify forward, if the session drafts from hidden states; its first positions
+            belong to the tokens accepted since the forward before.
         """
         if model_outputs is not None:
             count = input_ids.shape[1] - 1 - self.num_observed
@@ -66,7 +65,7 @@ class FailFastCandidateGenerator(CandidateGenerator):
         return torch.cat([input_ids, self._draft.token_ids], dim=1), logits
 
     def update_candidate_strategy(self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int) -> None:
-        """Takes note that the first `num_matches` tokens of the last draft were accepted."""
+        """Records that the first `num_matches` tokens of the last draft were accepted."""
         num_matches = int(num_matches)
         self.session.accept([num_matches])
         self.policy.observe([num_matches])

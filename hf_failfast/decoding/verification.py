@@ -1,14 +1,13 @@
 """Which token the target writes: pure functions of tensors, no model and no cache.
 
 After every draft token the target picks its own next token, and the longest prefix on which draft and choices agree
-is kept (`kernels.accept`). What differs is only how it chooses: the most likely token (`choose_greedy`), a sample
+is kept (`kernels.accept`). Only the choice differs: the most likely token (`choose_greedy`), a sample
 (`choose_sampled`), or a sample that agrees with the draft token as often as a sample can (`choose_by_rejection`).
 
-`choose_sampled` (sample-and-match) asks that the draft does not depend on the samples; its acceptance rate is the
-target's probability of the drafted token, that of rejection sampling for a one-hot q, which a draft of the most
-likely tokens has. `choose_by_rejection` asks that the draft token was drawn from the q it comes with, given the tokens
-before it and nothing else: neither q nor the decision to draft there may depend on the token or on later ones (see
-`LengthPolicy`).
+`choose_sampled` (sample-and-match) requires that the draft does not depend on the samples. Its acceptance rate is the
+target's probability of the drafted token, as in rejection sampling with a one-hot q (that of a draft of most likely
+tokens). `choose_by_rejection` requires that each draft token was drawn from the q it comes with, given only the tokens
+before it: neither q nor the decision to draft there may depend on the token or on later ones (see `LengthPolicy`).
 """
 
 from typing import NamedTuple
@@ -44,8 +43,8 @@ def choose_by_rejection(scores: Scores, draft_ids: torch.Tensor, draft_probs: to
     normalised. The choice is then distributed as p, and equal to x with probability sum(min(p, q)), the most there is.
 
     draft_ids: (B, k), k <= m, each drawn from its q.
-    draft_probs: (B, k, V), the q of every position. A row of zeros says that nothing was drafted there, and so do the
-        rows k to m: the choice is a sample from p. None: the draft was not drawn, as with a one-hot q: samples from p.
+    draft_probs: (B, k, V), the q of every position. Where it is all zeros, and at positions k to m, nothing was
+        drafted: the choice is a sample from p. None: the draft was not drawn, as with a one-hot q: samples from p.
     """
     if draft_probs is None:
         return choose_sampled(scores)

@@ -1,4 +1,4 @@
-"""The contract of a drafter: what it is asked for, what it answers, and how it learns what became of that."""
+"""The contract of a drafter: the request, the draft, and how the drafter learns what was accepted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Draft:
     passes: int  # drafter forwards
     host_reads: int
     probs: torch.Tensor | None = None  # (B, k, V), fp32: what the tokens were drawn from
-    lengths: list[int] = field(default_factory=list)  # of each draft; what stands after it means nothing; default k
+    lengths: list[int] = field(default_factory=list)  # of each draft, default k; ids after it are arbitrary
 
     def __post_init__(self) -> None:
         if not self.lengths:
@@ -42,7 +42,7 @@ class Draft:
         return self.token_ids.shape[1]
 
     def to(self, device: torch.device) -> Draft:
-        """The same draft where it is verified."""
+        """The same draft on the device that verifies it."""
         if self.token_ids.device == device:
             return self
         probs = None if self.probs is None else self.probs.to(device)
@@ -57,14 +57,14 @@ class Draft:
 
 @dataclass(frozen=True)
 class DraftRequest:
-    """What a drafter is started for: one generation.
+    """What a drafter is told when it starts for a generation.
 
     target: the model that verifies.
     capacity: tokens that a sequence may have at most, drafted ones included.
     num_rows: sequences of the batch.
     eos_token_ids: ids (n,) after which a draft need not go on; None: there are none.
-    warp: None: drafts are the drafter's most likely tokens. Otherwise a session that can draws its tokens from the
-        softmax of its warped logits, and says so in the draft's `probs`.
+    warp: None: drafts are the drafter's most likely tokens. Otherwise a session that can sample draws its tokens from
+        the softmax of its warped logits, and returns the distributions in the draft's `probs`.
     """
 
     target: PreTrainedModel
@@ -74,17 +74,17 @@ class DraftRequest:
     warp: Warp | None = None
 
     def eos_on(self, device: torch.device) -> torch.Tensor | None:
-        """The ends of sequence where the drafter is."""
+        """The `eos_token_ids` on the drafter's device."""
         return None if self.eos_token_ids is None else self.eos_token_ids.to(device)
 
 
 class DraftSession(ABC):
-    """A drafter at work on the sequences of one generation. Holds what it remembers of the tokens so far.
+    """A drafter's state during one generation: what it remembers of the sequences so far.
 
-    Between two drafts each sequence grows by some prefix of its last draft and one token more, and the owner says so
+    Between two drafts each sequence grows by some prefix of its last draft and one more token, which the owner reports
     with `accept`. A session that drafts from the target's hidden states names the layers it needs in `target_layers`
-    (indices into transformers' `hidden_states`: 0 is the embedding), and is handed those of every token before the
-    last accepted one with `observe`, as soon as the target has computed them: before the next draft.
+    (indices into transformers' `hidden_states`: 0 is the embedding). Before each draft `observe` hands it the new
+    states, up to those of the token before the last accepted one.
     """
 
     target_layers: tuple[int, ...] = ()
@@ -98,7 +98,7 @@ class DraftSession(ABC):
         """The first `counts[b]` tokens of sequence b's last draft became part of it, the others did not."""
 
     def keep(self, rows: Sequence[int]) -> None:
-        """All other sequences are complete: forget them. A session of one sequence need not define it."""
+        """Forgets all other sequences, which are complete. A session of one sequence need not define it."""
         assert list(rows) == [0], f"{type(self).__name__} drafts for one sequence"
 
     def observe(self, states: Sequence[torch.Tensor]) -> None:
@@ -107,14 +107,14 @@ class DraftSession(ABC):
         assert not self.target_layers, f"{type(self).__name__} asks for hidden states and does not take them"
 
     def inherit(self, previous: Self, num_tokens: int) -> int:
-        """Takes over what another session of this drafter remembers of its one sequence's first `num_tokens` tokens,
-        all before the last one, and returns of how many. Called before the first draft if at all. None by default:
-        then all is read."""
+        """Takes over what another session of this drafter remembers of the first `num_tokens` tokens of its one
+        sequence (not the last token), and returns how many tokens that are. Called at most once, before the first
+        draft. By default 0: then the drafter reads the whole text."""
         return 0
 
 
 class PerRow(DraftSession):
-    """One session per sequence, one after the other: what drafts for one sequence drafts for a batch in this way."""
+    """One session per sequence, called one after the other: drafts for batches with a drafter for one sequence."""
 
     def __init__(self, sessions: list[DraftSession]) -> None:
         self.sessions = sessions
@@ -122,7 +122,7 @@ class PerRow(DraftSession):
 
     @classmethod
     def of(cls, request: DraftRequest, start: Callable[[DraftRequest], DraftSession]) -> DraftSession:
-        """A session for any number of sequences, made by a function that starts those for one."""
+        """A session for any number of sequences, from a function that starts a session for one."""
         if request.num_rows == 1:
             return start(request)
         return cls([start(replace(request, num_rows=1)) for _ in range(request.num_rows)])
@@ -168,7 +168,7 @@ def _stack(drafts: Sequence[Draft]) -> Draft:
 class DiffusionDrafter(ABC):
     """A loaded diffusion language model that can draft for targets with its vocabulary.
 
-    config: the chunk rule's numbers that suit this drafter; used where the caller gives none.
+    config: the chunk rule's numbers that suit this drafter; used if the caller gives none.
     made_for: the target its checkpoint names, if it names one.
     drafts_by_chunks: whether its sessions leave all decisions on lengths to the policy.
     own_model: the drafter as a model with a vocabulary of its own; None if it borrows the target's.

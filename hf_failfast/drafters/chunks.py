@@ -17,7 +17,7 @@ class Chunk(NamedTuple):
     """Tokens and confidences that one drafting step added."""
 
     token_ids: torch.Tensor  # (B, n)
-    confidence: torch.Tensor  # (B, n), fp32, a function of the tokens before: never of the one that was drawn
+    confidence: torch.Tensor  # (B, n), fp32, a function of the tokens before, never of the one drawn
     passes: int  # drafter forwards it took
     probs: torch.Tensor | None = None  # (B, n, V), fp32: the distributions that the tokens were drawn from, if any
 
@@ -29,9 +29,9 @@ def concatenate_probs(chunks: Sequence[Chunk]) -> torch.Tensor | None:
 
 
 class ChunkedSession(DraftSession):
-    """A session that drafts chunk by chunk; its drafter says how a chunk is made, the length policy how many follow.
+    """A session that drafts chunk by chunk: the subclass makes a chunk, the length policy says how many follow.
 
-    eos_token_ids: where the drafter is; None: no end of sequence ends a draft.
+    eos_token_ids: on the drafter's device; None: no end of sequence ends a draft.
     window: the most tokens of a sequence that the drafter sees; 0: all. A sequence that has outgrown it is read anew
         from half a window before its end on, as if it began there; so each of its tokens is read twice at most, and
         positions and slots stay below the window.
@@ -49,7 +49,7 @@ class ChunkedSession(DraftSession):
     @abstractmethod
     def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
         """`length` >= 1 more tokens after the known ones of each sequence: the accepted ones (`self.lengths`), then
-        those drafted so far, of all sequences as many."""
+        those drafted so far, the same number for all."""
 
     @abstractmethod
     def max_draft_length(self, num_tokens: int) -> int:
@@ -59,7 +59,7 @@ class ChunkedSession(DraftSession):
         """Drafts one chunk at a time until the policy stops, or a sequence's room or an end of sequence is reached.
 
         The chunk that made the policy stop is kept; tokens after an end of sequence are not. A sequence that has
-        stopped goes along with the others at no other cost than its share of their passes.
+        stopped goes along with the others and costs only its share of their passes.
         """
         text = self._seen(text)
         self.lengths = text.lengths
@@ -115,7 +115,7 @@ class ChunkedSession(DraftSession):
 
 
 def _joined(chunks: Sequence[Chunk], lengths: list[int], host_reads: int, text: RaggedIds) -> Draft:
-    """The draft of these chunks, of each sequence as long as `lengths` says, where the text is."""
+    """The draft of these chunks, `lengths[b]` tokens for sequence b, on the text's device."""
     if not chunks:
         return Draft.empty(text)
     longest, device = max(lengths), text.ids.device

@@ -37,8 +37,8 @@ class Denoising:
     def choose(self, confidence: torch.Tensor, masked: torch.Tensor, step: int, in_order: bool) -> torch.Tensor:
         """Which of the still masked positions (B, n) pass number `step` (from 0) fixes, as bools (B, n).
 
-        in_order: the first positions instead of the most confident ones. So it must be with drawn tokens: one that was
-            drawn given a later token has no q of its own that rejection sampling could use.
+        in_order: the first positions instead of the most confident ones. Drawn tokens require this: a token drawn
+            given a later one has no q that rejection sampling could use.
         """
         positions = torch.arange(masked.shape[1], device=masked.device)
         rank = -positions.expand_as(confidence).float() if in_order else confidence
@@ -53,14 +53,14 @@ class Denoising:
 
 
 class DraftTokens(NamedTuple):
-    """What a pass of the drafter says of r positions."""
+    """What a pass of the drafter chooses at r positions."""
 
     token_ids: torch.Tensor  # (B, r)
-    confidence: torch.Tensor  # (B, r), fp32, never a function of which token was drawn
+    confidence: torch.Tensor  # (B, r), fp32, independent of the token drawn
     probs: torch.Tensor | None = None  # (B, r, V), fp32: the distribution that the tokens were drawn from, if any
 
     def where(self, condition: torch.Tensor, other: "DraftTokens") -> "DraftTokens":
-        """These at the positions (B, r) of `condition`, the other ones elsewhere."""
+        """These tokens where `condition` (B, r) holds, those of `other` elsewhere."""
         probs = self.probs
         if probs is not None and other.probs is not None:
             probs = torch.where(condition[..., None], probs, other.probs)
@@ -93,8 +93,8 @@ def choose_tokens(
     """The most likely admissible tokens, or tokens drawn from the warped distribution, from logits (B, r, V).
 
     The mask token and ids the target does not know (>= vocab_size) are not admissible. The confidence is the
-    probability of the most likely admissible token under the drafter's whole distribution, where their mass counts as
-    doubt: the same for whatever token is drawn, and whatever the warp. `probs` are over the target's `vocab_size` ids.
+    probability of the most likely admissible token under the drafter's whole distribution, where inadmissible mass
+    counts as doubt. It depends neither on the token drawn nor on the warp. `probs` are over the `vocab_size` ids.
     """
     token_ids, confidence = most_likely(logits, vocab_size, mask_token_id)
     if warp is None:
@@ -104,7 +104,7 @@ def choose_tokens(
         logits[..., mask_token_id] = -torch.inf
     values, candidates = warp(logits)
     probs = values.softmax(dim=-1)
-    # A broken drafter's rows are one-hot, which is a distribution like any other, and verified like any other.
+    # A broken drafter's distributions become one-hot ones, which are verified like any other.
     certain = torch.zeros_like(probs).index_fill(-1, torch.zeros(1, dtype=torch.long, device=probs.device), 1.0)
     probs = torch.where(probs.isfinite().all(dim=-1, keepdim=True), probs, certain)
     drawn = torch.multinomial(probs.flatten(0, 1), num_samples=1).view(*token_ids.shape, 1)

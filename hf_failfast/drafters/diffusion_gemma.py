@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class DiffusionGemmaDrafter(DiffusionDrafter):
     """One denoising step per chunk on a canvas as long as the chunk.
 
-    Departs from the model's own sampler, which takes up to 48 steps on a canvas of 256 tokens: a drafter's tokens are
-    verified, so that one step is enough; that short canvases draft well has not been checked on the public weights.
+    The model's own sampler takes up to 48 steps on a canvas of 256 tokens. Here one step is enough, since a drafter's
+    tokens are verified. Whether short canvases draft well has not been checked on the public weights.
     """
 
     def __init__(self, model: Any, config: FailFastConfig) -> None:
@@ -95,7 +95,7 @@ class DiffusionGemmaSession(ChunkedSession):
         return Chunk(token_ids, confidence, 2, probs)
 
     def _view(self, length: int) -> SimpleNamespace:
-        """The slots as the decoder reads a cache, sliding layers cut to what transformers would have kept of them."""
+        """The slots in the form of the decoder's cache; sliding layers are cut to what transformers would keep."""
         layers = []
         for layer, window in zip(self.cache.layers, self.windows, strict=True):
             visible = slice(0 if window is None else max(length - window + 1, 0), length)

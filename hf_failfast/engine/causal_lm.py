@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedConfig
 
-PREFIX = "hf_failfast_"  # of the names of attention implementations that are ours
+PREFIX = "hf_failfast_"  # of the names of our own attention implementations
 
 
 class CausalLM(Protocol):
@@ -28,6 +28,6 @@ class CausalLM(Protocol):
 
 
 def attention_name(model: CausalLM) -> str | None:
-    """The model's attention implementation; another thread may just have put one of ours in the place of SDPA."""
+    """The model's attention implementation; SDPA where one of ours replaces it, perhaps in another thread."""
     name: str | None = model.config.get_text_config(decoder=True)._attn_implementation
     return "sdpa" if name is not None and name.startswith(PREFIX) else name

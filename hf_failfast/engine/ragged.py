@@ -9,7 +9,7 @@ import torch
 
 
 class RaggedIds(NamedTuple):
-    """Sequence b is `ids[b, : lengths[b]]`; what stands after it means nothing. The lengths live on the host."""
+    """Sequence b is `ids[b, : lengths[b]]`; ids after it are arbitrary. The lengths live on the host."""
 
     ids: torch.Tensor  # (B, width)
     lengths: list[int]
@@ -20,7 +20,7 @@ class RaggedIds(NamedTuple):
         return cls(ids, [ids.shape[1]] * ids.shape[0])
 
     def append(self, tail: torch.Tensor, counts: Sequence[int] | None = None) -> RaggedIds:
-        """With the first `counts[b]` entries of the tail (B, c) after sequence b; all c by default."""
+        """Appends the first `counts[b]` entries of the tail (B, c) to sequence b; all c by default."""
         if not tail.shape[1]:
             return self
         counts = [tail.shape[1]] * len(self.lengths) if counts is None else counts

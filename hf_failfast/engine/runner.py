@@ -37,20 +37,20 @@ def best_tokens(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
 class Forward(NamedTuple):
     """The output of one forward."""
 
-    outputs: tuple[torch.Tensor, ...]  # what the head made of the logits of the tokens read, (B, n, ...) each
+    outputs: tuple[torch.Tensor, ...]  # the head's results for the tokens read, (B, n, ...) each
     hidden_states: torch.Tensor | None = None  # of the runner's `hidden_layers`, side by side, (B, q, width of all)
-    recorded: Mapping[LayerOutput, tuple[torch.Tensor, ...]] = {}  # the model's own, of the whole window
+    recorded: Mapping[LayerOutput, tuple[torch.Tensor, ...]] = {}  # the model's own, for the whole window
 
 
 class EagerRunner:
     """Runs the model as it is, writing K/V into slots.
 
-    A mask is one rule: a token sees the slots before its limit. Without limits the window is causal, and where all
-    sequences are equally long transformers builds the mask, so that any attention implementation works for a target
-    alone.
+    A mask is one rule: a token sees the slots before its limit. Without limits the window is causal. Where then all
+    sequences have the same length, transformers builds the mask: so a target alone works with any attention
+    implementation.
 
     hidden_layers: indices into the model's `hidden_states` that a forward returns, of all tokens of the window.
-    recorded: `hidden_states`, `attentions` or both, which a forward returns as the model put them out.
+    recorded: `hidden_states`, `attentions` or both, which a forward returns as the model outputs them.
     """
 
     def __init__(
@@ -79,16 +79,16 @@ class EagerRunner:
         position_ids = indices(cache.lengths, width, window.input_ids.device).expand(num_rows, -1)
         if not is_even(cache.lengths):
             limit = position_ids + 1 if limit is None else limit
-            if self.num_positions is not None:  # after the end of a shorter sequence the window may reach beyond them
+            if self.num_positions is not None:  # the window may reach beyond them after a shorter sequence
                 position_ids = position_ids.clamp(max=self.num_positions - 1)
         end = cache.cursor.end + width
-        if limit is None and self.takes_bool_masks and 1 < width < end:  # sooner than the model does
+        if limit is None and self.takes_bool_masks and 1 < width < end:  # faster than the model does
             limit = position_ids + 1
         mask: Mask | None = None
         if limit is not None:
             mask = self._mask(position_ids, limit, end)
         elif width == 1 and self.layer_types is not None and self._sees_all(end):
-            mask = dict.fromkeys(self.layer_types)  # the model need not find that out
+            mask = dict.fromkeys(self.layer_types)  # spares the model the check
         # A tenth less time than no_grad where a forward is mostly overhead; K/V that graphs write must be ordinary.
         mode = torch.inference_mode() if window.input_ids.device.type == "cpu" else nullcontext()
         is_grouped = self.is_grouped and (limit is not None or width == 1)
@@ -100,7 +100,7 @@ class EagerRunner:
         return Forward(outputs, hidden_states, recorded)
 
     def _sees_all(self, num_slots: int) -> bool:
-        """Whether the last of so many slots sees all of them in every layer."""
+        """Whether the last of `num_slots` slots sees all of them in every layer."""
         return all(window is None or num_slots <= window for window in self.windows)
 
     def _forward(
@@ -111,7 +111,7 @@ class EagerRunner:
         cache: Cache,
         read: int | torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[LayerOutput, tuple[torch.Tensor, ...]]]:
-        """The model's logits, and what `Forward` says of the rest."""
+        """The model's logits, and `hidden_states` and `recorded` of `Forward`."""
         wanted = {*self.recorded, "hidden_states"} if self.hidden_layers else self.recorded
         outputs = self.model(
             input_ids=input_ids,

@@ -1,4 +1,4 @@
-"""Which runner a generation gets, and what it finds of earlier ones."""
+"""Chooses the runner of a generation, and keeps CUDA graphs between generations."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class RunnerPool:
 
     It belongs to the drafter and refers to targets weakly, so that graphs live as long as both of them.
 
-    name: `auto` takes CUDA graphs on a CUDA device where the model allows it, `cuda_graphs` says so where they cannot
-        be taken, `eager` never takes them.
+    name: `auto` uses CUDA graphs on a CUDA device if the model allows it, `cuda_graphs` also warns on a device
+        without them, `eager` never uses them.
     """
 
     def __init__(self, name: RunnerName = "auto", graphs: CudaGraphs | None = None) -> None:
@@ -37,7 +37,7 @@ class RunnerPool:
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: object) -> RunnerPool:
-        """A copied drafter has no graphs yet: those there are read the original's weights."""
+        """A copied drafter has no graphs yet: the existing ones read the original's weights."""
         return RunnerPool(self.name, self.graphs)
 
     def target(

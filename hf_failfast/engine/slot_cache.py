@@ -14,17 +14,17 @@ from transformers.cache_utils import (
 
 from .ragged import indices
 
-# The fewest slots that are allocated, where the capacity allows so many.
+# The fewest slots that are allocated, if the capacity allows them.
 FIRST_SLOTS = 256
 
-# K/V of one row: keys and values (heads, length, head_dim) of every layer.
+# K/V of one sequence: keys and values (heads, length, head_dim) of every layer.
 RowStates = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Cursor:
-    """How many slots of each row are valid: where the next pass writes. Shared by the layers of a cache.
+    """Number of valid slots per sequence, which is where the next pass writes. All layers of a cache share it.
 
-    start, end: those of the shortest and of the longest row.
+    start, end: those of the shortest and of the longest sequence.
     """
 
     def __init__(self, num_rows: int) -> None:
@@ -44,10 +44,10 @@ class Cursor:
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, (rows, heads, slots, head_dim); slot i of a row holds its position i.
+    """Keys and values of one layer, (rows, heads, slots, head_dim); slot i of a sequence holds its position i.
 
-    The buffers start as zeros, not as uninitialised memory: a masked NaN would still poison the attention. They are
-    doubled when they are full, so that a text costs the slots it fills and not the longest it might have become.
+    The buffers start as zeros, not as uninitialised memory: a masked NaN would still poison the attention. They double
+    when they are full, so that memory follows the text's length and not the longest possible one.
     """
 
     is_sliding = False
@@ -63,7 +63,7 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def reserve(self, key_states: torch.Tensor, value_states: torch.Tensor, num_slots: int) -> None:
-        """Makes room for so many slots of states like these."""
+        """Makes room for `num_slots` slots of states like these."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         missing = num_slots - self.keys.shape[2]
@@ -77,8 +77,8 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes q new entries (rows, heads, q, head_dim) behind the valid ones of each row; returns views up to the
-        end of the longest row. The lengths stay where they are: see `SlotCache.advance`."""
+        """Writes q new entries (rows, heads, q, head_dim) after the valid ones of each sequence; returns views up to
+        the end of the longest sequence. The lengths do not change: see `SlotCache.advance`."""
         width = key_states.shape[-2]
         start, end = self.cursor.start, self.cursor.end + width
         if not self.is_initialized or end > self.keys.shape[2]:
@@ -108,7 +108,7 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """One `SlotLayer` per decoder layer. Sliding-window layers keep all slots too; the mask hides the old ones.
 
-    capacity: the slots a row is expected to fill at most; no more are allocated ahead of need.
+    capacity: the slots a sequence is expected to fill at most; no more are allocated ahead of need.
     """
 
     layers: list[SlotLayer]
@@ -119,15 +119,15 @@ class SlotCache(Cache):
 
     @property
     def lengths(self) -> list[int]:
-        """The valid slots of each row."""
+        """The valid slots of each sequence."""
         return self.cursor.lengths
 
     def advance(self, count: int) -> None:
-        """The `count` entries that a pass has written behind each row's valid ones are valid now."""
+        """Makes valid the `count` entries that a pass has written after each sequence's valid ones."""
         self.cursor.move([length + count for length in self.lengths])
 
     def rollback(self, lengths: int | Sequence[int]) -> None:
-        """Forgets every slot of a row from its length on. Nothing is moved or cleared: the next pass overwrites it."""
+        """Forgets each sequence's slots from its length on. Nothing is moved or cleared: the next pass overwrites."""
         lengths = [lengths] * len(self.lengths) if isinstance(lengths, int) else list(lengths)
         for old, new in zip(self.lengths, lengths, strict=True):
             assert new <= old, f"cannot roll back {old} slots to {new}"
@@ -135,14 +135,14 @@ class SlotCache(Cache):
             self.cursor.move(lengths)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops all other rows."""
+        """Drops all other sequences."""
         for layer in self.layers:
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
         self.cursor.move([self.lengths[row] for row in rows])
 
     def row(self, row: int) -> RowStates:
-        """The valid K/V of a row, as views."""
+        """The valid K/V of a sequence, as views."""
         end = self.lengths[row]
         return [(layer.keys[row, :, :end], layer.values[row, :, :end]) for layer in self.layers]
 
@@ -159,7 +159,7 @@ class SlotCache(Cache):
     def load(self, past: Cache, columns: Sequence[torch.Tensor]) -> None:
         """Fills empty slots with the K/V of an earlier call's cache.
 
-        columns: per row the visible columns of the text, ascending; the cache holds K/V by column.
+        columns: per sequence the visible columns of the text, ascending; the cache holds K/V by column.
 
         A sliding-window layer has kept the newest entries only; the older slots stay zero, and the mask hides them.
         """
@@ -177,9 +177,9 @@ class SlotCache(Cache):
 
 
 def store(past: Cache, rows: Sequence[RowStates], columns: Sequence[torch.Tensor], length: int) -> None:
-    """Appends to an earlier call's cache the K/V of every row up to column `length`; hidden columns become zeros.
+    """Appends to an earlier call's cache all sequences' K/V up to column `length`; hidden columns become zeros.
 
-    columns: per row the visible columns of the text, ascending, as in `SlotCache.load`.
+    columns: per sequence the visible columns of the text, ascending, as in `SlotCache.load`.
     """
     stored = int(past.get_seq_length())
     for index in range(len(rows[0])):
@@ -197,7 +197,7 @@ def store(past: Cache, rows: Sequence[RowStates], columns: Sequence[torch.Tensor
 
 
 def layer_windows(config: PreTrainedConfig) -> list[int | None]:
-    """Each decoder layer's sliding window (None: full attention). Raises ValueError on state slots cannot hold."""
+    """Each decoder layer's sliding window; None: full attention. Raises ValueError if slots cannot hold a state."""
     windows: list[int | None] = []
     for layer in DynamicCache(config=config).layers:
         if type(layer) is DynamicLayer:

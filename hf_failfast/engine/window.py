@@ -1,4 +1,4 @@
-"""What one forward reads: a window of tokens after the slots that are kept, and which slots each of them sees."""
+"""The input of one forward: a window of tokens after the kept slots, and which slots each token sees."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from .ragged import RaggedIds, indices, is_even
 
-# The limits (q,) or (B, q) of a window's positions (q,) or (B, q), given the number of known tokens of each sequence:
-# a number where all know as many, else a tensor (B, 1).
+# The limits (q,) or (B, q) of a window's positions (q,) or (B, q), given the number of known tokens per sequence: an
+# int where it is the same for all, else a tensor (B, 1).
 Limit = Callable[[torch.Tensor, int | torch.Tensor], torch.Tensor]
 
 
@@ -24,8 +24,8 @@ class Window(NamedTuple):
     """The input of one forward, for B sequences."""
 
     input_ids: torch.Tensor  # (B, q)
-    starts: Sequence[int]  # the slot of each sequence's first token; what was in it and after it is written anew
-    read: int | torch.Tensor  # of how many of the last tokens, or of which (r,), the logits are computed
+    starts: Sequence[int]  # the slot of each sequence's first token; this slot and all after it are overwritten
+    read: int | torch.Tensor  # the tokens whose logits are computed: the number of last ones, or indices (r,)
     sight: Sight | None = None  # None: every token sees itself and all before it
     places: torch.Tensor | None = None  # (B, n): which of the tokens read are each sequence's own; None: all of them
 
@@ -34,7 +34,7 @@ class Window(NamedTuple):
         return self.read if isinstance(self.read, int) else len(self.read)
 
     def own(self, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """What was made of the tokens read, (B, r, ...) each, of each sequence's own ones, (B, n, ...)."""
+        """Outputs for each sequence's own tokens, (B, n, ...), out of those for all tokens read, (B, r, ...)."""
         if self.places is None:
             return outputs
         sequence = torch.arange(len(self.places), device=self.places.device)[:, None]
@@ -52,10 +52,10 @@ class Window(NamedTuple):
     ) -> Window:
         """Each sequence's known tokens that are not cached, and its tail after them.
 
-        Read are `num_read` tokens of each: from the last known one on with shift 1, from the first of the tail with
-        shift 0. Sequences that have less to read than others begin earlier, with tokens that are cached already, so
-        that all tails begin in the same column; only where a sequence is too short for that (prompts of different
-        length) the columns differ.
+        Logits are computed for `num_read` tokens of each: from the last known one on with shift 1, from the first of
+        the tail with shift 0. Sequences with fewer uncached tokens begin earlier, with cached ones, so that all tails
+        begin in the same column. Only where a sequence is too short for that (prompts of different length) do the
+        columns differ.
         """
         unread = max(length - slots for length, slots in zip(known.lengths, cached, strict=True))
         width = unread + tail.shape[1]

@@ -6,5 +6,5 @@ from .goodput import Goodput
 
 __all__ = ["POLICIES", "ConfidenceThreshold", "Goodput", "LengthPolicy"]
 
-# What `length_policy` may name; any object of a `LengthPolicy` will do as well.
+# What `length_policy` may name; it also takes any `LengthPolicy` object.
 POLICIES: dict[str, type[LengthPolicy]] = {"confidence": ConfidenceThreshold, "goodput": Goodput}

@@ -9,7 +9,7 @@ import torch
 
 
 class Decision(NamedTuple):
-    """What becomes of the newest chunk, per row, and the transfers to the host that it took to know."""
+    """What becomes of the newest chunk, per sequence, and how many transfers to the host the decision took."""
 
     kept: list[int]  # tokens of the chunk
     extend: list[bool]
@@ -37,9 +37,9 @@ class Drafter(Protocol):
 
 @dataclass(frozen=True)
 class RoundCosts:
-    """Measured seconds: of a drafter pass by the tokens it is fed beside the last one, the prompt's in its first pass,
-    and of a round's rest by the draft tokens it verifies. Points (count, seconds), ascending, at least two; linear
-    between them and beyond."""
+    """Measured seconds: of a drafter pass by the tokens it reads besides the last one (the first pass reads the
+    prompt), and of the rest of a round by the draft tokens it verifies. Points (count, seconds), ascending, at least
+    two; linear between and beyond them."""
 
     draft: tuple[tuple[int, float], ...]
     verify: tuple[tuple[int, float], ...]
@@ -52,14 +52,14 @@ MeasureCosts = Callable[[int, int], RoundCosts]
 class LengthPolicy(ABC):
     """Decides on confidence alone, never on which token was drafted: otherwise sampling would not be exact.
 
-    For a draft that is drawn from a distribution q this means: whether a token is verified may depend on the
-    confidences of its own chunk up to its own place and of the chunks before, which were there before it was drawn.
-    It may depend neither on the token itself nor on the confidences of later chunks: the drafter made those knowing
-    the token, and a cut by them would favour some tokens over others. So `cut` may stop a draft at a place only for
-    what was known there.
+    For a draft drawn from a distribution q this means: whether a token is verified may depend on the confidences of
+    earlier chunks and of its own chunk up to its own place, which were known before it was drawn. It may depend
+    neither on the token itself nor on the confidences of later chunks: the drafter computed those from the token, and
+    a cut by them would favour some tokens over others. So `cut` may stop a draft at a place only for what was known
+    there.
 
     A policy serves one generation at a time. One that learns overrides the hooks: `start`, then in every round
-    `start_draft` and `cut` around the drafting and `observe` after the verification.
+    `start_draft` before and `cut` after the drafting, and `observe` after the verification.
 
     options: the fields of `FailFastConfig` that the policy reads.
     """
@@ -72,25 +72,25 @@ class LengthPolicy(ABC):
 
     @classmethod
     def for_pair(cls, config: ChunkRule, drafter: Drafter, measure: MeasureCosts) -> Self:
-        """The policy for a drafter and its target, for a request that names it. Raises ValueError if the drafter does
-        not leave lengths to it. Policies that are only passed as objects need not define it."""
+        """The policy for a request that names it, given drafter and costs. Raises ValueError if the drafter does not
+        leave lengths to it. Policies that are only passed as objects need not define it."""
         raise NotImplementedError
 
     @abstractmethod
     def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
-        """Whether another chunk follows in each row: bools (B,) on the device of `confidence` (B, n), the newest
+        """Whether another chunk follows in each sequence: bools (B,) on the device of `confidence` (B, n), the newest
         chunk's."""
 
     def start(self, num_rows: int, num_tokens: int) -> None:  # noqa: B027
         """A generation of `num_rows` sequences begins; the longest has `num_tokens` tokens."""
 
     def resume(self, num_read: int) -> None:  # noqa: B027
-        """The drafter remembers `num_read` tokens of the text from an earlier call; told before the first draft."""
+        """The drafter remembers `num_read` tokens of the text from an earlier call; called before the first draft."""
 
     def start_draft(self, num_rows: int, num_tokens: int, room: int) -> bool:
         """Whether to draft in this round, for `num_rows` sequences, the longest of `num_tokens` tokens.
 
-        room: the longest draft that is possible.
+        room: length of the longest possible draft.
         """
         return room > 0
 
@@ -99,7 +99,7 @@ class LengthPolicy(ABC):
     ) -> Decision:
         """What becomes of the newest chunk, ids and confidences both (B, n), in one transfer to the host.
 
-        A row is kept up to its first end of sequence, which is all that the ids are looked at for.
+        A chunk is kept up to its first end of sequence; the ids are used for nothing else.
         """
         num_rows, length = confidence.shape
         if eos_token_ids is None and not can_extend:
@@ -110,14 +110,14 @@ class LengthPolicy(ABC):
     def _decided(
         self, token_ids: torch.Tensor, confidence: torch.Tensor, eos_token_ids: torch.Tensor | None
     ) -> Sequence[tuple[int, bool]]:
-        """Of each row how much is kept and whether it may be extended."""
+        """Per sequence, how many tokens are kept and whether another chunk may follow."""
         ends = first_ends(token_ids, eos_token_ids)
         extend = self.should_extend(confidence).expand(len(confidence))
         rows = torch.stack([ends, extend.long()], dim=1).tolist()  # host sync: kept length and extend
         return [(end or confidence.shape[1], bool(extend) and not end) for end, extend in rows]
 
     def cut(self, lengths: Sequence[int]) -> list[int]:
-        """How many tokens of each row's draft the target shall verify, at most `lengths`."""
+        """How many tokens of each sequence's draft the target verifies, at most `lengths`."""
         return list(lengths)
 
     def observe(self, num_accepted: Sequence[int]) -> None:  # noqa: B027
@@ -125,7 +125,7 @@ class LengthPolicy(ABC):
 
 
 def first_ends(token_ids: torch.Tensor, eos_token_ids: torch.Tensor | None) -> torch.Tensor:
-    """How many of the tokens (B, n) there are up to the first end of sequence, (B,); 0 without one."""
+    """Number of tokens, of (B, n), up to and with the first end of sequence, (B,); 0 without one."""
     if eos_token_ids is None:
         return token_ids.new_zeros(len(token_ids))
     is_eos = torch.isin(token_ids, eos_token_ids)

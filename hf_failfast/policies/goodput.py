@@ -1,9 +1,9 @@
-"""Draft lengths by goodput: draft and verify what is expected to gain more tokens than its time is worth.
+"""Draft lengths by goodput: draft and verify only while the expected tokens outweigh the time they cost.
 
 Choosing lengths by goodput is SmartSpec's idea (arXiv 2406.14066), for draft models that write token by token. Here a
 pass of the drafter makes a chunk at once, and its confidences, calibrated by what the target accepted, say what the
-chunk is worth. Time is counted in plain rounds (one target forward of one token per row), tokens per row: a plain
-round makes one token in one unit of time, and whatever is done beside it must make more than one per unit.
+chunk is worth. The unit of time is a plain round (one target forward of one token per sequence); tokens are counted
+per sequence. So a plain round makes one token per unit of time, and any other work must make more.
 """
 
 from bisect import bisect
@@ -20,16 +20,16 @@ LONGEST_DRAFT = 64
 CONFIDENCE_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 # What drafting may lose against plain rounds: 2.7 tokens at once, which may be the price of reading the prompt, and
-# 0.5 % of the plain rounds, so less than 3 % of 128 tokens; after them 2.5 %. Of what it has won it may lose 6 before
-# it stops. The rest is saved, and pays for trying again: 5 % of the plain rounds, as long as it lasts.
+# 0.5 % of the plain rounds, so less than 3 % of 128 tokens; after 128 tokens 2.5 %. Of its gains it may lose 6 tokens
+# before it stops. The rest is saved, and pays for new tries: 5 % of the plain rounds, as long as it lasts.
 FIRST_CREDIT, CREDIT, MOST_CREDIT = 2.7, 0.005, 6.0
 LONG_REQUEST, LATER_CREDIT, CREDIT_FROM_SAVINGS = 128, 0.025, 0.05
 
 # A draft begins if the account holds the drafter's pass and the verification of this many tokens.
 PROBE_LENGTH = 3
 
-# A drafter that is trusted so little that nothing is verified could never win trust back: a draft of which nothing was
-# worth verifying takes this much of what was learned.
+# A drafter with too little trust to be verified could never win trust back. So a round that drafts but finds no token
+# worth verifying multiplies what was learned by this factor.
 TRUST_MEMORY = 0.8
 
 
@@ -41,7 +41,7 @@ def seconds_at(points: Sequence[tuple[int, float]], count: int) -> float:
 
 
 class Mean:
-    """A running mean that forgets; it starts as if `prior` had been seen `weight` times, and goes back there."""
+    """A running mean that forgets: it starts as if `prior` had been seen `weight` times, and fades back to `prior`."""
 
     def __init__(self, prior: float, weight: float = 1.0, memory: float = 1.0) -> None:
         self.prior, self.prior_weight, self.memory = prior, weight, memory
@@ -64,8 +64,8 @@ class Mean:
 class Calibration:
     """How likely the target confirms a draft token after confirmed ones, given its confidence and place in its chunk.
 
-    The confidence itself at first; then times two ratios of confirmed to expected tokens: of those about as confident,
-    and of those in the same place.
+    At first the confidence itself; later times two ratios of confirmed to expected tokens: that of tokens about as
+    confident, and that of tokens in the same place.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Calibration:
         return min(confidence * by_confidence.value * self._by_place[place].value, 1.0)
 
     def observe(self, place: int, confidence: float, is_confirmed: bool) -> None:
-        """The target has tested such a token."""
+        """Learns whether the target confirmed such a token."""
         if confidence > 0:
             by_confidence = self._by_confidence[bisect(CONFIDENCE_EDGES, confidence)]
             expected = min(confidence * by_confidence.value, 1.0)
@@ -94,7 +94,7 @@ class Calibration:
 
 
 class RowDraft:
-    """A row's draft in the making: of each token its place in its chunk, its confidence, and its survival (how likely
+    """A sequence's unfinished draft: of each token its place in its chunk, its confidence and its survival (how likely
     it and all before it are confirmed); and the time that the passes took so far."""
 
     def __init__(self) -> None:
@@ -114,14 +114,14 @@ class RowDraft:
 class Goodput(LengthPolicy):
     """Replaces tau, N and N_max by measured costs and by what was accepted so far.
 
-    A round drafts while the drafter's account lasts: what drafting wins or loses against plain rounds is booked there,
-    so that a useless drafter soon stops, to try again now and then (`plain_rounds` in the stats). The first chunk is
-    as long as its last place is worth its row in the pass; another chunk follows, and a token is verified, if the
-    tokens expected of it are more than the known rate makes in the same time. Whether a token is verified is decided
-    without a look at it or at anything after it, for drafts that are drawn, and their confidences, depend on it.
+    An account holds what drafting wins or loses against plain rounds, and rounds draft while it lasts: a useless
+    drafter soon stops, and tries again now and then (`plain_rounds` in the stats). The first chunk ends before the
+    first place that gains less than it costs in the pass. Another chunk follows, or a token is verified, if it is
+    expected to make more tokens than the known rate makes in the same time. Whether a token is verified depends
+    neither on it nor on anything after it, since later drawn tokens and their confidences depend on it.
 
-    Decides on confidence and on earlier rounds, never on the tokens drafted. How long drafts are depends on measured
-    times, so that under sampling a seed reproduces a text only as long as the measurement lasts (the process).
+    Decides on confidence and on earlier rounds, never on the tokens drafted. Draft lengths depend on measured times,
+    so that under sampling a seed reproduces a text only while the measurement lasts (the process).
     """
 
     def __init__(self, measure: MeasureCosts) -> None:
@@ -149,18 +149,18 @@ class Goodput(LengthPolicy):
         self.account, self.savings = FIRST_CREDIT, 0.0
         self._num_emitted = 0.0
         self._rate = Mean(1.0, memory=0.95)
-        # Of the first chunk's places what they gain in a round, of a later chunk's their survival.
+        # By place: the gain in a round for the first chunk, the survival for later ones.
         self._gains = [Mean(0.7 ** (place + 1), memory=0.97) for place in range(LONGEST_CHUNK)]
         self._later = [Mean(0.7 ** (place + 1), memory=0.97) for place in range(LONGEST_CHUNK)]
-        self._next = Mean(0.7, memory=0.99)  # of the tokens that are confirmed, how often the next one is
+        self._next = Mean(0.7, memory=0.99)  # how often the token after a confirmed one is confirmed
         self._length = 0  # tokens of this draft that are worth verifying
-        self._num_read = 0  # tokens that the drafter had been fed when the last draft began
-        self._rows: list[RowDraft] = []  # that are being drafted
-        self._drafted: list[RowDraft] = []  # of the round
+        self._num_read = 0  # tokens that the drafter had read when the last draft began
+        self._rows: list[RowDraft] = []  # the drafts in progress
+        self._drafted: list[RowDraft] = []  # all drafts of the round
 
     @property
     def rate(self) -> float:
-        """Tokens per unit of time, of late; plain rounds make 1."""
+        """Recent tokens per unit of time; plain rounds make 1."""
         return max(1.0, self._rate.value)
 
     def resume(self, num_read: int) -> None:
@@ -218,13 +218,13 @@ class Goodput(LengthPolicy):
         self._drafted = []
 
     def _credit(self) -> float:
-        """Of a plain round."""
+        """What a plain round adds to the account."""
         saved = min(self.savings, CREDIT_FROM_SAVINGS)
         self.savings -= saved
         return saved + (CREDIT if self._num_emitted < LONG_REQUEST else LATER_CREDIT)
 
     def _can_afford(self, unread: int, length: int) -> bool:
-        """Whether the account holds a draft of one chunk, to whose pass the drafter is fed `unread` new tokens."""
+        """Whether the account covers a draft of one chunk of `length` tokens, whose pass reads `unread` new tokens."""
         pass_cost = self._pass_cost(unread - 1 + length)
         return self.account >= pass_cost + self._verify[min(length, PROBE_LENGTH)] - 1
 
@@ -236,23 +236,23 @@ class Goodput(LengthPolicy):
         return max(seconds_at(self._draft_points, rows), 0.0)
 
     def _best_chunk_length(self) -> int:
-        """Up to the first place that gains less than its row in the pass costs."""
+        """The number of places before the first one that gains less than it costs in the pass."""
         for place in range(1, LONGEST_CHUNK):
             if self._gains[place].value < self.rate * self._row_cost:
                 return place
         return LONGEST_CHUNK
 
     def _survival(self, index: int) -> float:
-        """The expected tokens of a place in the draft, per row."""
+        """The expected tokens of a place in the draft, per sequence."""
         values = [row.survival[index] for row in self._rows if index < len(row.survival)]
         return sum(values) / len(self._rows)
 
     def _gain(self, survival: float, index: int) -> float:
-        """What verifying the token gains over spending the time at the known rate."""
+        """What verifying the token gains over spending its time at the known rate."""
         return survival - self.rate * (self._verify[index + 1] - self._verify[index])
 
     def _add(self, chunk: list[list[float]]) -> None:
-        """Takes note of a chunk, of each row the end (0: none) and confidences, and of what its places were worth."""
+        """Records a chunk (per sequence its end, 0 for none, and its confidences) and what its places were worth."""
         start = max(len(row.survival) for row in self._rows)
         before = self._survival(start - 1) if start else 1.0
         for row, (end, *confidence) in zip(self._rows, chunk, strict=True):
@@ -272,7 +272,7 @@ class Goodput(LengthPolicy):
                 self._length += 1
 
     def _learn_gains(self) -> None:
-        """What each place of the first chunk gained; those that were not drafted would have gone on as others do."""
+        """Records what each place of the first chunk gained; undrafted places count as if the draft had gone on."""
         survival = 1.0
         for place, mean in enumerate(self._gains):
             is_drafted = any(place < len(row.survival) for row in self._rows)
@@ -280,7 +280,7 @@ class Goodput(LengthPolicy):
             mean.add(max(self._gain(survival, place), 0.0))
 
     def _is_worth_verifying(self, index: int, survival: float) -> bool:
-        """Whether the target's time for this token and the next, as far as they are expected to survive, pays off."""
+        """Whether the target's time for this token and some of the next pays off, given their expected survival."""
         if self._stake(index + 1) > self.account:
             return False
         ahead = range(min(LONGEST_CHUNK, LONGEST_DRAFT - index))
@@ -301,5 +301,5 @@ class Goodput(LengthPolicy):
         return True
 
     def _stake(self, length: int) -> float:
-        """What the round loses if none of so many draft tokens is confirmed."""
+        """What the round loses if none of `length` draft tokens is confirmed."""
         return self._rows[0].cost + self._verify[length] - 1

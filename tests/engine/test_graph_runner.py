@@ -1,6 +1,6 @@
 """Forwards from graphs: equal to eager ones, captured once, kept, released, and given up without harm.
 
-There is no GPU here: a recorder (`graph_support`) stands for CUDA's capture and repeats a forward's operations on the
+There is no GPU here: a recorder (`graph_support`) replaces CUDA's capture and repeats a forward's operations on the
 addresses it saw. `benchmarks/gpu.py` checks the same on a GPU.
 """
 
@@ -61,7 +61,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_a_replay_equals_the_eager_forward(family: str) -> None:
-    """Padding, positions, masks or slots of a replay would be off, or a length be baked in."""
+    """Replays give eager logits for windows of several widths, with and without limits, after roll-backs too."""
     model, recorder = target(family), Recorder()
     runner, eager = CudaGraphRunner(model, (), KeptGraphs(recorder)), EagerRunner(model)
     cache, expected_cache = runner.new_cache(200), eager.new_cache(200)
@@ -81,7 +81,7 @@ def test_a_replay_equals_the_eager_forward(family: str) -> None:
 
 @pytest.mark.parametrize("kind", [*DRAFTERS, "shared"])
 def test_generation(kind: str, warnings: list[str]) -> None:
-    """Some kind of drafter would draft, or the target verify, something else than without graphs."""
+    """With graphs every kind of drafter gives plain `generate`'s text, and later calls reuse the captures."""
     family = "llama" if kind == "shared" else "qwen2"
     model, recorder = target(family), Recorder()
     used = graphed(kind, recorder)
@@ -95,7 +95,7 @@ def test_generation(kind: str, warnings: list[str]) -> None:
 
 
 def test_drafts_are_the_eager_ones() -> None:
-    """Drafting from graphs would be lossless and worse."""
+    """Drafts from graphs are those of eager drafting, round by round."""
     model, options = target("qwen2"), {"max_new_tokens": 60, "return_dict_in_generate": True}
     expected = failfast(model, prompt(20), drafter("canvas_shift"), **options).speculation
     actual = failfast(model, prompt(20), graphed(), **options).speculation
@@ -104,7 +104,7 @@ def test_drafts_are_the_eager_ones() -> None:
 
 
 def test_rows_and_hidden_states() -> None:
-    """The logits of other rows, or hidden states of the padding, would be returned."""
+    """A replay returns the logits of the tokens asked for, and no hidden states of the padding."""
     model = target("llama")
     runner, eager = CudaGraphRunner(model, (0, 2), KeptGraphs(Recorder())), EagerRunner(model, (0, 2))
     caches = runner.new_cache(64), eager.new_cache(64)
@@ -123,7 +123,7 @@ def test_rows_and_hidden_states() -> None:
 
 
 def test_outputs_outlive_the_next_replay() -> None:
-    """Scores that the caller asked for would be overwritten by later rounds."""
+    """Later rounds do not overwrite the scores that the caller asked for."""
     model, options = target("qwen2"), {"max_new_tokens": 30, "return_dict_in_generate": True, "output_logits": True}
     expected = plain(model, prompt(20), **options).logits
     actual = failfast(model, prompt(20), graphed(), **options).logits
@@ -131,7 +131,7 @@ def test_outputs_outlive_the_next_replay() -> None:
 
 
 def test_batch() -> None:
-    """Rows of different length would write to each other's slots, and the loss of a row leave the graphs behind."""
+    """Batches of different lengths get plain texts from graphs, also after a sequence has left the batch."""
     model, recorder = target("qwen2"), Recorder()
     ids = prompt(60).view(3, 20)
     mask = torch.ones_like(ids)
@@ -141,13 +141,13 @@ def test_batch() -> None:
     used = graphed(graphs=recorder)
     assert torch.equal(failfast(model, ids, used, **options), expected)
     assert recorder.captures
-    ends = {"eos_token_id": int(expected[0, 24])}  # one row ends early
+    ends = {"eos_token_id": int(expected[0, 24])}  # one sequence ends early
     assert torch.equal(failfast(model, ids, used, **options, **ends), plain(model, ids, **options, **ends))
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_inference_mode(inference_mode: bool) -> None:
-    """Slots made in inference mode could not be written by a later call outside of it."""
+    """Slots made in inference mode can be written by a later call outside of it, and the other way round."""
     model, used = target("qwen2"), graphed()
     with torch.inference_mode(inference_mode):
         check(model, used)
@@ -157,7 +157,7 @@ def test_inference_mode(inference_mode: bool) -> None:
 
 @pytest.mark.parametrize("family", ["qwen2", "mistral", "llama"])
 def test_with_the_attention_kernel(family: str, monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
-    """The kernel's two numbers per row would say something else than the mask, sliding windows included."""
+    """With the kernel's two numbers per token as mask texts stay the same, sliding windows included."""
     model = target(family)
     monkeypatch.setattr(slot_attention, "is_usable", lambda model: True)
     calls: list[int] = []
@@ -174,7 +174,7 @@ def test_with_the_attention_kernel(family: str, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_attention_kernel_fails(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
-    """A GPU that the kernel does not fit would get no graphs at all."""
+    """If the attention kernel fails, graphs are captured without it, with one warning per model."""
 
     def fail(*values: Any) -> None:
         raise RuntimeError("out of resource: shared memory")
@@ -192,7 +192,7 @@ def test_the_attention_kernel_fails(monkeypatch: pytest.MonkeyPatch, warnings: l
 
 
 def test_shapes_are_few() -> None:
-    """Windows of any width and place share few shapes, each of which holds its window."""
+    """Windows of any width and place share few shapes, and each shape holds its window."""
 
     def around(width: int, num_read: int, start: int, max_slots: int, is_limited: bool) -> Shape:
         ids = torch.zeros(1, width, dtype=torch.long)
@@ -207,7 +207,7 @@ def test_shapes_are_few() -> None:
 
 
 def test_a_text_that_grows_past_a_bucket() -> None:
-    """Slots beyond the first bucket would be out of sight."""
+    """A text that outgrows the first bucket of slots is captured again with the next one."""
     model, recorder = target("qwen2"), Recorder()
     used = graphed(graphs=recorder)
     check(model, used, length=200, new=100)
@@ -216,7 +216,7 @@ def test_a_text_that_grows_past_a_bucket() -> None:
 
 
 def test_a_text_that_outgrows_its_slots(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
-    """The text would end, or go on wrong, where the fixed slots end."""
+    """A text that outgrows its fixed slots continues without graphs, with one warning per model."""
     monkeypatch.setattr(static_slots, "MAX_SLOTS", 64)
     check(target("qwen2"), graphed(), length=20, new=80)
     assert len(warnings) == 2, warnings  # target and drafter
@@ -224,7 +224,7 @@ def test_a_text_that_outgrows_its_slots(monkeypatch: pytest.MonkeyPatch, warning
 
 
 def test_wide_windows_are_eager() -> None:
-    """A prefill would be captured for its own width, once in a lifetime."""
+    """Prefills and windows wider than MAX_WIDTH are not captured."""
     model, recorder = target("qwen2"), Recorder()
     runner = CudaGraphRunner(model, (), KeptGraphs(recorder))
     cache = runner.new_cache(400)
@@ -238,7 +238,7 @@ def test_wide_windows_are_eager() -> None:
 
 
 def test_a_second_call_captures_nothing() -> None:
-    """Each call would pay for its graphs again."""
+    """Later calls reuse the graphs and slots of the first."""
     model, recorder = target("qwen2"), Recorder()
     used = graphed(graphs=recorder)
     check(model, used)
@@ -250,7 +250,7 @@ def test_a_second_call_captures_nothing() -> None:
 
 
 def test_a_forward_returns_what_the_call_asks_for() -> None:
-    """A call that records logits would get the tokens of one that does not, or capture again what there is."""
+    """A call that records logits gets logits, and captures only the target's forwards again."""
     model, recorder = target("qwen2"), Recorder()
     used = graphed(graphs=recorder)
     check(model, used)
@@ -266,7 +266,7 @@ def test_a_forward_returns_what_the_call_asks_for() -> None:
 
 
 def test_slots_are_clean_for_the_next_call() -> None:
-    """NaN that an earlier text left behind would reach the attention as 0 * NaN."""
+    """NaN that an earlier text left in the slots do not reach the attention of the next call."""
     model, used = target("qwen2"), graphed()
     check(model, used)
     for each in kept(used, model).values():
@@ -277,7 +277,7 @@ def test_slots_are_clean_for_the_next_call() -> None:
 
 
 def test_released_with_the_drafter_and_with_the_target() -> None:
-    """Slots and graphs, gigabytes on a GPU, would stay for good."""
+    """Slots and graphs, gigabytes on a GPU, are freed with the drafter or the target."""
     model, used = copy.deepcopy(target("qwen2")), graphed()
     check(model, used)
     slots = [weakref.ref(each.idle[0]) for each in kept(used, model).values()]
@@ -294,7 +294,7 @@ def test_released_with_the_drafter_and_with_the_target() -> None:
 
 
 def test_changed_weights_are_noticed() -> None:
-    """A graph would read the memory of weights that are gone."""
+    """Graphs stay after changes of weights in place, and are captured again for replaced weights."""
     model, used = copy.deepcopy(target("qwen2")), graphed()
     check(model, used)
     (slots,) = kept(used, model)["target"].idle
@@ -309,7 +309,7 @@ def test_changed_weights_are_noticed() -> None:
 
 
 def test_two_threads_with_one_drafter() -> None:
-    """Two texts would be written into the same slots."""
+    """Concurrent calls with one drafter write plain `generate`'s texts."""
     model, used = target("qwen2"), graphed()
     prompts = [prompt(20, seed) for seed in range(4)]
     expected = [plain(model, ids, max_new_tokens=60) for ids in prompts]
@@ -331,7 +331,7 @@ def test_two_threads_with_one_drafter() -> None:
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
 def test_a_capture_fails(failing: int, warnings: list[str]) -> None:
-    """The call would fail with it, or warn every time."""
+    """After a failed capture the calls continue without graphs, with one warning."""
     model, recorder = target("qwen2"), Recorder()
     recorder.fails = lambda capture: capture == failing
     used = graphed(graphs=recorder)
@@ -343,7 +343,7 @@ def test_a_capture_fails(failing: int, warnings: list[str]) -> None:
 
 
 def test_no_memory_for_the_slots(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
-    """A GPU that is full but for the models would fail where eager generation works."""
+    """Without memory for the slots the calls continue without graphs."""
 
     def fail(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -354,7 +354,7 @@ def test_no_memory_for_the_slots(monkeypatch: pytest.MonkeyPatch, warnings: list
 
 
 def test_a_model_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
-    """A model that reads a number from the GPU could not be used at all."""
+    """A model that reads a number from the GPU runs without graphs, with one warning that says why."""
     model = copy.deepcopy(target("qwen2"))
     norm = type(model.model.norm)
 
@@ -370,7 +370,7 @@ def test_a_model_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, warnin
 
 
 def test_a_graph_that_computes_something_else(warnings: list[str]) -> None:
-    """A forward that decides in Python what a replay cannot know would go wrong in silence."""
+    """Graphs whose results differ from the eager forward's are given up with a warning."""
 
     class Wrong(Recorder):
         def capture(self, forward: Any, arena: Any) -> Any:
@@ -397,7 +397,7 @@ def test_a_graph_that_computes_something_else(warnings: list[str]) -> None:
     ],
 )
 def test_obstacles(change: Any, reason: str, warnings: list[str]) -> None:
-    """A replay would skip what the model does in Python, or a mask that it cannot take be handed to it."""
+    """Models that cannot be captured run eagerly, with one warning that says why."""
     model = tiny_model("qwen2")
     runners = RunnerPool("auto", Recorder())
     assert isinstance(runners.target(model), CudaGraphRunner)
@@ -408,7 +408,7 @@ def test_obstacles(change: Any, reason: str, warnings: list[str]) -> None:
 
 
 def test_autocast_is_eager() -> None:
-    """The dtype of the first call would be baked in."""
+    """Nothing is captured under autocast."""
     model, recorder = target("qwen2"), Recorder()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         failfast(model, prompt(20), graphed(graphs=recorder), max_new_tokens=10)
@@ -416,7 +416,7 @@ def test_autocast_is_eager() -> None:
 
 
 def test_without_cuda(warnings: list[str]) -> None:
-    """A CPU would need an option, or `cuda_graphs` be ignored in silence."""
+    """On a CPU `auto` and `eager` run eagerly in silence; `cuda_graphs` does so with one warning per model."""
     model, used = target("qwen2"), copy.copy(drafter("canvas_shift"))
     for name in ("auto", "eager"):
         used.runners = RunnerPool(name)
@@ -432,7 +432,7 @@ def test_without_cuda(warnings: list[str]) -> None:
 
 
 def test_the_option() -> None:
-    """The name of a runner would be ignored, or a typo be taken for `auto`."""
+    """`load_drafter` passes on the runner's name, `auto` by default, and rejects unknown ones."""
     folder = hf_failfast.BUNDLED_DRAFTER
     assert hf_failfast.load_drafter(folder, runner="eager").runners.name == "eager"
     assert hf_failfast.load_drafter(folder).runners.name == "auto"

@@ -1,4 +1,4 @@
-"""Attention over grouped heads on a CPU: SDPA's results without SDPA's copies, and nobody else notices."""
+"""Attention over grouped heads on a CPU: SDPA's results without SDPA's copies, and no effect on other forwards."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def states(width: int, num_rows: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries, keys, values and a mask in which every row of the window sees other slots."""
+    """Queries, keys, values and a mask in which every token of the window sees other slots."""
     torch.manual_seed(width)
     query = torch.randn(num_rows, width, HEADS, 8).transpose(1, 2)
     keys, values = torch.randn(2, num_rows, GROUPS, 2 * SLOTS, 8)
@@ -49,8 +49,7 @@ LAYER: Any = SimpleNamespace(num_key_value_groups=HEADS // GROUPS, is_causal=Tru
 def test_results(
     threads: int, width: int, is_float: bool, calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A query would meet another group's keys, or another row's mask; keys would be copied after all, or a group be
-    packed where that leaves threads idle or makes a wide window wider."""
+    """Gives SDPA's results; packs single tokens, and narrow windows if that leaves no thread idle."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     query, keys, values, mask = states(width)
     if is_float:
@@ -63,7 +62,7 @@ def test_results(
 
 
 def test_one_row_that_sees_all(calls: list[tuple[int, int]]) -> None:
-    """It would be computed alone, which is slow in bf16, or see a part only."""
+    """A single token without a mask sees all slots, and its heads are packed by group."""
     query, keys, values, _ = states(1)
     found, _ = module._attend(LAYER, query, keys, values, None, scaling=0.3)
     expected, _ = sdpa_attention_forward(LAYER, query, keys, values, None, scaling=0.3)
@@ -81,7 +80,7 @@ def test_one_row_that_sees_all(calls: list[tuple[int, int]]) -> None:
     ],
 )
 def test_what_is_left_to_sdpa(options: dict[str, Any], calls: list[tuple[int, int]]) -> None:
-    """A mask per head, or what comes beside a mask, would be dropped."""
+    """Leaves to SDPA a missing mask, a mask per head, a broadcast mask, and options besides a mask."""
     query, keys, values, mask = states(3)
     arguments = {"attention_mask": mask, "scaling": 0.3} | options
     found, _ = module._attend(LAYER, query, keys, values, **arguments)
@@ -111,12 +110,12 @@ def test_dropout_is_left_to_sdpa(calls: list[tuple[int, int]]) -> None:
     ],
 )
 def test_which_models(model_type: str, options: dict[str, Any], expected: bool) -> None:
-    """A model would look for an attention by a name it does not know: Falcon calls SDPA itself, by its name."""
+    """Usable for grouped SDPA models only, and not for Falcon, which calls SDPA itself by its name."""
     assert is_usable(tiny_model(model_type, **options)) is expected
 
 
 def test_target_and_drafter_use_it(calls: list[tuple[int, int]]) -> None:
-    """The loop would run on SDPA's copies as before; or plain generate not on its own attention."""
+    """The loop uses it for target and drafter; plain `generate` keeps the model's own attention."""
     model, proposer = target("llama"), drafter("canvas_shift", "llama")
     stats = failfast(
         model, prompt(20), proposer, max_new_tokens=30, max_draft_length=3, return_dict_in_generate=True
@@ -131,7 +130,7 @@ def test_target_and_drafter_use_it(calls: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
 def test_plain_generate_can_have_it(model_type: str, calls: list[tuple[int, int]]) -> None:
-    """The baseline would be held back by SDPA's copies; or the text change."""
+    """In the context plain `generate` uses it and writes the same text, nested contexts included."""
     model = tiny_model(model_type)
     ids = torch.cat([prompt(20), prompt(20, seed=1)])
     options = {"attention_mask": torch.ones_like(ids).index_fill(1, torch.arange(4), 0), "max_new_tokens": 20}
@@ -151,7 +150,7 @@ def test_a_model_without_groups_is_refused() -> None:
 
 
 def test_a_forward_that_fails() -> None:
-    """The model would keep our attention for good."""
+    """The model has its own attention back after an exception."""
     model = tiny_model("llama")
     with pytest.raises(KeyError), grouped_attention(model):
         assert model.config._attn_implementation == NAME
@@ -160,7 +159,7 @@ def test_a_forward_that_fails() -> None:
 
 
 def test_other_threads() -> None:
-    """Their forwards would differ while ours is in place, or ours when theirs takes it away in the middle."""
+    """Texts stay the same when other threads run while it is in place, or take it away in the middle."""
     model, proposer = tiny_model("llama"), drafter("canvas_shift", "llama")
     ids = torch.cat([prompt(20), prompt(20, seed=1)])
     padded = {"attention_mask": torch.ones_like(ids).index_fill(1, torch.arange(4), 0), "max_new_tokens": 20}
@@ -179,7 +178,7 @@ def test_other_threads() -> None:
 
 
 def test_masks_are_given() -> None:
-    """Some models decide by the attention's name what a missing mask means: ours would mean something else to them."""
+    """Windows of several tokens get a mask where it is in place: some models read a missing one by its name."""
     model = tiny_model("llama")
     runner = EagerRunner(model)
     cache = runner.new_cache(64)

@@ -1,7 +1,7 @@
 """The Triton kernels against their torch references; and that they compile for GPUs.
 
-They run in Triton's interpreter (`conftest` asks for it), which has no matrix product in bfloat16:
-attention in bfloat16 is checked by `benchmarks/gpu.py`.
+They run in Triton's interpreter (`conftest` sets it), which has no matrix product in bfloat16: `benchmarks/gpu.py`
+checks attention in bfloat16.
 """
 
 import os
@@ -44,18 +44,18 @@ def check_chunk(logits: torch.Tensor, vocab_size: int, mask_id: int | None, eos:
         ((1, 10, 5000), 5000, 4999),  # several splits, the last one short
         ((2, 3, 777), 700, 5),  # ids the target does not know; two sequences
         ((3, 1, 2048), 2048, None),
-        ((1, 33, 1025), 1025, 2000),  # a mask id behind the vocabulary
+        ((1, 33, 1025), 1025, 2000),  # a mask id beyond the vocabulary
         ((2, 1, 1), 1, None),
     ],
 )
 def test_confidence(dtype: torch.dtype, shape: tuple[int, int, int], vocab_size: int, mask_id: int | None) -> None:
-    """Another token, another confidence or another draft length than the definition's."""
+    """Tokens, confidences and draft lengths equal the definition's."""
     logits = (3 * torch.randn(*shape, generator=torch.Generator().manual_seed(1))).to(dtype)
     check_chunk(logits, vocab_size, mask_id, [3, 40])
 
 
 def test_ties_break_to_the_first() -> None:
-    """Equal logits, common in bfloat16, would give other tokens than torch, across the splits too."""
+    """Of equal logits, common in bfloat16, the first wins as in torch, across the splits too."""
     logits = torch.zeros(1, 4, 4100)
     logits[0, 1, [7, 3000, 4099]] = 1.0
     logits[0, 2, [4099]] = 1.0
@@ -65,7 +65,7 @@ def test_ties_break_to_the_first() -> None:
 
 
 def test_not_finite() -> None:
-    """NaN or infinity, or a row without any finite entry, would be taken for a sure token."""
+    """NaN, infinity, and positions without any finite logit give what the definition gives."""
     logits = torch.randn(2, 6, 2500, generator=torch.Generator().manual_seed(2))
     logits[0, 0] = -torch.inf
     logits[0, 1, [2000, 1100]] = torch.nan
@@ -83,7 +83,7 @@ def test_not_finite() -> None:
 @FEW
 @given(st.data())
 def test_confidence_of_anything(data: st.DataObject) -> None:
-    """Some mixture of ties, infinities, NaN and odd sizes would differ from the definition."""
+    """Any mixture of ties, infinities and odd sizes gives what the definition gives."""
     batch, rows, width = data.draw(st.tuples(st.integers(1, 3), st.integers(0, 5), st.integers(1, 2100)))
     seed = data.draw(st.integers(0, 2**31))
     levels = torch.tensor(data.draw(st.lists(st.sampled_from([-2.0, 0.0, 3.0, -torch.inf]), min_size=1)))
@@ -95,20 +95,20 @@ def test_confidence_of_anything(data: st.DataObject) -> None:
 
 
 def test_strided_rows() -> None:
-    """A slice of wider logits would be read from the wrong places."""
+    """A slice of wider logits is read from the right places."""
     logits = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(3))[:, 1:3, :200]
     check_chunk(logits, 200, 0, [])
 
 
 def test_without_a_gpu_the_reference_runs() -> None:
-    """A CPU would be asked to run Triton."""
+    """On a CPU the functions give the reference's results."""
     logits = torch.randn(1, 3, 50)
     for ours, expected in zip(kernels.most_likely(logits, 50, 4), reference.most_likely(logits, 50, 4), strict=True):
         assert torch.equal(ours, expected)
 
 
 def test_with_a_gpu_the_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The functions would not find their kernels, or lose their names to them at the first call."""
+    """On a device with kernels each function finds its kernel, in the first and in later calls."""
     monkeypatch.setattr(kernels, "is_fused", lambda device: True)
     logits = torch.randn(1, 3, 50)
     states = torch.randn(3, 1, 2, 20, 16)
@@ -124,14 +124,14 @@ def test_with_a_gpu_the_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_reference_leaves_its_input() -> None:
-    """The logits that the caller holds would lose their mask token."""
+    """The caller's logits keep their mask token."""
     logits = torch.ones(1, 2, 5)
     reference.most_likely(logits, 5, 4)
     assert torch.equal(logits, torch.ones(1, 2, 5))
 
 
 def test_chunk_decision_by_example() -> None:
-    """Definition and kernel would be wrong alike: at an end, in doubt, without a number, with just tau."""
+    """Definition and kernel give the expected decisions: at an end, in doubt, for NaN, and exactly at tau."""
     ids = torch.tensor([[1, 2, 3], [1, 7, 7], [1, 2, 3], [1, 2, 3], [1, 2, 3]])
     sure = torch.tensor([[0.9, 0.5, 0.7], [0.9, 0.9, 0.9], [0.9, 0.4, 0.9], [0.9, torch.nan, 0.9], [0.45, 0.45, 0.45]])
     for decide in (reference.chunk_decision, decisions.chunk_decision):
@@ -146,7 +146,7 @@ def test_chunk_decision_by_example() -> None:
 @FEW
 @given(st.data())
 def test_accept(data: st.DataObject) -> None:
-    """Some draft, end of sequence, bound or finished row would be accepted differently."""
+    """Accepts any drafts, ends of sequence, bounds and finished sequences as the definition does."""
     batch, drafted = data.draw(st.tuples(st.integers(1, 4), st.integers(0, 9)))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
 
@@ -171,7 +171,7 @@ def test_accept(data: st.DataObject) -> None:
 
 
 def test_accept_by_example() -> None:
-    """Definition and kernel would be wrong alike."""
+    """Definition and kernel give the expected outcomes."""
     draft = torch.tensor([[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3]])
     tokens = torch.tensor([[1, 2, 9, 4], [1, 2, 3, 4], [1, 7, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [7, 2, 3, 4]])
     confidence = torch.full(draft.shape, 0.5)
@@ -188,7 +188,7 @@ def test_accept_by_example() -> None:
 
 
 def test_a_strided_draft() -> None:
-    """Slices of wider tensors, which the loop hands over, would be read from the wrong places."""
+    """Slices of wider tensors, which the loop passes, are read from the right places."""
     draft, tokens, confidence = torch.randint(3, (2, 9)), torch.randint(3, (2, 9)), torch.rand(2, 9)
     rows = draft[:, 1:4], confidence[:, 1:4], tokens[:, 2:6], [3, 3], [5, 6], [False, False], 30, None
     assert decisions.accept(*rows) == reference.accept(*rows)
@@ -204,7 +204,7 @@ def test_a_strided_draft() -> None:
     ("batch", "heads", "kv_heads", "rows", "slots", "head_dim"),
     [
         (1, 4, 2, 5, 70, 16),
-        (2, 6, 2, 12, 200, 24),  # a head size that is no power of two, several row tiles
+        (2, 6, 2, 12, 200, 24),  # a head size that is no power of two, several tiles of tokens
         (2, 3, 1, 1, 64, 64),
         (1, 2, 2, 40, 33, 8),  # smaller than a tile
     ],
@@ -212,7 +212,7 @@ def test_a_strided_draft() -> None:
 def test_attention(
     batch: int, heads: int, kv_heads: int, rows: int, slots: int, head_dim: int, windowed: bool
 ) -> None:
-    """Rows would see other slots than their own, or heads another K/V head; ragged lengths included."""
+    """Tokens see their own slots and heads their own K/V head, as in the reference, ragged lengths included."""
     generator = torch.Generator().manual_seed(4)
     query = torch.randn(batch, rows, heads, head_dim, generator=generator).transpose(1, 2)  # as models lay it out
     key, value = torch.randn(2, batch, kv_heads, slots, head_dim, generator=generator)
@@ -222,7 +222,7 @@ def test_attention(
     first = (limit - 20).clamp(min=0) if windowed else None
     expected = reference.attention(query, key, value, limit, first)
     torch.testing.assert_close(attention.attention(query, key, value, limit, first), expected, rtol=1e-5, atol=1e-5)
-    both = torch.stack([torch.zeros_like(limit) if first is None else first, limit], dim=1)  # no rows of their own
+    both = torch.stack([torch.zeros_like(limit) if first is None else first, limit], dim=1)  # strided views
     torch.testing.assert_close(attention.attention(query, key, value, both[:, 1], both[:, 0]), expected)
     half = [states.half() for states in (query, key, value)]
     ours = attention.attention(*half, limit, first, scale=0.3)
@@ -231,11 +231,11 @@ def test_attention(
 
 
 def test_attention_does_not_read_hidden_slots() -> None:
-    """Stale K/V, be they NaN, would reach the output."""
+    """Stale K/V after the limit, even NaN, do not change the output."""
     query, limit = torch.randn(1, 2, 3, 16), torch.tensor([[90, 91, 92]])
     key, value = torch.randn(2, 1, 1, 300, 16)
     expected = attention.attention(query, key, value, limit)
-    key[:, :, 130:] = value[:, :, 130:] = torch.nan  # behind the step that holds the last limit
+    key[:, :, 130:] = value[:, :, 130:] = torch.nan  # after the step that holds the last limit
     torch.testing.assert_close(attention.attention(query, key, value, limit), expected)
 
 
@@ -269,7 +269,7 @@ compile(attention._join, "*bf16", HEAD_DIM=128, WIDTH=128, SPLITS=16)
 
 
 def test_kernels_compile_for_a_gpu() -> None:
-    """What the interpreter runs, the compiler might refuse; it needs no GPU to make Hopper's machine code."""
+    """Every kernel compiles to Hopper's machine code, for which no GPU is needed, and fits its shared memory."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
         [sys.executable, "-c", COMPILE], capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=300

@@ -1,4 +1,4 @@
-"""Packed linear layers: the same text, and a model that is as it was, during and after."""
+"""Packed linear layers give the same text, and leave the model's weights as they were, during and after."""
 
 import copy
 import io
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows of each product with a packed weight."""
+    """The number of rows of each product with a packed weight."""
     rows = []
     multiply = prepacking._multiply
 
@@ -49,8 +49,8 @@ def is_plain(model: nn.Module) -> bool:
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt2"])
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_text(model_type: str, is_tied: bool, products: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A packed layer would compute something else: another weight, no bias, other rows; or not be used at all, or be
-    packed again all the time."""
+    """Every linear layer uses its packed weight, packed once, and drafted and plain texts stay the same, with biases
+    and for batches."""
     model = tiny_model(model_type, tie_word_embeddings=is_tied)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -71,7 +71,7 @@ def test_text(model_type: str, is_tied: bool, products: list[int], monkeypatch: 
 
 @pytest.mark.parametrize("every", [None, 2])
 def test_a_drafter_that_borrows_the_head(every: int | None) -> None:
-    """The head is the target's, and a reduced one is cut from its weight."""
+    """A drafter that borrows the target's head, whole or reduced, is packed and drafts the same."""
     model, proposer = tiny_model("llama"), copy.deepcopy(shared_drafter(every))
     reference = plain(model, prompt(20), max_new_tokens=40)
     expected = failfast(model, prompt(20), proposer, max_new_tokens=40, return_dict_in_generate=True)
@@ -83,7 +83,7 @@ def test_a_drafter_that_borrows_the_head(every: int | None) -> None:
 
 
 def test_bfloat16() -> None:
-    """A bf16 layer would be left out, or summed in bf16."""
+    """Packs bf16 layers; their results differ by bf16 rounding at most."""
     model = tiny_model("llama").bfloat16()
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("the processor has no bf16 products")
@@ -104,7 +104,7 @@ def step(model: PreTrainedModel) -> None:
 
 
 def replace_data(model: PreTrainedModel) -> None:
-    """Twice: the second memory may be where the first was."""
+    """Replaces it twice: the second memory may be where the first was."""
     model.model.layers[0].mlp.up_proj.weight.data = model.model.layers[1].mlp.up_proj.weight.data.clone()
     model.to(torch.bfloat16).to(torch.float32)
 
@@ -124,7 +124,7 @@ CHANGES: dict[str, Callable[[PreTrainedModel], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_changed_weights(change: Callable[[PreTrainedModel], object]) -> None:
-    """The text would still be that of the old weights."""
+    """After any change of weights, the packed model computes what an unpacked model with the same change does."""
     model, other = tiny_model("llama"), tiny_model("llama")
     with prepack(model):
         before = logits(model)
@@ -135,7 +135,7 @@ def test_changed_weights(change: Callable[[PreTrainedModel], object]) -> None:
 
 
 def test_training_goes_on() -> None:
-    """Gradients would stop at a packed layer."""
+    """A packed model has the gradients of an unpacked one."""
     model, other = tiny_model("llama"), tiny_model("llama")
     with prepack(model):
         for each in (model, other):
@@ -145,7 +145,7 @@ def test_training_goes_on() -> None:
 
 
 def test_weights_stay_where_they_are(tmp_path: Any) -> None:
-    """A packed model could not be saved, or an optimizer would hold parameters that are the model's no longer."""
+    """Packing and undoing it keep parameters and their memory; a packed model saves the same bytes."""
     model = tiny_model("llama", tie_word_embeddings=True)
     parameters = {name: (id(value), value.data_ptr()) for name, value in model.named_parameters()}
     model.save_pretrained(tmp_path / "plain")
@@ -160,7 +160,7 @@ def test_weights_stay_where_they_are(tmp_path: Any) -> None:
 
 
 def test_copies_are_plain() -> None:
-    """A copy would multiply with its original's weights, or could not be made: packed tensors cannot be copied."""
+    """Copies and pickles of a packed model are unpacked and give the same logits."""
     model = tiny_model("llama")
     expected = logits(model)
     with prepack(model):
@@ -179,7 +179,7 @@ def test_copies_are_plain() -> None:
 
 
 def test_packed_twice() -> None:
-    """The end of an inner block would unpack what an outer one packed."""
+    """Layers stay packed until their outermost block ends or is undone."""
     model, proposer = tiny_model("llama"), drafter("canvas_shift", "qwen2")
     outer = prepack(model)
     with prepack(model, proposer):
@@ -194,7 +194,7 @@ def test_packed_twice() -> None:
 
 
 def test_undo_of_a_layer_that_became_another() -> None:
-    """A parametrised layer would lose its class, and compute without its parametrisation."""
+    """A layer that was parametrised while packed keeps its class and parametrisation after the undo."""
     layer, other = nn.Linear(4, 4), nn.Linear(4, 4)
     other.load_state_dict(layer.state_dict())
     with prepack(layer):
@@ -205,7 +205,7 @@ def test_undo_of_a_layer_that_became_another() -> None:
 
 
 def test_autocast() -> None:
-    """Autocast would not reach the packed layers."""
+    """Under autocast packed layers give the results of unpacked ones."""
     model = tiny_model("llama")
     with torch.autocast("cpu", torch.bfloat16):
         expected = logits(model)
@@ -214,7 +214,7 @@ def test_autocast() -> None:
 
 
 def test_compiled() -> None:
-    """The compiler would meet a tensor that it cannot trace."""
+    """A packed layer compiles as a full graph and gives the same results."""
     layer = nn.Sequential(nn.Linear(8, 4))
     rows = torch.randn(3, 8)
     with torch.no_grad(), prepack(layer):
@@ -223,7 +223,7 @@ def test_compiled() -> None:
 
 
 def test_adapters_stay_plain(caplog: pytest.LogCaptureFixture) -> None:
-    """Merging changes weights through `.data`, which nothing counts."""
+    """Layers of adapters stay unpacked, with one warning: merging changes weights through `.data` uncounted."""
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model, other = (peft.get_peft_model(tiny_model("llama"), lora) for _ in range(2))
@@ -247,7 +247,7 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("found", REFUSED)
 def test_nothing_to_pack(found: str) -> None:
-    """The caller would believe that something is packed."""
+    """Rejects models without a layer to pack, naming the layers that there are."""
     with pytest.raises(ValueError, match=f"but there are {found}"):
         prepack(REFUSED[found]())
 
@@ -262,7 +262,7 @@ def test_a_torch_without_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("num_rows", [1, 8])
 def test_a_torch_whose_operators_do_something_else(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Private operators may change, and the text with them."""
+    """Rejects private operators of torch whose results are off, and leaves the model unpacked."""
     model = tiny_model("qwen2")
     multiply = prepacking._multiply
 
@@ -276,7 +276,7 @@ def test_a_torch_whose_operators_do_something_else(num_rows: int, monkeypatch: p
 
 
 def test_costs_are_those_of_packed_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goodput would go on with what forwards cost before the weights were packed."""
+    """Costs are measured anew when target or drafter are packed, and those before are used again after the undo."""
     calls = []
     monkeypatch.setattr(costs_module, "measure", lambda *args: calls.append(args) or len(calls))
     model, proposer = tiny_model("llama"), copy.deepcopy(drafter("canvas_shift", "qwen2"))

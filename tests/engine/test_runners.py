@@ -1,4 +1,4 @@
-"""One forward over a window: the mask by limits, the rows, and parts that add up to the whole."""
+"""One forward over a window: the mask by limits, the tokens read, and parts that add up to the whole."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 @pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.parametrize("edges", [[20], [1, 20], [7, 8, 19], [16, 17, 33]])
 def test_parts_equal_the_whole(family: str, edges: list[int]) -> None:
-    """Positions or the mask of a window behind cached slots would be off."""
+    """Forwards over parts of a text, each after the cached slots, give the logits of one forward over all of it."""
     model = target(family)
     runner = EagerRunner(model)
     with torch.no_grad():
@@ -30,7 +30,7 @@ def test_parts_equal_the_whole(family: str, edges: list[int]) -> None:
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_causal_limits_equal_no_limits(family: str) -> None:
-    """The mask by limits would differ from the model's own where both mean the same; windows included."""
+    """Causal limits give the logits of the model's own causal mask, sliding windows included."""
     runner = EagerRunner(target(family))
     with torch.no_grad():
         first, second = runner.new_cache(48), runner.new_cache(48)
@@ -44,8 +44,8 @@ def test_causal_limits_equal_no_limits(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", TARGETS)
-def test_limits_hide_what_is_behind_them(family: str) -> None:
-    """A row would see slots at or behind its limit, or not see those before it."""
+def test_limits_hide_what_is_after_them(family: str) -> None:
+    """A token sees all slots before its limit, and none at or after it."""
     model = target(family)
     runner = EagerRunner(model)
     ids, limit = prompt(12), torch.tensor([4, 4, 4, 4, 9, 9, 9, 9, 9, 12, 12, 12])
@@ -64,7 +64,7 @@ def test_limits_hide_what_is_behind_them(family: str) -> None:
 
 
 def test_rows() -> None:
-    """The logits of other rows than those asked for would be returned."""
+    """Returns the logits of the tokens asked for: the last n, or those of given indices."""
     runner = EagerRunner(target("llama"))
     with torch.no_grad():
         every = logits_of(runner, prompt(9), runner.new_cache(16), 9)
@@ -83,7 +83,7 @@ def limits(spec: DrafterSpec, start: int, clean_end: int, end: int) -> list[int]
 
 
 def test_causal_canvas() -> None:
-    """Clean rows would see noise, or noise not the whole canvas."""
+    """Clean positions see no noise; noise sees the whole canvas."""
     for shift in (0, 1):
         spec = DrafterSpec("causal_canvas", shift, 7)
         assert limits(spec, 3, 5, 8) == [4, 5, 8, 8, 8]
@@ -92,7 +92,7 @@ def test_causal_canvas() -> None:
 
 
 def test_block_causal() -> None:
-    """Blocks would be counted from the window instead of from position 0."""
+    """Blocks are counted from position 0, not from the start of the window."""
     spec = DrafterSpec("block_causal", 1, 7, block_size=4)
     assert limits(spec, 2, 5, 12) == [4, 4, 8, 8, 8, 8, 12, 12, 12, 12]
     assert limits(spec, 4, 5, 7) == [7, 7, 7]
@@ -102,7 +102,7 @@ def test_block_causal() -> None:
 
 
 def test_bidirectional() -> None:
-    """K/V that saw noise would be kept."""
+    """No K/V are final, since all saw noise."""
     spec = DrafterSpec("bidirectional", 0, 7)
     assert limits(spec, 0, 3, 5) == [5, 5, 5, 5, 5]
     assert attention_pattern(spec).plan(3, 2) == (2, 2)

@@ -1,4 +1,4 @@
-"""Slots: written in place, rolled back by a length, and what that must not let through."""
+"""Slots: written in place, rolled back by a length, and no stale entry in sight."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def write(cache: SlotCache, values: list[float]) -> list[float]:
 
 
 def test_update_returns_all_valid_slots() -> None:
-    """Attention would see slots behind the last token, or not the earlier ones."""
+    """An update returns all valid slots and the new ones, and none after the last token."""
     cache = SlotCache(1, 8)
     assert cache.get_seq_length() == 0
     assert write(cache, [1.0, 2.0]) == [1.0, 2.0]
@@ -37,7 +37,7 @@ def test_update_returns_all_valid_slots() -> None:
 
 
 def test_nothing_is_copied() -> None:
-    """Each round would allocate or move the whole cache."""
+    """Rolling back and writing keep the buffer: nothing is allocated, moved or cleared."""
     cache = SlotCache(1, 8)
     write(cache, [1.0, 2.0, 3.0])
     buffer = cache.layers[0].keys
@@ -50,7 +50,7 @@ def test_nothing_is_copied() -> None:
 
 
 def test_a_roll_back_into_the_future_is_a_mistake() -> None:
-    """Slots that were never written would count as valid."""
+    """Rejects a roll-back to a length beyond the valid slots."""
     cache = SlotCache(1, 3)
     write(cache, [1.0, 2.0])
     with pytest.raises(AssertionError, match="cannot roll back 2 slots to 3"):
@@ -58,7 +58,7 @@ def test_a_roll_back_into_the_future_is_a_mistake() -> None:
 
 
 def test_slots_are_allocated_as_the_text_grows() -> None:
-    """A large `max_length` would cost memory for text that is never written, or growing cost a copy per round."""
+    """Memory follows the text, not the capacity, and grows with few copies."""
     cache = SlotCache(1, 100_000)
     copies, values = 0, []
     for step in range(500):
@@ -72,7 +72,7 @@ def test_slots_are_allocated_as_the_text_grows() -> None:
 
 
 def test_rows_of_different_length() -> None:
-    """A row would be written behind the longest one, or see another row's entries."""
+    """Each sequence is written after its own valid slots and returns its own entries."""
     cache = SlotCache(1, 16, num_rows=3)
     written = torch.arange(1.0, 13.0).view(3, 1, 4, 1)
     cache.update(written, -written, 0)
@@ -99,7 +99,7 @@ def test_rows_of_different_length() -> None:
     )
 )
 def test_any_sequence_of_writes_and_rollbacks(steps: list[tuple[list[float], float]]) -> None:
-    """Some order of writes and roll-backs would leave the slots different from a plain list."""
+    """After any order of writes and roll-backs the slots hold what a plain list holds."""
     cache, expected = SlotCache(1, 72), []
     for values, share in steps:
         expected += values
@@ -112,7 +112,7 @@ def test_any_sequence_of_writes_and_rollbacks(steps: list[tuple[list[float], flo
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_stale_nan_slots_do_no_harm(family: str) -> None:
-    """A masked NaN still poisons attention, as 0 * NaN: rejected tokens' K/V must never be in sight."""
+    """NaN in the slots of rejected tokens do not reach the logits (a masked one would, as 0 * NaN)."""
     model = target(family)
     runner = EagerRunner(model)
     with torch.inference_mode():  # the slots are written there
@@ -134,7 +134,7 @@ def test_stale_nan_slots_do_no_harm(family: str) -> None:
 @pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
 def test_store(family: str, length: int) -> None:
-    """The cache handed to the caller would have another content or length than plain generation's."""
+    """The cache stored for the caller has plain generation's types, content and length, in memory of its own."""
     model = target(family)
     runner = EagerRunner(model)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_store(family: str, length: int) -> None:
 
 
 def test_layer_windows() -> None:
-    """A sliding window would be taken for full attention, or the other way round."""
+    """Returns each layer's sliding window, None for full attention; rejects recurrent layers."""
     assert layer_windows(target("llama").config) == [None, None]
     assert layer_windows(target("mistral").config) == [16, 16]
     assert sorted(layer_windows(target("gemma2").config), key=str) == [16, None]
@@ -166,7 +166,7 @@ def test_layer_windows() -> None:
 
 
 def test_memory_is_the_slots() -> None:
-    """More than one buffer of the asked capacity per layer would be held."""
+    """A layer holds one buffer of the asked capacity each for keys and values, and no other memory."""
     model = tiny_model("llama")
     cache = EagerRunner(model).new_cache(50)
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_memory_is_the_slots() -> None:
 
 
 def test_a_huge_max_length_costs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slots of target and drafter would be allocated for the longest text that might come: gigabytes."""
+    """The slots of target and drafter take less than 2 MiB for a short text with a huge `max_length`."""
     made: list[SlotCache] = []
     init = SlotCache.__init__
 

@@ -13,7 +13,7 @@ from hf_failfast.policies.goodput import Calibration, Goodput, seconds_at
 @pytest.mark.parametrize("name", ["bfloat16", "gpu"])
 @pytest.mark.parametrize("text", [Text(0.5), Text(0.75), Text(0.9)], ids=lambda text: str(text.likelihood))
 def test_never_worse_than_the_tuned_rule(name: str, text: Text) -> None:
-    """The rule that a user would find by a sweep would beat the one that is to make sweeps unnecessary."""
+    """Reaches 98 % of the best confidence rule that a sweep finds, and beats the worst by 5 %."""
     ours, _ = simulate(goodput(COSTS[name]), text, COSTS[name], 1000)
     options = product((0.5, 0.7, 0.9), (2, 4, 8, 16), (8, 32))
     rules = [FailFastConfig(*values) for values in options]
@@ -25,7 +25,7 @@ def test_never_worse_than_the_tuned_rule(name: str, text: Text) -> None:
 @pytest.mark.parametrize("name", COSTS)
 @pytest.mark.parametrize("bias", [-0.3, 0.0, 0.9])
 def test_a_useless_drafter_costs_next_to_nothing(name: str, bias: float) -> None:
-    """A drafter whose tokens are all wrong, and who may be sure of them, would slow a request down."""
+    """A drafter whose tokens are all wrong, sure of them or not, slows a request down by less than 3 %."""
     text = Text(0.6, bias, is_useless=True)
     for num_tokens, prompt in product((128, 1000), (PROMPT, 300)):
         speedup, plain_share = simulate(goodput(COSTS[name]), text, COSTS[name], num_tokens, prompt)
@@ -36,13 +36,13 @@ def test_a_useless_drafter_costs_next_to_nothing(name: str, bias: float) -> None
 @pytest.mark.parametrize("name", COSTS)
 @pytest.mark.parametrize("likelihood", [0.2, 0.4, 0.6, 0.8])
 def test_never_much_slower_than_plain(name: str, likelihood: float) -> None:
-    """Drafting would go on where its tokens are not worth its time."""
+    """Requests take at most 3 % longer than plain ones, however likely the drafted tokens are."""
     for num_tokens in (128, 500):
         assert simulate(goodput(COSTS[name]), Text(likelihood), COSTS[name], num_tokens)[0] > 0.97
 
 
 def test_it_drafts_again_where_the_text_gets_easy() -> None:
-    """A drafter that once lost would stay away for good."""
+    """After a useless start drafting begins again and reaches 1.7x over the whole text."""
 
     class Turning(Text):
         def chunk(self, position: int, length: int) -> tuple[list[float], list[bool]]:
@@ -55,7 +55,7 @@ def test_it_drafts_again_where_the_text_gets_easy() -> None:
 
 @pytest.mark.parametrize(("name", "least"), [("slow drafter", 1.5), ("float32", 1.2)])
 def test_what_was_won_pays_for_trying_again(name: str, least: float) -> None:
-    """After each hard passage drafting would rest for as long as if it had never won."""
+    """Earlier gains pay for new tries: drafting returns soon after each hard passage."""
 
     class Mixed(Text):
         def chunk(self, position: int, length: int) -> tuple[list[float], list[bool]]:
@@ -65,7 +65,7 @@ def test_what_was_won_pays_for_trying_again(name: str, least: float) -> None:
 
 
 def test_a_prompt_is_read_only_if_the_account_holds_it() -> None:
-    """A drafter that then drafts nothing of use would have read a long prompt for nothing."""
+    """No draft begins that the account cannot pay for, reading the prompt included."""
     policy = goodput(COSTS["bfloat16"])
     policy.start(1, 4000)
     assert not policy.start_draft(1, 4000, 100)
@@ -75,7 +75,7 @@ def test_a_prompt_is_read_only_if_the_account_holds_it() -> None:
 
 
 def test_calibration() -> None:
-    """Confidence would be taken at its word, or its place in the chunk not matter."""
+    """Probabilities begin as the confidence and learn from what was confirmed, by confidence and place."""
     calibration = Calibration()
     assert calibration.probability(0, 0.6) == 0.6
     assert calibration.probability(0, float("nan")) == calibration.probability(0, 0.0) == 0.0
@@ -97,7 +97,7 @@ def trained() -> Goodput:
 
 
 def test_a_token_is_kept_or_cut_without_a_look_at_what_follows() -> None:
-    """The confidence behind a token depends on which token was drawn: to cut by it would favour some tokens."""
+    """Whether a token is kept does not depend on later confidences, which depend on the token drawn."""
     generator = torch.Generator().manual_seed(0)
     seen = set()
     for _ in range(60):
@@ -116,7 +116,7 @@ def test_a_token_is_kept_or_cut_without_a_look_at_what_follows() -> None:
 
 
 def test_an_end_of_sequence_cuts_nothing_before_it() -> None:
-    """Whether a drafted token is verified would depend on whether it ends the text."""
+    """Whether a drafted token is verified does not depend on whether it ends the text."""
     for end in range(1, 9):
         confidence = torch.linspace(0.9, 0.3, 8)[None]
         with_end, without = trained(), trained()
@@ -127,7 +127,7 @@ def test_an_end_of_sequence_cuts_nothing_before_it() -> None:
 
 
 def test_rows_share_one_decision() -> None:
-    """Two sure rows and two lost ones cost what four cost: their draft would be as long as that of four sure ones."""
+    """Two sure and two hopeless sequences get a shorter draft than four sure ones, since they cost as much."""
     lengths = []
     for confidence in (torch.full((4, 8), 0.5), torch.tensor([[0.5] * 8, [0.5] * 8, [0.02] * 8, [0.02] * 8])):
         policy = goodput(COSTS["bfloat16"])
@@ -141,6 +141,6 @@ def test_rows_share_one_decision() -> None:
 
 
 def test_seconds_between_and_beyond_the_points() -> None:
-    """An unmeasured length would cost nothing, or as much as the next one measured."""
+    """Costs between and beyond the measured points lie on the lines through them."""
     points = ((1, 10.0), (3, 14.0), (7, 16.0))
     assert [seconds_at(points, count) for count in (0, 1, 2, 3, 5, 7, 9)] == [8.0, 10.0, 12.0, 14.0, 15.0, 16.0, 17.0]

@@ -1,4 +1,4 @@
-"""Draft lengths by goodput on real models: exact, and by costs that are those of the loop."""
+"""Draft lengths by goodput on real models: exact texts, and costs measured on the loop itself."""
 
 import importlib
 import time
@@ -27,7 +27,7 @@ GOODPUT = {"length_policy": "goodput", "return_dict_in_generate": True}
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", ["canvas_shift", "block_shift", "bidirectional", "shared"])
 def test_identical_to_plain(kind: str, loop: str) -> None:
-    """Plain rounds, cut drafts or a pass after many plain rounds would leave a wrong token in a cache."""
+    """Gives plain `generate`'s text in both loops, through plain rounds, cut drafts and late passes."""
     proposer = shared_drafter() if kind == "shared" else drafter(kind, "llama")
     for seed in range(3):
         expected = plain(target("llama"), prompt(30, seed), max_new_tokens=90)
@@ -35,10 +35,10 @@ def test_identical_to_plain(kind: str, loop: str) -> None:
         assert torch.equal(output.sequences, expected)
 
 
-@pytest.mark.parametrize("kind", ["canvas_shift", "shared"])  # rows in one session; a session per row
+@pytest.mark.parametrize("kind", ["canvas_shift", "shared"])  # one session for all sequences; a session per sequence
 @pytest.mark.parametrize("num_rows", [2, 5])
 def test_batches_are_identical_to_plain(num_rows: int, kind: str) -> None:
-    """Rows of different lengths would be cut or probed apart from their caches."""
+    """Batches with sequences of different lengths get plain `generate`'s texts."""
     proposer = shared_drafter() if kind == "shared" else drafter(kind, "llama")
     ids = torch.cat([prompt(20, seed) for seed in range(num_rows)])
     mask = torch.ones_like(ids)
@@ -51,7 +51,7 @@ def test_batches_are_identical_to_plain(num_rows: int, kind: str) -> None:
 
 @pytest.mark.parametrize("accept_lengths", [[0], [2, 0, 5], None])
 def test_mixed_rounds_are_identical(accept_lengths: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain and drafted rounds in turn would lose or repeat a token."""
+    """Plain and drafted rounds in turn give the plain text, and `plain_rounds` counts the former."""
     monkeypatch.setattr(generate_module, "measured_costs", lambda *_: COSTS["bfloat16"])
     reference = plain(target("llama"), prompt(9), max_new_tokens=150)
     script = ScriptedDrafter(reference, accept_lengths, confidence=lambda index: 0.8)
@@ -64,7 +64,7 @@ def test_mixed_rounds_are_identical(accept_lengths: Any, monkeypatch: pytest.Mon
 
 
 def test_host_reads(host_reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Confidences would be fetched beside the decision, or one by one."""
+    """There is one host read per round and one per drafter pass, and the stats count them all."""
     monkeypatch.setattr(generate_module, "measured_costs", lambda *_: COSTS["gpu"])
     proposer = drafter("canvas_shift", "llama")
     count_from_the_start(proposer, host_reads, monkeypatch)
@@ -73,7 +73,7 @@ def test_host_reads(host_reads: list[str], monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_costs_are_measured_once_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every request would pay for the measurement, or another's setting be taken; or the caller's samples change."""
+    """Costs are measured once per pair and size of batch and text, without random numbers or gradients."""
     calls: list[tuple[int, int]] = []
     original = costs_module.measure
 
@@ -96,7 +96,7 @@ def test_costs_are_measured_once_and_change_nothing(monkeypatch: pytest.MonkeyPa
 
 
 def test_costs_are_those_of_whole_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a tiny target the loop's own work counts, and the drafter's reading of the prompt beside any."""
+    """Costs include the loop's own work, and a point for the drafter's reading of the prompt."""
     dismiss = decoding._dismiss
 
     def slow(*args: Any) -> None:
@@ -111,7 +111,7 @@ def test_costs_are_those_of_whole_rounds(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_second_turn_knows_what_the_drafter_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a long conversation drafting would never pay, as if all of it were read in every turn."""
+    """In the second turn the policy hears how much of the text the drafter has read before."""
     told: list[int] = []
 
     class Told(Goodput):
@@ -130,13 +130,13 @@ def test_a_second_turn_knows_what_the_drafter_has_read(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("option", [{"confidence_threshold": 0.5}, {"chunk_length": 3}, {"max_draft_length": 9}])
 def test_the_other_rules_numbers_are_refused(option: dict[str, Any]) -> None:
-    """A number would be dropped in silence."""
+    """Rejects the numbers of the confidence rule together with goodput."""
     with pytest.raises(ValueError, match=f"has no use for \\['{next(iter(option))}'\\]"):
         failfast(target("llama"), prompt(9), drafter("canvas", "llama"), **GOODPUT, **option)
 
 
 def test_drafters_with_a_rule_of_their_own_are_refused() -> None:
-    """The policy would learn from drafts whose lengths it did not decide."""
+    """Rejects a drafter that decides on lengths itself (`mode="reference"`)."""
     proposer = drafter("block_shift", "llama")
     reference = hf_failfast.drafters.masked.session.MaskedDrafter(
         proposer.model,

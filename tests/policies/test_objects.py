@@ -54,7 +54,7 @@ def test_a_policy_in_a_config_and_in_two_calls() -> None:
 
 
 def test_options_that_the_policy_does_not_read_are_refused() -> None:
-    """A number of the chunk rule beside an object, or beside `goodput`, is named."""
+    """Rejects a number of the chunk rule together with an object or with `goodput`, and names it."""
     with pytest.raises(ValueError, match=r"`length_policy=MeanConfidence` .* no use for \['chunk_length'\]"):
         failfast(target("qwen2"), prompt(9), drafter("canvas"), length_policy=MeanConfidence(3, 7), chunk_length=4)
     with pytest.raises(ValueError, match=r"`length_policy='goodput'` .* no use for \['confidence_threshold'\]"):
@@ -63,13 +63,13 @@ def test_options_that_the_policy_does_not_read_are_refused() -> None:
 
 @pytest.mark.parametrize("value", ["mean", 3, MeanConfidence])
 def test_what_is_no_policy_is_refused(value: Any) -> None:
-    """A name that is none, a number and a class that was not called."""
+    """Rejects an unknown name, a number, and a class instead of an object."""
     with pytest.raises(ValueError, match=r"`length_policy` must be one of \['confidence', 'goodput'\]"):
         hf_failfast.FailFastConfig(length_policy=value)
 
 
 def test_the_named_ones_are_what_the_config_knows() -> None:
-    """Every name that the config takes has a class or a function, and no other has."""
+    """Every name of a policy or verifier is one that the config takes."""
     for name, kind in POLICIES.items():
         assert hf_failfast.FailFastConfig(length_policy=name).length_policy == name
         assert kind.for_pair is not LengthPolicy.for_pair
@@ -79,7 +79,7 @@ def test_the_named_ones_are_what_the_config_knows() -> None:
 
 
 def test_a_verifier_of_ones_own() -> None:
-    """The function gets the scores and a drawn draft, and what it returns is the text."""
+    """The function is called in every round with the scores and a drawn draft."""
     calls = []
 
     def verifier(scores: Scores, draft_ids: torch.Tensor, draft_probs: torch.Tensor | None) -> torch.Tensor:

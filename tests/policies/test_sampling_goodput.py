@@ -1,4 +1,4 @@
-"""Goodput cuts drafts that were drawn: the text must follow the target's distribution all the same."""
+"""Goodput cuts drawn drafts, and the text still follows the target's distribution."""
 
 import importlib
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ COSTS = {
 
 
 class OneByOne(Goodput):
-    """Chunks of one token: all confidences but the first are made knowing tokens that were drawn."""
+    """Chunks of one token: all confidences but the first depend on tokens that were drawn."""
 
     def _best_chunk_length(self) -> int:
         return 1
 
 
 class Peeking(OneByOne):
-    """Verifies a token only where the drafter is sure of the one that it put behind it."""
+    """Verifies a token only where the drafter is sure of the token after it."""
 
     def cut(self, lengths: Sequence[int]) -> list[int]:
-        behind = [[confidence >= 0.5 for _, confidence in row.tokens[1:]] for row in self._rows]
-        sure = [[*row, False].index(False) if not all(row) else len(row) + 1 for row in behind]
+        later = [[confidence >= 0.5 for _, confidence in row.tokens[1:]] for row in self._rows]
+        sure = [[*row, False].index(False) if not all(row) else len(row) + 1 for row in later]
         return [min(pair) for pair in zip(super().cut(lengths), sure, strict=True)]
 
 
 class Looking(Goodput):
-    """Verifies no token of a high id, nor what follows it."""
+    """Verifies no token with a high id, nor any token after it."""
 
     def decide(self, token_ids: torch.Tensor, *arguments: Any) -> Decision:
         self._low = (token_ids < SIZE // 2).long().cumprod(dim=1).sum(dim=1).tolist()
@@ -54,7 +54,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def fit(pair: Pair, policy: type[Goodput], costs: RoundCosts, monkeypatch: pytest.MonkeyPatch) -> float:
-    """p value of the enumerated distribution given samples whose drafts were drawn hotter, and cut by the policy."""
+    """p value of the enumerated distribution, given samples with drafts drawn hotter and cut by the policy."""
     monkeypatch.setattr(generate_module, "measured_costs", lambda *_: costs)
     monkeypatch.setitem(POLICIES, "goodput", policy)
     options: dict[str, Any] = {"verifier": "rejection", "draft_temperature": 2.5, "length_policy": "goodput"}
@@ -67,7 +67,7 @@ def fit(pair: Pair, policy: type[Goodput], costs: RoundCosts, monkeypatch: pytes
 def test_samples_follow_the_targets_distribution(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, policy: type[Goodput], costs: str
 ) -> None:
-    """What is verified would depend on what was drawn."""
+    """Samples follow the target's distribution, since what is verified does not depend on what was drawn."""
     assert fit(pair, policy, COSTS[costs], monkeypatch) > 1e-3
 
 
@@ -75,5 +75,5 @@ def test_samples_follow_the_targets_distribution(
 def test_the_proof_rejects_a_policy_that_peeks(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, policy: type[Goodput]
 ) -> None:
-    """A cut by the token that was drawn, or by confidences that know it, favours some tokens."""
+    """The test rejects cuts by the drawn token, or by confidences that depend on it: they favour some tokens."""
     assert fit(pair, policy, COSTS["cheap rows"], monkeypatch) < 1e-6

@@ -22,7 +22,7 @@ class SharedBody(nn.Module):
     """Decoder layers, final norm and one mask embedding; optionally a reduced draft vocabulary.
 
     decoder: the transformers base model (`LlamaModel`, ...), called with `inputs_embeds` only.
-    mask_embedding: (hidden,), what stands at positions to be filled; its id lies beyond the target's vocabulary.
+    mask_embedding: (hidden,), of the positions to be filled; the mask id lies beyond the target's vocabulary.
     spec: names the mask id.
     draft_vocabulary: (Vd,) target ids that the drafter can propose; None for all of them.
     """

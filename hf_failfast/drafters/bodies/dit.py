@@ -82,7 +82,7 @@ class DiT(nn.Module):
         logits_to_keep: int | torch.Tensor,
         **inputs: Any,  # the `SlotCache`, under transformers' name for a cache
     ) -> CausalLMOutput:
-        """Logits (1, r, vocabulary) of the rows asked for, the mask token's at minus infinity."""
+        """Logits (1, r, vocabulary) of the positions asked for, the mask token's at minus infinity."""
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.backbone(input_ids, position_ids, attention_mask, inputs[CACHE], kept)
         logits[..., self.config.vocab_size - 1] = -torch.inf

@@ -15,10 +15,10 @@ from ..denoising import DraftTokens
 
 
 class BlockSession(ChunkedSession):
-    """Drafts a whole block in one pass and hands it out chunk by chunk: FailFast's length rule works inside of it.
+    """Drafts a whole block in one pass and hands it out chunk by chunk: FailFast's length rule works inside the block.
 
     Before the target's first forward there are no hidden states to draft from: the first draft is empty. The slots
-    hold the context only, whose states come with each verification; the last token's do not exist yet.
+    hold only the context, whose states come with each verification; the last token has no states yet.
 
     features: states that the slots have not taken in yet, (1, n, ...). block_length: tokens that a pass drafts.
     """

@@ -1,9 +1,9 @@
 """Drafter layers that read the target's hidden states of the context in place of their own.
 
-Layer i is a copy of the target's layer l(i). For every context token it is fed what entered the target's layer l(i)
-there, so that its keys and values of the context are, before training, exactly the target's own: the drafter has the
-whole target's view of the past (as DFlash, arXiv 2602.06036, and EAGLE-3, arXiv 2503.01840), and is shallow only in
-the positions that it drafts.
+Layer i is a copy of the target's layer l(i). At every context token it reads the input of the target's layer l(i), so
+that before training its keys and values of the context equal the target's own. So the drafter sees the past at the
+target's full depth (as DFlash, arXiv 2602.06036, and EAGLE-3, arXiv 2503.01840, do), and is shallow only at the
+positions that it drafts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class HiddenStateInjection:
-    """Replaces the first rows of what enters each layer of a decoder."""
+    """Replaces the first positions of the input of each decoder layer."""
 
     def __init__(self, decoder: nn.Module) -> None:
         self._states: torch.Tensor | None = None
@@ -42,7 +42,7 @@ class HiddenStateInjection:
 
     @contextmanager
     def of(self, states: torch.Tensor | None) -> Iterator[None]:
-        """In this context layer i sees states[:, :, i] of [batch, m, layers, hidden] as its first m rows."""
+        """In this context layer i reads states[:, :, i] of (B, m, layers, hidden) as its first m positions."""
         self._states = states
         try:
             yield
@@ -109,7 +109,7 @@ class ConditionedSession(BlockSession):
         last = last.to(self.device)
         start, new = self.cache.get_seq_length(), self.features.shape[1]
         masks = last.new_full((1, self.block_length - 1), self.mask_token_id)
-        context = last.new_zeros(1, new)  # stands where the injection puts the target's states
+        context = last.new_zeros(1, new)  # placeholder for the target's states, which the injection puts there
         window = torch.cat([context, last, masks], dim=1)
         end = start + window.shape[1]
         limit = self.pattern.limit(torch.arange(start, end, device=self.device), start + new + 1, end)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 class DFlashBody(nn.Module):
-    """Layers whose queries are a block of [last token, masks ...], and whose keys and values are the block's and, in
-    every layer, those of the context: the target's hidden states of all tokens before the block, fused by `fc`.
+    """Layers whose queries come from a block [last token, masks ...]. Keys and values come from the block and in every
+    layer from the context: the target's hidden states of all tokens before the block, fused by `fc`.
 
     Has neither embedding nor head: both are the target's. The names of the modules are the checkpoint's.
     """
@@ -132,7 +132,7 @@ class NativeDFlashBody(nn.Module):
         """See `DFlashBody.forward`."""
         start = cache.get_seq_length() + features.shape[1]
         slots = torch.arange(start + block.shape[1], device=block.device)
-        # Both ways, and the distance may be the window itself.
+        # In both directions; a distance equal to the window is inside.
         near = (slots - slots[start:, None]).abs() <= self.config.sliding_window
         masks = {"full_attention": None, "sliding_attention": near[None, None]}
         hidden: torch.Tensor = self.model(
@@ -177,7 +177,7 @@ class DFlashDrafter(DiffusionDrafter):
 
 
 class DFlashSession(BlockSession):
-    """Drafts one block per round; the original always proposes the whole of it."""
+    """Drafts one block per round; the original always proposes the whole block."""
 
     def __init__(self, drafter: DFlashDrafter, request: DraftRequest) -> None:
         target = request.target
@@ -213,7 +213,7 @@ class DFlashSession(BlockSession):
         return choose_tokens(logits, self.vocab_size, self.mask_token_id, self.warp)
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """The target's embedding; where it normalises what it looks up, DFlash was trained without that."""
+        """The target's embedding, without its normalisation if it has one: DFlash was trained without."""
         if hasattr(self.embedding, "embed_norm"):
             return embedding(token_ids, self.embedding.weight)
         embedded: torch.Tensor = self.embedding(token_ids)

@@ -1,8 +1,8 @@
-"""The attention patterns of diffusion language models: what a pass feeds, sees, and leaves behind.
+"""The attention patterns of diffusion language models: what a pass feeds and sees, and which K/V stay valid after it.
 
 Positions are absolute. `clean_end` is the number of known tokens (accepted and drafted so far); the positions from
 there on hold noise in the pass. A pattern answers three questions and knows nothing of models, caches or policies. The
-limits of a batch are computed at once: numbers that differ between its rows are then tensors (B, 1).
+limits of a batch are computed at once: numbers that differ between its sequences are then tensors (B, 1).
 """
 
 from abc import ABC, abstractmethod
@@ -26,10 +26,10 @@ class AttentionPattern(ABC):
 
     @abstractmethod
     def limit(self, positions: torch.Tensor, clean_end: Bound, window_end: Bound) -> torch.Tensor:
-        """For each fed position (q,) or (B, q), the end (exclusive) of the slots that its row sees."""
+        """For each fed position (q,) or (B, q), the end (exclusive) of the slots that it sees."""
 
     def is_causal(self, num_noise: int) -> bool:
-        """Whether a pass over so much noise is a causal one, which needs no limits."""
+        """Whether a pass over `num_noise` noise positions is causal and needs no limits."""
         return False
 
     @abstractmethod
@@ -82,7 +82,7 @@ class BlockCausal(AttentionPattern):
 
 
 class FreeBlocks(BlockCausal):
-    """A fresh block of noise right behind the last token, whatever the alignment of the clean blocks before it.
+    """A fresh block of noise right after the last token, whatever the alignment of the clean blocks before it.
 
     The sampler of dllm's bd3lm checkpoints left-pads each prompt to a block edge, so that drafting always starts on a
     fresh block. Here the clean blocks keep their edges, and with them their K/V; the last, incomplete one counts as a
@@ -98,7 +98,7 @@ class FreeBlocks(BlockCausal):
 
 
 class Bidirectional(AttentionPattern):
-    """Every row sees the whole window, so every K/V changes with the noise: nothing is final, all is recomputed.
+    """Every position sees the whole window, so every K/V changes with the noise: nothing is final, all is recomputed.
 
     The models see how many masks follow, so that a pass feeds exactly as many as it should fill, with shift too.
     """
@@ -117,8 +117,8 @@ class CachedPrefix(Bidirectional):
     """Bidirectional, with the K/V of whole blocks of known tokens frozen as they were when last computed.
 
     An approximation (Fast-dLLM, arXiv 2505.22618, section 3.2): the frozen K/V saw the masks of an earlier pass. They
-    are computed anew once per block, in the pass in which the text first reaches into the next block. Of the authors'
-    variants this is the prefix cache; they renew per generated block, here blocks are absolute.
+    are recomputed once per block, in the pass in which the text first reaches into the next block. Of the authors'
+    variants this is the prefix cache, but they renew it per generated block; here blocks are absolute.
     """
 
     def __init__(self, spec: DrafterSpec, block_size: int) -> None:

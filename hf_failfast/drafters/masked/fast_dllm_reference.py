@@ -31,13 +31,13 @@ class ReferenceSession(DraftSession):
 
     A draft is written in sub-blocks: a pass over the whole block of 32 fills the positions of one sub-block of 8 whose
     confidence exceeds 0.05, and always the best one; a complete block costs a pass of its own for its K/V. The draft
-    grows while every confidence seen so far is high; the list holds each masked position of each pass, also those
-    behind the draft's end, and not the tokens that a committing pass yields. The cap counts that list, so that drafts
-    may become longer than `max_draft_length`.
+    grows while every recorded confidence is high. Recorded are all masked positions of each pass, even after the
+    draft's end, but not the tokens of a committing pass. The cap counts the record, so that drafts may become longer
+    than `max_draft_length`.
 
     Departures: the mask token is never drafted. A prefix of exactly one block is read (the original ignores it). The
-    prefix' K/V are used again only if they are those of the accepted tokens (the original's test lets stale ones
-    pass), and, as there, only if the last draft committed no block.
+    prefix' K/V are reused only if they are those of the accepted tokens (the original's test lets stale ones pass),
+    and, as in the original, only if the last draft committed no block.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ReferenceSession(DraftSession):
         self.passes: list[Pass] = []  # of the last draft
 
     def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
-        """Of one sequence. As the interface says, except for the chunk rule, which is the authors' (see the class)."""
+        """For one sequence. As the interface says, except for the authors' chunk rule (see the class)."""
         token_ids, start = text.ids, text.lengths[0]
         self.recorded, self.passes = [], []
         cap = min(room[0], self._positions_left(start))
@@ -98,7 +98,7 @@ class ReferenceSession(DraftSession):
         return self.last_position // self.block_size * self.block_size - num_tokens
 
     def _read_prefix(self, text: "_Text") -> None:
-        """Commits the complete blocks of the accepted tokens, all of them unless the slots hold them."""
+        """Commits all complete blocks of the accepted tokens, unless the slots hold them already."""
         length = text.length // self.block_size * self.block_size
         if length == self.num_prefix:
             self.cache.rollback(length)
@@ -110,7 +110,7 @@ class ReferenceSession(DraftSession):
             text.append(ids, confidence)
 
     def _write_block(self, text: "_Text", start: int, end: int, policy: LengthPolicy) -> tuple[int, bool]:
-        """Fills the last block, masks after the text; (end of the draft so far, whether drafting is over)."""
+        """Fills the text's last block. Returns (end of the draft so far, whether drafting is over)."""
         first = text.length // self.block_size * self.block_size
         missing = first + self.block_size - text.length
         text.append(
@@ -141,7 +141,7 @@ class ReferenceSession(DraftSession):
         return end, False
 
     def _run(self, window: torch.Tensor, rows: torch.Tensor, commit: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass over tokens (1, q) after the slots: the choice of the given rows, ids and confidences (1, r)."""
+        """One pass over tokens (1, q) after the slots: ids and confidences (1, r) chosen at the positions `rows`."""
         start = self.cache.get_seq_length()
         end = start + window.shape[1]
         self.passes.append(Pass(start, window.shape[1], commit))

@@ -45,7 +45,7 @@ class DraftingOptions:
 
 
 class MaskedDrafter(DiffusionDrafter):
-    """A native transformers causal LM (or layers that borrow the target's embedding and head) read by a spec."""
+    """A native transformers causal LM (or layers that borrow the target's embedding and head), used as a spec says."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class MaskedDrafter(DiffusionDrafter):
         return self.model.modules()
 
     def with_denoising(self, denoising: Denoising) -> Self:
-        """The same drafter, its chunks filled in another number of passes."""
+        """The same drafter, with chunks filled in another number of passes."""
         other = copy.copy(self)
         other.options, other.runners = replace(self.options, denoising=denoising), self.runners
         return other
@@ -151,7 +151,7 @@ class MaskedSession(ChunkedSession):
         return self.longest - num_tokens
 
     def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
-        """In as many fillings as the attention pattern asks for."""
+        """In as many fillings as the attention pattern needs."""
         ids = known.ids.to(self.device)
         known = RaggedIds(ids if self.last_id is None else ids.clamp(max=self.last_id), known.lengths)
         missing = [length] * len(known.lengths)
@@ -181,8 +181,8 @@ class MaskedSession(ChunkedSession):
         self.cache.rollback([min(pair) for pair in zip(self.cache.lengths, final, strict=True)])
 
     def _plan(self, lengths: Sequence[int], wanted: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Of each sequence the noise to feed and the tokens to read next: as many of the wanted ones, which may be 0
-        for some, as the attention pattern allows."""
+        """Per sequence, how many noise positions to feed and tokens to read next: the wanted number (which may be 0),
+        or fewer if the attention pattern allows no more."""
         pairs = zip(lengths, wanted, strict=True)
         plans = [self.pattern.plan(clean_end, count) if count else (0, 0) for clean_end, count in pairs]
         return [noise for noise, _ in plans], [read for _, read in plans]
@@ -195,7 +195,7 @@ class MaskedSession(ChunkedSession):
         num_read: Sequence[int],
         tokens: DraftTokens,  # of the first pass
     ) -> tuple[DraftTokens, int]:
-        """Passes until every position is fixed, and how many there were in all."""
+        """Makes passes until every position is fixed. Returns the tokens, and the number of passes with the first."""
         column = torch.arange(max(num_read), device=self.device)
         is_open = column < torch.tensor(num_read, device=self.device)[:, None]
         masked = is_open.clone()
@@ -220,8 +220,8 @@ class MaskedSession(ChunkedSession):
         num_noise: Sequence[int],  # how much of the canvas belongs to each sequence
         num_read: int,
     ) -> DraftTokens:
-        """One pass over the known tokens that are not in the slots, which it commits, and the canvas after them; its
-        choice for the first `num_read` positions after the known ones."""
+        """One pass over the known tokens that are not in the slots, which it commits, and the canvas after them.
+        Returns its choice for the first `num_read` positions after the known ones."""
         pairs = zip(self.cache.lengths, known.lengths, strict=True)
         reusable = [self.pattern.reusable_length(cached, clean_end) for cached, clean_end in pairs]
         noise = num_noise[0] if is_even(num_noise) else torch.tensor(num_noise, device=self.device)[:, None]
@@ -247,7 +247,7 @@ class MaskedSession(ChunkedSession):
         return MostLikely(*self.admissible) if self.warp is None else raw_logits
 
     def choose(self, *outputs: torch.Tensor) -> DraftTokens:
-        """The target's ids that the drafter proposes at r positions, from what the head made of its logits."""
+        """The target's ids that the drafter proposes at r positions, from the head's results."""
         if self.warp is None:
             token_ids, confidence = outputs
             tokens = DraftTokens(token_ids, confidence)
@@ -269,11 +269,11 @@ class MaskedSession(ChunkedSession):
 
 
 def _join(chunks: list[Chunk], places: list[list[int]]) -> Chunk:
-    """One chunk of those columns of all chunks, laid side by side, that `places` names for each row."""
+    """Lays all chunks side by side, and takes columns `places[b]` for sequence b."""
     token_ids = torch.cat([chunk.token_ids for chunk in chunks], dim=1)
     confidence = torch.cat([chunk.confidence for chunk in chunks], dim=1)
     probs = concatenate_probs(chunks)
-    if token_ids.shape[1] > len(places[0]):  # rows that were not filled alike
+    if token_ids.shape[1] > len(places[0]):  # sequences differ in their fillings
         index = torch.tensor(places, device=token_ids.device)
         token_ids, confidence = token_ids.gather(1, index), confidence.gather(1, index)
         probs = None if probs is None else probs[torch.arange(len(index), device=index.device)[:, None], index]

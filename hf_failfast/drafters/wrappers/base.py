@@ -10,7 +10,7 @@ from ..base import DiffusionDrafter
 
 
 class Wrapper(DiffusionDrafter):
-    """Another drafter with something added: whatever the contract says of a drafter is the inner drafter's."""
+    """Another drafter with something added; all attributes of the contract are the inner drafter's."""
 
     def __init__(self, drafter: DiffusionDrafter) -> None:
         self.drafter = drafter

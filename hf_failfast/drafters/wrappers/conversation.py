@@ -24,12 +24,11 @@ class Conversation(Wrapper):
     """A drafter for one conversation: `assistant_model=Conversation(drafter)` in every turn.
 
     Between the calls it keeps the drafter's K/V, so that a turn reads only what is new in its prompt. A prompt that
-    differs from the text so far is read from there on. Costs memory for as long as the conversation lives; weights and
-    graphs remain the drafter's, and any number of conversations may share it.
+    differs from the text so far is read from the first difference on. The K/V cost memory as long as the conversation
+    lives; any number of conversations may share a drafter, with its weights and graphs.
 
-    The output is the same as with the drafter itself. A call that ended in an exception is forgotten, and with it the
-    text before it: the next one reads all. So do `mode="reference"` and drafters that do not define
-    `DraftSession.inherit`.
+    The output is the same as with the drafter itself. After a call that ended in an exception, the next one reads the
+    whole text. So do all calls with `mode="reference"` and with drafters that do not define `DraftSession.inherit`.
 
     Raises ValueError on batches, on another target than the first call's, and on `assistant_tokenizer`; RuntimeError
     on a call while another one runs.
@@ -56,7 +55,7 @@ class Conversation(Wrapper):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """For the time of one call."""
+        """Reserves the conversation for one call."""
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("This Conversation is in use by another call: make one for each conversation.")
         try:
@@ -68,7 +67,7 @@ class Conversation(Wrapper):
 class ConversationSession(DraftSession):
     """One call's session, which begins with what the session of the call before remembers of the same text.
 
-    is_settled: no draft is being made or waits for `accept`: what the session remembers is part of its text.
+    is_settled: no draft is in progress or waits for `accept`, so that all the session remembers is part of its text.
     """
 
     def __init__(self, session: DraftSession, previous: ConversationSession | None) -> None:
@@ -77,7 +76,7 @@ class ConversationSession(DraftSession):
         self.previous = previous
         self.is_settled = True
         self.text: tuple[torch.Tensor, torch.Tensor] | None = None  # (1, n) accepted, (1, k) drafted after them
-        self.length = 0  # of that text, as far as it is accepted
+        self.length = 0  # of the accepted part of that text
         self.num_observed = 0  # tokens whose hidden states the session was handed
 
     def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
@@ -94,8 +93,8 @@ class ConversationSession(DraftSession):
         self.is_settled = True
 
     def observe(self, states: Sequence[torch.Tensor]) -> None:
-        """Of the tokens up to the last accepted one. Passes on those that follow the ones handed over before; none, if
-        some between them are missing, as when the target's own cache holds a text that this session never saw."""
+        """Passes on the states, up to the last accepted token's, that follow those passed on before. Passes on none if
+        some between are missing, as when the target's own cache holds a text that this session never saw."""
         (hidden_states,) = states
         known = self.num_observed - (self.length - hidden_states.shape[1])
         if 0 <= known < hidden_states.shape[1]:
@@ -103,8 +102,8 @@ class ConversationSession(DraftSession):
             self.num_observed = self.length
 
     def _inherit(self, token_ids: torch.Tensor, policy: LengthPolicy) -> int:
-        """Before the first draft: takes over what the last call's session remembers of this text (1, n), except for
-        its last token, which no draft can do without. Returns the number of host reads, 0 or 1."""
+        """Before the first draft: takes over what the last call's session remembers of this text (1, n) without its
+        last token, which every draft must read. Returns the number of host reads, 0 or 1."""
         previous, self.previous = self.previous, None
         if previous is None or previous.text is None or not previous.is_settled:
             return 0

@@ -16,17 +16,18 @@ from .base import Wrapper
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# How many of the last tokens are encoded anew together with the draft's text, longest first: see `_encode_draft`.
+# How many of the last tokens are encoded again together with the draft's text, tried in this order: see
+# `_encode_draft`.
 OVERLAPS = (64, 16, 4, 1)
 
-# Tokens of the drafter's sequence per token of the target's that its slots have room for.
+# The drafter's slots have room for this many of its tokens per token of the target.
 TOKEN_RATIO = 2
 
 
 class CrossTokenizerDrafter(Wrapper):
     """A drafter between two tokenizers. Slower than one tokenizer, and as lossless: a badly aligned draft is rejected.
 
-    The inner drafter keeps its own sequence; what of it stays the same between two rounds keeps its K/V.
+    The inner drafter keeps its own sequence; the part that stays the same between two rounds keeps its K/V.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class CrossTokenizerDrafter(Wrapper):
         if isinstance(drafter, MaskedDrafter) and drafter.options.mode == "reference":
             raise ValueError("`mode='reference'` drafts for the drafter's own tokenizer only.")
         super().__init__(drafter)
-        self.drafts_by_chunks = False  # the last word on lengths has the target's tokenizer
+        self.drafts_by_chunks = False  # the target's tokenizer has the last word on lengths
         self.target_tokenizer = target_tokenizer
         self.drafter_tokenizer = drafter_tokenizer
 
@@ -76,7 +77,7 @@ class CrossTokenizerSession(DraftSession):
         self.known: list[int] = []  # the inner session's sequence, its last draft included
 
     def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
-        """Of one sequence. The length rule decides on the drafter's own tokens."""
+        """For one sequence. The length rule decides on the drafter's own tokens."""
         token_ids = text.ids
         words = self.target_tokenizer.decode(token_ids[0], **_VERBATIM)  # host sync: the text
         own = self.drafter_tokenizer(words, add_special_tokens=False).input_ids
@@ -94,10 +95,10 @@ class CrossTokenizerSession(DraftSession):
         return _draft(ids, token_ids, confidence, drafted.passes, drafted.host_reads + 3)
 
     def accept(self, counts: Sequence[int]) -> None:
-        """Nothing to do: the next draft finds out what its own sequence has in common with the text."""
+        """Nothing to do: the next draft compares its own sequence with the text."""
 
     def _keep_common(self, own: list[int]) -> None:
-        """Tells the inner session how much of its sequence still holds; at least one token must be new to it."""
+        """Tells the inner session how much of its sequence is still valid; at least one token must be new to it."""
         pairs = zip(self.known, own[:-1], strict=False)
         shorter = min(len(self.known), len(own) - 1)
         common = next((index for index, (old, new) in enumerate(pairs) if old != new), shorter)
@@ -105,7 +106,7 @@ class CrossTokenizerSession(DraftSession):
             self.inner.accept([common - self.num_read])
 
     def _new_text(self, own: list[int], known: list[int]) -> str:
-        """The text of the drafted tokens, in their context; without a character whose bytes are not complete."""
+        """The text of the drafted tokens, decoded in context; without a last character whose bytes are incomplete."""
         before, after = (self.drafter_tokenizer.decode(ids, **_VERBATIM) for ids in (own, known))
         if not after.startswith(before):
             return ""
@@ -113,10 +114,10 @@ class CrossTokenizerSession(DraftSession):
         return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
     def _encode_draft(self, token_ids: list[int], text: str) -> list[int]:
-        """The target's tokens of the text after its last tokens.
+        """The target's tokens for a text after `token_ids`.
 
-        The text before it can decide how it is cut into tokens, so it is encoded together with the longest stretch of
-        the last tokens that then comes out unchanged; alone if none does (the draft continues a token).
+        The tokens before a text can decide how it is split. So it is encoded together with the longest run of last
+        tokens that comes out unchanged; alone if none does (the draft continues a token).
         """
         if not text:
             return []
@@ -137,6 +138,6 @@ _VERBATIM = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False
 
 
 def _draft(ids: list[int], like: torch.Tensor, confidence: float, passes: int, host_reads: int) -> Draft:
-    """A draft of these ids, all with the least confidence of the tokens that they come from."""
+    """A draft of these ids, all with one confidence: the lowest of the drafter's tokens."""
     token_ids = torch.tensor([ids], dtype=like.dtype, device=like.device).reshape(1, len(ids))
     return Draft(token_ids, torch.full(token_ids.shape, confidence, device=like.device), passes, host_reads)

@@ -19,11 +19,11 @@ DrafterErrors = Literal["plain", "raise"]
 
 
 class FallbackSession(DraftSession):
-    """Another session, which is given up at its first error: from then on every draft is empty.
+    """Wraps a session and gives it up at its first error: from then on every draft is empty.
 
-    on_error: `plain`: one warning, and no draft any more. `raise`: the error itself.
-    timeout: seconds that a draft may take, None for any; with one, drafts are made in a thread, since nothing else can
-        leave a drafter that never returns. The thread is abandoned.
+    on_error: `plain` warns once and drafts no more; `raise` raises the error.
+    timeout: seconds that a draft may take; None: no limit. With a timeout drafts are made in a thread, which is
+        abandoned at the timeout: nothing else can leave a drafter that never returns.
 
     error: what the session was given up for. KeyboardInterrupt and SystemExit are not caught.
     """

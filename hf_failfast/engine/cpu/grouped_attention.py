@@ -1,6 +1,6 @@
 """Attention that reads each K/V head once for all query heads of its group, in the place of SDPA on a CPU.
 
-transformers copies K and V for each query head as soon as there is a mask, which costs the more the longer the text.
+transformers copies K and V for each query head as soon as there is a mask, at a cost that grows with the text.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..causal_lm import PREFIX, CausalLM, attention_name
 
 NAME = f"{PREFIX}grouped"
 
-# The widest window of which a group is packed. SDPA works on blocks of 32 rows; a wider one fills them by itself.
+# The widest window whose groups are packed. SDPA works on blocks of 32 tokens; a wider window fills them by itself.
 PACKED_WIDTH = 32
 
-# What SDPA may be asked for beside a mask.
+# Options of SDPA besides a mask.
 _OTHERS = ("cache", "position_bias", "s_aux", "softcap")
 
 
@@ -39,7 +39,7 @@ def is_usable(model: CausalLM) -> bool:
 
 
 def grouped_attention(model: CausalLM) -> AbstractContextManager[None]:
-    """In this context plain `generate` reads the K/V of a group once, as drafted decoding does by itself.
+    """In this context plain `generate` reads the K/V of a group once, as drafted decoding always does.
 
     Raises ValueError on a model that is not on a CPU, has no groups, or computes its attention in another way.
     """
@@ -53,9 +53,9 @@ def grouped_attention(model: CausalLM) -> AbstractContextManager[None]:
 
 @contextmanager
 def in_place_of_sdpa(model: CausalLM) -> Iterator[None]:
-    """In this context the model's SDPA is ours, for every thread: the results are the same.
+    """In this context our attention replaces the model's SDPA in every thread; the results are the same.
 
-    Several rows need a mask of the caller's, since some models make theirs by the attention's name.
+    Windows of several tokens need a mask from the caller, since some models build theirs by the attention's name.
     """
     _register()
     config = model.config.get_text_config(decoder=True)
@@ -82,7 +82,7 @@ def _attend(
     query: torch.Tensor,  # (B, H, q, D)
     key: torch.Tensor,  # (B, H / group, S, D)
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # (B, 1, q, S); None where the one row sees all
+    attention_mask: torch.Tensor | None,  # (B, 1, q, S); None where a single token sees all
     dropout: float = 0.0,
     scaling: float | None = None,
     **options: Any,
@@ -102,7 +102,7 @@ def _attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return attended, None
-    # Threads work on heads of their own. One row by itself is slow in any case: in bf16 slower than several.
+    # Each thread works on its own heads. A single token is slow in any case: in bf16 slower than several.
     if width == 1 or (width <= PACKED_WIDTH and num_rows * num_groups >= torch.get_num_threads()):
         packed = query.reshape(num_rows, num_groups, -1, query.shape[-1])
         mask = None if attention_mask is None else attention_mask.repeat(1, 1, num_heads // num_groups, 1)

@@ -1,6 +1,6 @@
 """Linear layers that multiply with weights packed for oneDNN: faster forwards on a CPU, drafted and plain alike.
 
-A CPU's matrix product rearranges the weight first, in every call. `prepack` has that done once.
+A CPU's matrix product first rearranges the weight, in every call. `prepack` does this once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.nn.functional import linear
 
 logger = logging.getLogger(__name__)
 
-# How far a packed layer's result may be from the plain one's, as a share of the largest output: sums in fp32 are taken
-# in another order, and in bf16 that may round to the next number.
+# Largest allowed difference between packed and plain results, as a share of the largest output: fp32 sums run in
+# another order, and in bf16 that may round to the next number.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 CHECKED_ROWS = (1, 8)  # matrix-vector and matrix-matrix products have kernels of their own
 
@@ -31,10 +31,10 @@ class HasModules(Protocol):
 def prepack(*models: HasModules) -> Prepacked:
     """Packs the models' linear layers until `undo()` of what it returns, or for a `with` block.
 
-    models: the target, and the drafter if there is one; what it borrows of the target is packed with the target.
+    models: the target, and the drafter if there is one; what it borrows from the target is packed with the target.
 
-    Packed are ordinary `nn.Linear` layers in float32 or bfloat16 on the CPU, each after a comparison with itself
-    unpacked; all others (quantised, offloaded, in adapters) stay as they are, with one warning. Only forwards without
+    Packs ordinary `nn.Linear` layers in float32 or bfloat16 on the CPU, each after a comparison with its unpacked
+    results; all others (quantised, offloaded, in adapters) stay as they are, with one warning. Only forwards without
     gradients use the packed weights. They are a second copy in memory: the weights themselves stay where they are, so
     that saving, training, copies and tied embeddings see no difference. A weight that was changed or replaced is
     packed again by the next forward; only changes in place through `weight.data` go unnoticed.
@@ -90,19 +90,19 @@ class Prepacked:
 
 
 class Packed(NamedTuple):
-    """The packed copy of a weight, None if it cannot be packed, and which weight that was."""
+    """The packed copy of a weight, None if it cannot be packed, and what identifies the weight."""
 
     copy: torch.Tensor | None
     memory: torch.Tensor  # the weight's; held, so that no later weight can get the same address
     version: int
 
     def is_of(self, weight: torch.Tensor) -> bool:
-        """Whether that is the weight, unchanged."""
+        """Whether it was packed from this weight as it is now."""
         return weight.data_ptr() == self.memory.data_ptr() and _version(weight) == self.version
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer beside whose weight lies a packed one. `prepack` makes ordinary layers into it, and back."""
+    """A linear layer with a packed copy of its weight. `prepack` turns ordinary layers into it, and back."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `nn.Linear`: (..., in_features) to (..., out_features)."""
@@ -123,12 +123,12 @@ class PackedLinear(nn.Linear):
 
 
 def _is_plain(layer: nn.Linear) -> bool:
-    """Neither a quantised layer nor one whose forward something else has taken over."""
+    """Whether the layer is neither quantised nor has a forward that something else has replaced."""
     return type(layer) is nn.Linear and "forward" not in vars(layer) and _is_packable(layer.weight)
 
 
 def _is_packable(weight: torch.Tensor) -> bool:
-    """Whether it is an ordinary tensor that counts its changes, for which this torch and processor have oneDNN."""
+    """Whether it is an ordinary parameter that counts its changes, in a dtype that oneDNN supports here."""
     return (
         type(weight) is nn.Parameter
         and weight.device.type == "cpu"
@@ -149,7 +149,7 @@ def _pack(weight: torch.Tensor) -> Packed:
 
 
 def _version(weight: torch.Tensor) -> int:
-    """Counts the changes in place; weights made in inference mode are not counted, and not packed."""
+    """Number of changes in place; weights made in inference mode do not count them, and are not packed."""
     return 0 if weight.is_inference() else weight._version
 
 
@@ -159,7 +159,7 @@ def _multiply(input: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | No
 
 
 def _checked(layer: nn.Linear) -> Packed:
-    """The packed weight, if with it the layer computes what it computes without."""
+    """The packed weight. Raises ValueError if the layer computes something else with it than without."""
     packed = _pack(layer.weight)
     assert packed.copy is not None
     dtype = layer.weight.dtype

@@ -16,10 +16,10 @@ _CAPTURING = threading.Lock()
 
 
 class Rehearsal(TorchDispatchMode):
-    """Refuses, in this thread, what a capture would: to wait for the device, or to copy between it and the host.
+    """Refuses, in this thread, what a capture refuses: waiting for the device, and copies between it and the host.
 
-    A capture that CUDA breaks off leaves torch's allocator and random generator in a state from which only private
-    functions lead back (see `_recover`), so that it is better not begun.
+    A capture that CUDA aborts leaves torch's allocator and random generator in a state that only private functions
+    can repair (see `_recover`), so that it is better not begun.
     """
 
     REFUSED = (
@@ -39,8 +39,7 @@ class Rehearsal(TorchDispatchMode):
 
 
 class Arena(NamedTuple):
-    """Where graphs that are never replayed at the same time are captured: they share memory and a stream, and with the
-    stream cuBLAS's workspace."""
+    """Memory and stream (and so cuBLAS's workspace) shared by graphs that are never replayed at the same time."""
 
     device: torch.device
     pool: torch.cuda._POOL_HANDLE
@@ -48,7 +47,7 @@ class Arena(NamedTuple):
 
 
 class CudaGraphs:
-    """Captures what a function launches on the GPU. Tests put a recorder of their own in its place."""
+    """Captures what a function launches on the GPU. Tests replace it with a recorder."""
 
     def is_available(self, device: torch.device) -> bool:
         return device.type == "cuda" and torch.version.hip is None
@@ -60,9 +59,9 @@ class CudaGraphs:
     def capture(self, forward: Callable[[], Outputs], arena: Arena) -> tuple[Callable[[], None], Outputs]:
         """(replay, the tensors that each replay overwrites) of what `forward` launches.
 
-        It runs once before, on the same stream: that compiles kernels, fills caches and allocates workspaces, none of
-        which a capture may do. Raises whatever this or the capture raises, RuntimeError as a rule; in either case the
-        caller's stream is current afterwards.
+        `forward` first runs once on the same stream to compile kernels, fill caches and allocate workspaces: a capture
+        may do none of this. Raises whatever either run raises, usually RuntimeError; in any case the caller's stream
+        is current afterwards.
         """
         graph = torch.cuda.CUDAGraph()
         with _CAPTURING, torch.cuda.device(arena.device):
@@ -86,7 +85,7 @@ class CudaGraphs:
 
 @contextmanager
 def _followed_by(current: torch.cuda.Stream, side: torch.cuda.Stream) -> Iterator[None]:
-    """Work goes to the side stream; what comes afterwards on the current one waits for it."""
+    """In this context work goes to the side stream; later work on the current one waits for it."""
     try:
         with torch.cuda.stream(side):
             yield
@@ -95,8 +94,8 @@ def _followed_by(current: torch.cuda.Stream, side: torch.cuda.Stream) -> Iterato
 
 
 def _recover(arena: Arena) -> None:
-    """Undoes what the end of a capture skips when CUDA has broken it off (torch 2.11 to 2.13): allocations stay routed
-    to the arena's pool, and the random generator takes itself for captured until a capture ends well."""
+    """Cleans up after a capture that CUDA aborted, as torch 2.11 to 2.13 do not: without it allocations stay routed to
+    the arena's pool, and the random generator counts as captured until a capture succeeds."""
     with suppress(RuntimeError):
         torch._C._cuda_endAllocateToPool(arena.device.index, arena.pool)
     ends_well = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=arena.stream, capture_error_mode="thread_local")

@@ -6,7 +6,7 @@ from ..causal_lm import CausalLM, attention_name
 
 
 def fingerprint(model: CausalLM) -> tuple[object, ...]:
-    """What a graph has baked in of a model: where its weights are, and the switches that its forward reads."""
+    """What a graph fixes of a model: the addresses of its weights, and the switches that its forward reads."""
     state: list[object] = [attention_name(model)]
     for module in model.modules():
         tensors = (*module._parameters.values(), *module._buffers.values())
@@ -18,7 +18,7 @@ def fingerprint(model: CausalLM) -> tuple[object, ...]:
 
 
 def obstacle(model: CausalLM) -> str | None:
-    """Why this model's forwards cannot be captured, where that can be told beforehand."""
+    """Why this model's forwards cannot be captured; None if no reason is known before the capture."""
     attention = attention_name(model)
     modules = list(model.modules())
     devices = {tensor.device for module in modules for tensor in module.parameters(recurse=False)}
@@ -36,6 +36,6 @@ def obstacle(model: CausalLM) -> str | None:
 
 
 def _has_foreign_hooks(module: torch.nn.Module) -> bool:
-    """transformers' own hooks collect hidden states, and have done so when the graph was captured."""
+    """Whether hooks are not transformers' own; those collect hidden states, already at capture."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)

@@ -1,7 +1,7 @@
 """Forwards replayed as CUDA graphs: `EagerRunner`'s call, without a thousand launches from Python each time.
 
 A graph repeats the same kernels on the same addresses. So K/V stay in `StaticSlots`, inputs are copied to fixed
-places, and shapes are rounded up to few sizes (`Shape`). What is beyond the given tokens is padding: its K/V land
+places, and shapes are rounded up to few sizes (`Shape`). Tokens beyond the given ones are padding: their K/V land
 after those of the window, where no limit reaches and the next pass overwrites them.
 """
 
@@ -30,8 +30,8 @@ class CudaGraphRunner(EagerRunner):
     """Replays a captured forward where one fits, and else does what `EagerRunner` does.
 
     Eager are: the prefill of an empty cache, windows of more than MAX_WIDTH tokens, texts that outgrow MAX_SLOTS, a
-    batch that has lost rows, autocast, and everything after a capture has failed (logged once). Each generation has
-    slots and graphs to itself; at its end they go back to `kept`, and serve the next one without a new capture.
+    batch that has lost sequences, autocast, and everything after a failed capture (logged once). Each generation has
+    its own slots and graphs; at its end they go back to `kept`, and serve the next one without a new capture.
     """
 
     def __init__(self, model: CausalLM, hidden_layers: tuple[int, ...], kept: KeptGraphs) -> None:
@@ -85,7 +85,7 @@ class CudaGraphRunner(EagerRunner):
                 captured.fill(window)
                 self._capture(captured, slots)
             slots.forwards[shape] = captured
-        except Exception as error:  # out of memory, or an operation that cannot be captured: the eager call may do
+        except Exception as error:  # out of memory, or an operation that cannot be captured: eager may work
             self.kept.give_up(f"{type(error).__name__}: {error}")
             return None
         return captured
@@ -110,8 +110,8 @@ class CudaGraphRunner(EagerRunner):
         return capture(False)
 
     def _run(self, forward: CapturedForward, slots: StaticSlots, is_fused: bool) -> Outputs:
-        """The forward on its fixed inputs, with our own attention kernel or the model's own: what is captured. Returns
-        logits, hidden states if any, and what the head makes of the logits.
+        """The forward to capture: on its fixed inputs, with our attention kernel or the model's own. Returns logits,
+        hidden states if any, and the head's results.
 
         Nothing here may depend on a number that changes on the host.
         """
@@ -134,7 +134,7 @@ class CudaGraphRunner(EagerRunner):
         return super()._window_mask(positions, limit, end, window)
 
     def _static(self, cache: SlotCache) -> StaticSlots:
-        """The fixed slots of this cache; made, if it has none, of the size it was asked for."""
+        """The fixed slots of this cache; if it has none yet, they are made for its capacity."""
         slots = self._slots.get(cache)
         if slots is None:
             with torch.inference_mode(False), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Our attention kernel behind transformers' attention interface: rows see a range of slots, given as two numbers.
+"""Our attention kernel for transformers' attention interface: a token sees a range of slots, given as two numbers.
 
 transformers' SDPA path with a mask copies K and V once per query head of a group; on a GPU the kernel reads them once,
 and needs no mask in memory (`kernels.attention`).
@@ -21,22 +21,22 @@ NAME = f"{PREFIX}slots"
 # A model's layers look up their attention by a name in a config that all threads share.
 _NAMED = threading.RLock()
 
-# What an attention may be asked for beside a mask, and the kernel cannot do.
+# Options of an attention besides a mask that the kernel does not support.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 
 def sight(positions: torch.Tensor, limit: torch.Tensor, window: int | None) -> torch.Tensor:
-    """What stands in place of a mask: for each row (B, q) the first slot it sees and the one behind the last, as
+    """Replaces a mask: the first slot that each token (B, q) sees and the end (exclusive) of its slots, as
     (B, 1, 2, q), four dimensions so that transformers takes it as it is.
 
-    window: slots that a row of a sliding-window layer sees at most, its own included; None for all.
+    window: slots that a token of a sliding-window layer sees at most, its own included; None for all.
     """
     first = torch.zeros_like(positions) if window is None else (positions - window + 1).clamp(min=0)
     return torch.stack([first, limit.expand_as(positions)], dim=1)[:, None]
 
 
 def is_usable(model: CausalLM) -> bool:
-    """Whether the kernel may stand in for the model's attention: in fp32 results stay those of SDPA."""
+    """Whether the kernel may replace the model's attention: fp32 models keep SDPA, and with it SDPA's results."""
     return (
         attention_name(model) == "sdpa"
         and model.dtype in (torch.float16, torch.bfloat16)
@@ -46,7 +46,7 @@ def is_usable(model: CausalLM) -> bool:
 
 @contextmanager
 def slot_attention(model: CausalLM) -> Iterator[None]:
-    """The model's SDPA layers take `sight` for a mask. Calls of other threads, with ordinary masks, do not change."""
+    """In this context SDPA layers take `sight` as mask; other threads' calls, with ordinary masks, do not change."""
     from transformers import AttentionInterface, AttentionMaskInterface  # both import the whole of modelling
     from transformers.masking_utils import sdpa_mask
 

@@ -1,4 +1,4 @@
-"""K/V at fixed addresses, the forwards captured on them, and what of both is kept between calls."""
+"""K/V at fixed addresses and the forwards captured on them, both kept between calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Wider windows are prefills: few, of any width, and not bound by launches.
 MAX_WIDTH = 128
-# Most slots that a sequence gets at fixed addresses; a longer text goes on without graphs.
+# The most slots that a sequence gets at fixed addresses; a longer text continues without graphs.
 MAX_SLOTS = 16384
 SLOT_STEP = 256
 
@@ -30,14 +30,14 @@ class Shape(NamedTuple):
 
     width: int  # tokens per sequence
     num_slots: int  # in sight
-    num_read: int  # rows of the window whose logits are computed
+    num_read: int  # tokens of the window whose logits are computed
     is_limited: bool  # the limits are given; otherwise the window is causal
     hidden_layers: tuple[int, ...]
     head: Head
 
     @classmethod
     def around(cls, window: Window, max_slots: int, hidden_layers: tuple[int, ...], head: Head) -> Shape:
-        """The smallest shape that holds a window. Up to 16 tokens cost a GPU what one costs."""
+        """The smallest shape that holds a window. Up to 16 tokens cost a GPU as much as one."""
         width = _round_up(window.input_ids.shape[1])
         num_slots = min(max(_power_of_two(max(window.starts) + width), SLOT_STEP), max_slots)
         num_read = min(_round_up(window.num_read), width)
@@ -107,12 +107,12 @@ class CapturedForward:
     def fill(self, window: Window) -> None:
         """Copies a window to where the graph reads it.
 
-        What is left of an earlier call becomes padding: known ids, tokens of the window, limits of at least one slot.
+        The rest of an earlier call stays as padding: valid ids, tokens of the window, limits of at least one slot.
         """
         width = window.input_ids.shape[1]
         self.input_ids[:, :width] = window.input_ids
         if is_even(window.starts):
-            self.starts.fill_(window.starts[0])  # the number travels with the launch: no copy from the host
+            self.starts.fill_(window.starts[0])  # the launch carries the number: no copy from the host
         else:
             self.starts.copy_(torch.tensor(window.starts)[:, None])
         if isinstance(window.read, int):
@@ -125,8 +125,8 @@ class CapturedForward:
     def capture(
         self, forward: Callable[[], Outputs], plain: Callable[[], Outputs], graphs: CudaGraphs, arena: Arena
     ) -> None:
-        """Captures `forward`, which must read these inputs, and returns the logits, the hidden states if any, and what
-        the head makes of the logits. Raises RuntimeError if logits or hidden states differ from those of `plain`."""
+        """Captures `forward`, which must read these inputs and return the logits, the hidden states if any, and the
+        head's results. Raises RuntimeError if logits or hidden states differ from those of `plain`."""
         expected = plain()
         self._replay, outputs = graphs.capture(forward, arena)
         self._replay()
@@ -136,14 +136,14 @@ class CapturedForward:
             raise RuntimeError("the captured forward computes something else than the plain one")
 
     def replay(self) -> Outputs:
-        """The outputs for the inputs as they were filled. Copies: the next replay of any graph overwrites them."""
+        """The outputs for the filled inputs, as copies: the next replay of any graph overwrites the originals."""
         self._replay()
         return tuple(output.clone() for output in self._outputs)
 
 
 def _is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Equal up to what rounding makes of many layers, at the scale of the whole tensor: a wrong slot or position is
-    far from that."""
+    """Whether they are equal up to the rounding of many layers, relative to the tensor's maximum: a wrong slot or
+    position differs far more."""
     bound = expected.float().nan_to_num().abs().max() * (1e-3 if expected.dtype == torch.float32 else 0.1)
     return bool(((actual.float() - expected.float()).nan_to_num().abs() <= bound).all())
 
@@ -164,7 +164,7 @@ class StaticSlots:
         self.forwards: dict[Shape, CapturedForward] = {}
 
     def lend(self, cache: SlotCache) -> None:
-        """Puts the buffers under a cache, with what the cache holds. The rest is zero: see `SlotLayer`."""
+        """Makes the buffers a cache's memory, with what the cache holds. The rest is zero: see `SlotLayer`."""
         end = max(cache.lengths)
         for layer, (keys, values) in zip(cache.layers, self.buffers, strict=True):
             for buffer, states in ((keys, layer.keys), (values, layer.values)):
@@ -174,7 +174,7 @@ class StaticSlots:
             layer.keys, layer.values, layer.is_initialized = keys, values, True
 
     def hold(self, cache: SlotCache) -> bool:
-        """Whether the cache still lies in these buffers: it leaves them when it outgrows them or drops rows."""
+        """Whether the cache still lies in these buffers: it leaves them when it outgrows them or drops sequences."""
         return all(
             layer.keys is keys and layer.values is values
             for layer, (keys, values) in zip(cache.layers, self.buffers, strict=True)
@@ -182,7 +182,7 @@ class StaticSlots:
 
 
 class KeptGraphs:
-    """What was captured of one model for one pair of target and drafter, between calls."""
+    """Slots and graphs of one model of a pair of target and drafter, kept between calls."""
 
     def __init__(self, graphs: CudaGraphs) -> None:
         self.graphs = graphs
@@ -205,20 +205,20 @@ class KeptGraphs:
         return None
 
     def give_back(self, slots: StaticSlots) -> None:
-        """The generation that used the slots has ended."""
+        """Takes back slots whose generation has ended."""
         with self._lock:
             if self.problem is None:
                 self.idle.append(slots)
 
     def give_up(self, reason: str) -> None:
-        """No more graphs for this pair."""
+        """Uses no graphs for this model from now on."""
         with self._lock:
             self.problem = reason
             self.idle.clear()
         self.warn(reason)
 
     def warn(self, reason: str) -> None:
-        """Says once why a forward is not replayed."""
+        """Logs once why a forward is not replayed."""
         with self._lock:
             is_new = reason not in self._warned
             self._warned.add(reason)

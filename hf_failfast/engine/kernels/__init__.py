@@ -1,6 +1,6 @@
 """Fused GPU kernels, written in Triton, and their definitions in torch (`reference`), which run everywhere else.
 
-The functions here choose: Triton on a CUDA device where it works, else the reference. Nothing imports Triton before.
+The functions here choose Triton on a CUDA device where it works, else the reference. Triton is imported on first use.
 """
 
 import functools
@@ -25,7 +25,7 @@ def is_fused(device: torch.device) -> bool:
 
 @functools.cache
 def triton_works(device: torch.device) -> bool:
-    """Whether a kernel compiles and runs on the device; says once why not."""
+    """Whether a kernel compiles and runs on the device; logs once why not."""
     try:
         from .triton_confidence import most_likely
 
@@ -37,7 +37,8 @@ def triton_works(device: torch.device) -> bool:
 
 
 def _choosing(definition: Callable[Arguments, Result], module: str) -> Callable[Arguments, Result]:
-    """The definition, or the kernel of its name on devices that have it: those of the first argument, a tensor."""
+    """Calls the kernel of the definition's name on devices that have it, else the definition; the device is that of
+    the first argument, a tensor."""
 
     @functools.wraps(definition)
     def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:

@@ -7,7 +7,7 @@ import torch
 
 
 def most_likely(logits: torch.Tensor, vocab_size: int, mask_token_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Admissible ids and their probability under the drafter's whole distribution, both (B, r), from (B, r, V).
+    """Best admissible ids and their probability under the drafter's whole distribution, both (B, r), from (B, r, V).
 
     The mask token and ids the target does not know (>= vocab_size) are not admissible; their mass counts as doubt.
     The first of equal logits wins; NaN wins over all, with a confidence of NaN.
@@ -25,8 +25,8 @@ def most_likely(logits: torch.Tensor, vocab_size: int, mask_token_id: int | None
 def chunk_decision(
     token_ids: torch.Tensor, confidence: torch.Tensor, threshold: float, eos_token_ids: torch.Tensor | None
 ) -> list[tuple[int, bool]]:
-    """FailFast's rule on a chunk of ids and confidences, both (B, r): of each row how many tokens to keep (up to the
-    first end of sequence), and whether another chunk follows (all confidences >= threshold, no end of sequence).
+    """FailFast's rule on a chunk of ids and confidences, both (B, r): per sequence, how many tokens to keep (up to the
+    first end of sequence) and whether another chunk follows (all confidences >= threshold, no end of sequence).
 
     The answer is on the host, in one transfer.
     """
@@ -41,11 +41,11 @@ class RowOutcome(NamedTuple):
     accepted: int  # draft tokens that stay
     emitted: int  # tokens the sequence grows by: accepted draft tokens, then the bonus token
     finished: bool
-    broken: bool = False  # the draft's confidences are not all numbers
+    broken: bool = False  # a confidence of the draft is NaN
 
     @property
     def cached(self) -> int:
-        """Tokens whose K/V the round has made for good: the last token's come with the next round."""
+        """Emitted tokens whose K/V the round has computed: the last token's come with the next round."""
         return max(self.emitted - 1, 0)
 
     @property
@@ -66,7 +66,7 @@ def accept(
 ) -> list[RowOutcome]:
     """Longest match of each draft with the target's own tokens, cut at the first end of sequence and at `max_length`.
 
-    draft_ids, confidence: (B, k), of which sequence b has drafted the first `draft_lengths[b]`.
+    draft_ids, confidence: (B, k); the draft of sequence b is the first `draft_lengths[b]`.
     token_ids: (B, k + 1), the target's choice after the prefix and after each draft token.
     lengths, finished: of the B sequences before the round; a finished one does not change.
 
@@ -98,7 +98,7 @@ def _is_end(token_ids: torch.Tensor, eos_token_ids: torch.Tensor | None) -> torc
 
 
 def _up_to_end(is_end: Sequence[int]) -> int:
-    """How many tokens there are up to the first end of sequence; all without one."""
+    """Number of tokens up to and with the first end of sequence; all without one."""
     return next((count for count, end in enumerate(is_end, start=1) if end), len(is_end))
 
 
@@ -110,10 +110,10 @@ def attention(
     first: torch.Tensor | None = None,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Grouped-query attention in which row i of sequence b sees the slots `first[b, i]` <= slot < `limit[b, i]`.
+    """Grouped-query attention in which token i of sequence b sees the slots `first[b, i]` <= slot < `limit[b, i]`.
 
     query: (B, H, q, D); key, value: (B, H / group, S, D); limit, first: (B, q), `first` None for 0.
-    scale: of the scores, 1 / sqrt(D) if None. Returns (B, H, q, D), zeros in rows that see nothing.
+    scale: of the scores, 1 / sqrt(D) if None. Returns (B, H, q, D), zeros for tokens that see nothing.
     """
     slots = torch.arange(key.shape[2], device=key.device)
     visible = slots < limit[..., None]

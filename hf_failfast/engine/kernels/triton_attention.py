@@ -1,8 +1,9 @@
 """Grouped-query attention over a slot cache, split over the slots. Reference: `reference.attention`.
 
-The rows of all query heads that share a K/V head are one tile, so that K and V are read once and never repeated. The
-slots are split over thread blocks, which a few rows could not keep busy otherwise. What a row sees is two numbers, so
-that there is no mask in memory, and one launch serves every length: blocks beyond the last limit read nothing.
+The tokens of all query heads that share a K/V head form one tile, so that K and V are read once and never repeated.
+The slots are split over thread blocks, since a few tokens would not keep a GPU busy. Two numbers say what a token
+sees, so that there is no mask in memory, and one launch serves every length: blocks beyond the last limit read
+nothing.
 """
 
 import torch
@@ -48,7 +49,7 @@ def _attend(  # type: ignore[no-untyped-def]
     batch = tl.program_id(0) // num_kv_heads
     kv_head = tl.program_id(0) % num_kv_heads
     split = tl.program_id(2)
-    packed = tl.program_id(1) * ROWS + tl.arange(0, ROWS)  # (query head of the group, row)
+    packed = tl.program_id(1) * ROWS + tl.arange(0, ROWS)  # (query head of the group, token)
     is_row = packed < GROUP * num_rows
     head = kv_head * GROUP + packed // num_rows
     row = packed % num_rows
@@ -106,7 +107,7 @@ def _join(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Joins the splits of one row of one head."""
+    """Joins the splits of one token of one head."""
     at = tl.program_id(0)  # of (B, H, q)
     num_total = tl.num_programs(0)
     splits = tl.arange(0, SPLITS)
@@ -135,7 +136,7 @@ def attention(
 ) -> torch.Tensor:
     """See `reference.attention`. The last dimension of every tensor must be contiguous.
 
-    The result is laid out as models go on with it: (B, q, H, D), seen as (B, H, q, D).
+    The result is a (B, H, q, D) view of the layout that models continue with, (B, q, H, D).
     """
     batch, num_heads, num_rows, head_dim = query.shape
     num_kv_heads, num_slots = key.shape[1:3]

@@ -1,8 +1,8 @@
 """Confidence and token of a drafter pass: one read of the logits, split over the vocabulary.
 
-A softmax over 150,000 entries by one thread block per row would leave most of a GPU idle, since a pass has few rows.
-So `_scan` gives each part of a row to its own block, and `_combine` joins the parts. Logits of any dtype are read once
-and never converted in memory. Reference: `reference.most_likely`.
+A softmax over 150,000 entries by one thread block per position would leave most of a GPU idle, since a pass reads few
+positions. So `_scan` gives each part of a position's logits to its own block, and `_combine` joins the parts. Logits
+of any dtype are read once and never converted in memory. Reference: `reference.most_likely`.
 """
 
 import torch
@@ -17,7 +17,7 @@ _PROGRAMS = 512  # a few thread blocks per multiprocessor of a large GPU
 def _scan(  # type: ignore[no-untyped-def]
     logits,
     row_stride,
-    maximum,  # this and the next three: (rows, SPLITS)
+    maximum,  # this and the next three: (B * r, SPLITS)
     total,
     best,
     index,
@@ -28,7 +28,7 @@ def _scan(  # type: ignore[no-untyped-def]
     TILES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One part of one row: its maximum and sum of exp(x - maximum), and its best admissible entry, NaN above all."""
+    """One part of a position's logits: maximum, sum of exp(x - maximum), best admissible entry (NaN above all)."""
     none = 2147483647
     row = tl.program_id(0)
     split = tl.program_id(1)
@@ -76,7 +76,7 @@ def _combine(  # type: ignore[no-untyped-def]
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Joins the parts of every row of one sequence."""
+    """Joins the parts of every position of one sequence."""
     none = 2147483647
     sequence = tl.program_id(0)
     rows = tl.arange(0, ROWS)

@@ -12,7 +12,7 @@ from .reference import RowOutcome
 
 @triton.jit
 def _is_end(token, eos_token_ids, NUM_EOS: tl.constexpr):  # type: ignore[no-untyped-def]
-    found = token != token  # nowhere
+    found = token != token  # all False
     for e in range(NUM_EOS):
         found = found | (token == tl.load(eos_token_ids + e))
     return found
@@ -118,7 +118,7 @@ def accept(
     """See `reference.accept`."""
     batch, num_drafted = draft_ids.shape
     device = token_ids.device
-    # Out of pinned memory the copy does not wait for the forward in front of it.
+    # From pinned memory the copy does not wait for the forward launched before it.
     state = torch.tensor([draft_lengths, lengths, finished], dtype=torch.int64, pin_memory=device.type == "cuda")
     out = torch.empty(batch, 4, dtype=torch.int64, device=device)
     num_eos = 0 if eos_token_ids is None else eos_token_ids.numel()
