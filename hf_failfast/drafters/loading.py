@@ -51,11 +51,14 @@ def load_drafter(
     How the checkpoint drafts comes from its config and the table of known families (`families.py`), or from the
     keyword arguments, which win: so any causal-LM checkpoint can be tried. See `DrafterSpec` for `attention` to
     `alignment`, `DraftingOptions` for `mode` and `prefix_block`, `Denoising` for `denoising_steps` and
-    `denoising_threshold`. `drafter_window` is the most tokens of a text that a masked drafter sees, 0 for all of it; by
-    default what its checkpoint says, and all of it where that says nothing. `dtype="auto"` keeps the checkpoint's
-    dtype; `device_map` and `hub_kwargs` (`revision`, `token`, `cache_dir`, ...) are those of `from_pretrained`. Pickle
-    weights can execute code when they are read, and are refused without `allow_pickle`. `runner` says whether forwards,
-    the target's too, are replayed as CUDA graphs (see `RunnerPool`).
+    `denoising_threshold`.
+
+    drafter_window: the most tokens of a text that a masked drafter sees, 0 for all of it; by default what its
+        checkpoint says, and all of it where that says nothing.
+    dtype, device_map, hub_kwargs: those of `from_pretrained` (`revision`, `token`, `cache_dir`, ... are the last);
+        `dtype="auto"` keeps the checkpoint's.
+    allow_pickle: pickle weights can execute code when they are read, and are refused without it.
+    runner: whether forwards, the target's too, are replayed as CUDA graphs (see `RunnerPool`).
 
     Raises:
         ValueError: the checkpoint's kind is unknown, its spec incomplete, or its weights do not fit its config.
