@@ -1,7 +1,7 @@
 """Run by the tests of exported repositories, in an interpreter that may lack hf_failfast: TARGET REPOSITORY...
 
 Prints per repository whether the text is plain `generate`'s, what was accepted, and where the code came from. With
-`--without` behind it, hf_failfast cannot be imported and transformers finds no accelerate.
+`--without` as the last argument, hf_failfast cannot be imported and transformers finds no accelerate.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""`hf-failfast train` from a target to a drafter that is loaded and pays; several processes; failures on the way."""
+"""`hf-failfast train`, from a target to a drafter that is loaded and pays; several processes; failures; options."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def train(*options: str) -> str:
 
 
 def test_train_makes_a_better_drafter_from_nothing(tmp_path: Path) -> None:
-    """Less than three minutes, and a mean acceptance length that is higher by `REQUIRED_GAIN`."""
+    """In less than three minutes the mean acceptance length rises by `REQUIRED_GAIN`; the text is the target's."""
     started = time.monotonic()
     target_folder, output = tmp_path / "target", tmp_path / "drafter"
     write_predictable_target(target_folder)
@@ -140,7 +140,7 @@ def process(command: list[str]) -> subprocess.Popen[str]:
 
 
 def test_two_processes_train_one_drafter(tmp_path: Path) -> None:
-    """Two gloo processes of batch 2 see the sequences that one process sees with two micro-steps of batch 2."""
+    """Two gloo processes of batch 2 end with the weights of one process with two micro-steps of batch 2."""
     options = [*small_run(tmp_path), "--steps", "2", "--data", str(tmp_path / "data")]
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hf_failfast.cli.app"]
     with process([*launch, "train", *options]) as run:
@@ -172,7 +172,7 @@ def test_a_run_killed_while_it_writes_goes_on_from_its_checkpoint(tmp_path: Path
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """No file can grow beyond 4 KiB, as on a full disk: that of the test's own output neither, so keep it short."""
+    """No file can grow beyond 4 KiB, as on a full disk; the test's own output included, so keep it short."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
