@@ -84,7 +84,8 @@ class _Module:
         return any((self.package / Path(*parts)).with_suffix(suffix).exists() for suffix in ("", ".py"))
 
     def _imports_of_modules(self, node: ast.ImportFrom, base: list[str]) -> Iterator[str]:
-        """Statements for `from . import a`: transformers reads only the form that names the file of `a` first."""
+        """`from . import a`, `from .package import a`: its file has to be named in a statement of the only form that
+        transformers reads."""
         for alias in node.names:
             module = [*base, alias.name]
             if not self._is_module(module):

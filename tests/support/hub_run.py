@@ -1,7 +1,7 @@
 """Run by the tests of exported repositories, in an interpreter that may lack hf_failfast: TARGET REPOSITORY...
 
-Prints per repository whether the text is plain `generate`'s, what was accepted, and where the code came from. With
-`--without` as the last argument, hf_failfast cannot be imported and transformers finds no accelerate.
+Prints per repository whether the text is plain `generate`'s, the accepted tokens, and the module of the code. With
+`--without`, hf_failfast cannot be imported and transformers finds no accelerate.
 """
 
 import functools
@@ -14,7 +14,7 @@ from transformers.utils import import_utils
 
 
 def hide() -> None:
-    """As in an environment with torch and transformers only."""
+    """Imitates an environment with torch and transformers only."""
     sys.modules["hf_failfast"] = None
     import_utils.is_accelerate_available.cache_clear()
     find = import_utils._is_package_available
