@@ -2,6 +2,7 @@
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..compatibility import OLDEST, UNTESTED
 from ..config import FailFastConfig
 from ..drafters.checkpoints.reading import Checkpoint
 from ..version import __version__
@@ -9,6 +10,10 @@ from ..version import __version__
 CARD = "README.md"
 DRAFTER_CARD = "DRAFTER.md"
 REPOSITORY = "<this repository>"
+
+# transformers checks the lower bounds before it runs the code; a version after the upper one warns.
+# safetensors and huggingface_hub are requirements of transformers.
+REQUIREMENTS = ("torch>=2.11", f"transformers>={OLDEST},<{UNTESTED}")
 
 
 def repository_card(checkpoint: Checkpoint | None, drafter_card: ModelCard | None, target: str | None) -> str:
@@ -47,8 +52,8 @@ draft grows, at the first unsure chunk it stops, and the target verifies the dra
 [arXiv 2512.20573](https://arxiv.org/abs/2512.20573)). The text is the target's own: identical to plain `generate`
 under greedy decoding, distributed as plain sampling under `do_sample=True`.
 
-{drafter} The code is hf_failfast {__version__} (Apache-2.0). Nothing has to be installed beside torch and
-transformers; where hf_failfast is installed in the same version, the installed one runs. Weights are read from
+{drafter} The code is hf_failfast {__version__} (Apache-2.0). Nothing but torch and transformers has to be
+installed; where hf_failfast is installed in the same version, the installed one runs. Weights are read from
 safetensors files only, and no code of a checkpoint is executed.
 
 ## Base model
@@ -57,8 +62,8 @@ safetensors files only, and no code of a checkpoint is executed.
 
 ## Model compatibility
 
-Decoder-only causal language models of transformers (Llama, Qwen, Gemma, Mistral, GPT-2 and their like) whose
-tokenizer is the drafter's. transformers >= 5.17, torch >= 2.11.
+Decoder-only causal language models of transformers (Llama, Qwen, Gemma, Mistral, GPT-2 and others) whose
+tokenizer is the drafter's. Requirements: {", ".join(REQUIREMENTS)}.
 
 ## Additional Arguments
 

@@ -14,7 +14,7 @@ from ..drafters.checkpoints.reading import find_file
 from ..generate import generate as decode
 from ..version import __version__
 
-# Arguments of `generate` that say how a repository is fetched: for its code, and for its drafter likewise.
+# Arguments of `generate` that say how a repository is fetched: for its code, and for its drafter too.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
@@ -31,7 +31,7 @@ def generate(model: Any, inputs: Any = None, *, assistant_model: Any = None, **k
 
 
 def _own_drafter(repository: Any, model: Any, hub: dict[str, Any]) -> Any:
-    """The drafter whose weights lie beside this code, loaded once per dtype and device."""
+    """The drafter whose weights lie in the repository, loaded once per dtype and device."""
     if not isinstance(repository, str) or find_file(repository, "config.json", hub) is None:
         raise ValueError(
             "This repository holds no drafter: pass `assistant_model`, the folder or Hub id of a diffusion drafter."

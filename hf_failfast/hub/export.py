@@ -8,13 +8,10 @@ from huggingface_hub import ModelCard, snapshot_download
 
 from ..drafters.checkpoints.inspection import inspect_checkpoint
 from ..drafters.checkpoints.reading import Checkpoint, read_checkpoint
-from .card import CARD, DRAFTER_CARD, repository_card
+from .card import CARD, DRAFTER_CARD, REQUIREMENTS, repository_card
 from .flatten import flat_name, flattened
 
 ENTRY = "hub.entry"
-
-# What transformers checks before it runs the code; safetensors and huggingface_hub are its own requirements.
-REQUIREMENTS = ("torch>=2.11", "transformers>=5.17")
 
 # Files of a drafter checkpoint that are copied: neither pickles nor code, and none of its folders.
 DRAFTER_SUFFIXES = {".json", ".jsonl", ".safetensors", ".txt", ".model"}
@@ -26,7 +23,7 @@ def export_hub(output: Path, drafter: str | Path | None = None, target: str | No
     drafter: folder or Hub id of a drafter whose weights lie in the repository and are used by default.
     target: folder or Hub id of the target that it must fit; by default that of its config is named, unchecked.
 
-    Raises ValueError if the folder is not empty or the drafter does not fit, OSError if there is no such drafter.
+    Raises ValueError if the folder is not empty or the drafter does not fit, OSError if the drafter is not found.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{str(output)!r} is there already and not an empty folder; export into a new one.")

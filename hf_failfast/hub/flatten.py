@@ -3,7 +3,8 @@
 Of a repository it fetches `custom_generate/generate.py` and, one after another, the files beside it that are named in
 `from .name import ...` statements, and it refuses code that imports a package which is not installed, unless it stands
 under a `try` (`transformers.dynamic_module_utils`). So `hf_failfast/drafters/base.py` becomes
-`failfast_drafters_base.py`, relative imports name the new files, and `import triton` tries; all else stays as it is.
+`failfast_drafters_base.py`, relative imports name the new files, and `import triton` stands under a `try`. Nothing
+else changes.
 """
 
 import ast
@@ -42,7 +43,7 @@ def flat_name(module: str) -> str:
 
 
 class _Module:
-    """One module on its way. imported: the modules of the package that it names, known after `rewritten`."""
+    """One module and its new source. imported: the modules of the package that it names, known after `rewritten`."""
 
     def __init__(self, name: str, package: Path) -> None:
         self.file_name = flat_name(name) + ".py"

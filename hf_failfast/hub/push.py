@@ -7,15 +7,15 @@ from huggingface_hub import HfApi
 
 from .card import CARD
 
-# What a folder must hold besides its card to be of use to anyone.
+# A folder to upload holds one of these besides its card.
 KINDS = ("custom_generate/generate.py", "config.json")
-# Beside a drafter lie the data it was trained on, and half-written files of a run.
+# A drafter's folder also holds the data it was trained on.
 LEFT_OUT = ("data", "__pycache__")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes to the Hub: paths in the folder and in the repository, and their sizes in bytes."""
+    """What goes to the Hub. sizes: path, in the folder as in the repository -> bytes."""
 
     repo_id: str
     folder: Path
@@ -37,7 +37,7 @@ def plan(repo_id: str, folder: Path) -> Upload:
 
 
 def upload(planned: Upload, private: bool) -> str:
-    """Makes the repository if need be and commits all files at once; returns the commit's address.
+    """Makes the repository if there is none, commits all files at once and returns the commit's address.
 
     Raises OSError (huggingface_hub's errors) if the Hub refuses or cannot be reached.
     """

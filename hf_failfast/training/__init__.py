@@ -1,1 +1,1 @@
-"""Training of a causal-canvas diffusion drafter from the target itself."""
+"""From a target to a drafter: the target's own text, layers copied from it, training, a checkpoint."""

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write; on leaving, what is there replaces `path` at once, and on an error `path` stays as it was.
+    """A path to write. When the context ends it replaces `path` at once; after an error `path` stays as it was.
 
-    Raises OSError naming `path` where it cannot be written, a full disk for example.
+    Raises OSError naming `path` if it cannot be written, on a full disk for example.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # the latter two are safetensors' and torch's own
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last two are safetensors' and torch's
         raise OSError(f"{path} could not be written: {error}. What was there before is kept.") from error
     finally:
         partial.unlink(missing_ok=True)

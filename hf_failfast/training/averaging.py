@@ -8,7 +8,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """w <- decay * w + (1 - decay) * trained weight at every `update`; with decay 0 the trained weights themselves."""
+    """w <- decay * w + (1 - decay) * trained weight at every `update`. With decay 0 it is the trained weights."""
 
     def __init__(self, parameters: Sequence[torch.Tensor], decay: float) -> None:
         self.parameters = parameters

@@ -143,7 +143,7 @@ def collate(
 
 
 def _wanted(examples: Sequence[Example], length: int) -> torch.Tensor | None:
-    """[batch, length, hidden] the stored states, behind the rows of the prompt; None if none are stored."""
+    """[batch, length, hidden] the stored states, after the rows of the prompt; None if none are stored."""
     if examples[0].hidden is None:
         return None
     wanted = examples[0].hidden.new_zeros(len(examples), length, examples[0].hidden.shape[-1])

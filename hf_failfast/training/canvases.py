@@ -1,4 +1,4 @@
-"""What one packed training batch reads: the clean sequences once, and many canvases of masked positions behind them.
+"""What one packed training batch reads: the clean sequences once, and after them many canvases of masked positions.
 
 Token shift 1, as in the AR model the layers come from: the row at position p predicts the token at p + 1. A canvas
 anchored at clean position t drafts the tokens at t + 1 .. t + K: row t predicts draft position 1, the row at t + k the
@@ -18,7 +18,7 @@ class Canvases:
     """tokens [batch, T] right-padded, anchors [batch, A] clean positions in [0, T).
 
     attention: `causal_canvas` has K - 1 masked rows a canvas. In `block_causal` K is the block size, the anchor is the
-        last position before a block, and the canvas is the whole block: K rows, of which `revealed` [batch, A, K]
+        last position before a block, and the canvas is the whole block: K rows. Those in `revealed` [batch, A, K]
         hold their token instead of the mask.
     """
 
@@ -38,7 +38,7 @@ class Canvases:
         return self.anchors[:, :, None] + offsets
 
     def canvas_tokens(self) -> torch.Tensor:
-        """[batch, A, rows] the tokens the canvas rows stand for; arbitrary behind a sequence's end."""
+        """[batch, A, rows] the tokens the canvas rows stand for; arbitrary after a sequence's end."""
         positions = self.canvas_positions().clamp(max=self.tokens.shape[1] - 1)
         return self.tokens.gather(1, positions.flatten(1)).view_as(positions)
 
@@ -77,7 +77,7 @@ class Canvases:
         return torch.cat([columns.expand(batch, -1), anchors], dim=1)
 
     def _own_canvas(self) -> torch.Tensor:
-        """bool [batch, L, A * rows]: clean rows belong to canvas -1 and look at no canvas at all."""
+        """bool [batch, L, A * rows]: clean rows belong to canvas -1 and see no canvas."""
         batch, clean = self.tokens.shape
         device = self.tokens.device
         of_column = torch.arange(self.anchors.shape[1], device=device).repeat_interleave(self.rows_per_canvas)

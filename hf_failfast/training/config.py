@@ -1,9 +1,11 @@
-"""Settings of data synthesis and of training, checked where they are made."""
+"""Settings of data synthesis and of training, checked where they are made; most are options of `hf-failfast train`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from .canvases import Attention
+from .options import option
 
 LOSS_WEIGHTS = (
     "cross_entropy_weight",
@@ -13,6 +15,7 @@ LOSS_WEIGHTS = (
     "soft_label_weight",
     "regression_weight",
 )
+SEED = "Decides the data and the training."  # one option of both
 
 
 def require(name: str, value: float, bound: str, holds: bool) -> None:
@@ -21,25 +24,35 @@ def require(name: str, value: float, bound: str, holds: bool) -> None:
         raise ValueError(f"`{name}` must be {bound}, got {value}.")
 
 
+def layer_numbers(text: str) -> tuple[int, ...]:
+    """Layer numbers separated by commas. Raises ValueError on anything else."""
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ValueError(f"`layers` must be layer numbers separated by commas, such as 0,1,2,29, but is {text!r}.")
+    return tuple(int(part) for part in text.split(","))
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What decides the prompts and answers; the same values give the same data."""
 
-    questions: int = 2400
-    source: str | None = None  # .txt or .jsonl file or name of a `datasets` dataset; None is self-written questions
-    records: str = "prompts"  # or texts; of the source: turns to answer, or texts to learn as they are
-    field: str | None = None  # of a source's records; None is "prompt" or "text"
-    prompt_tokens: int = 512  # a longer prompt is left out
+    source: str | None = option(
+        None, "A .txt or .jsonl file, or a dataset's name.", shown="the target's own questions"
+    )
+    records: str = option("prompts", "What the source holds: prompts to answer, or texts.")
+    field: str | None = option(None, "Where a record's text is.", shown="prompt or text")
+    questions: int = option(2400, "Prompts to answer.", shown="enough for the steps, at most 2400")
+    answer_tokens: int = option(192, "Longest answer; texts are cut there.")
+    prompt_tokens: int = option(512, "Longer prompts are left out.")
     question_tokens: int = 64  # a self-written question that is not finished by then is dropped
-    answer_tokens: int = 192  # longest answer; a text is cut there
-    sampled_answers: int = 0  # per question, beside the greedy one, drawn at `answer_temperature`
-    answer_temperature: float = 1.0
-    store_states: bool = True  # the target's final hidden states; without them training computes what it needs
-    batch_size: int = 128  # rows of one `generate` call
+    sampled_answers: int = option(0, "Drawn answers per question beside the greedy one.")
+    answer_temperature: float = option(1.0, "Of the sampled answers.")
+    # Without them training computes what it needs.
+    store_states: bool = option(True, "Keep the target's final hidden states with the data.")
+    batch_size: int = option(128, "Questions answered at once.", name="synthesis_batch_size")
     shard_questions: int = 256  # candidates per shard; a killed run loses at most one shard
     temperature: float = 0.9  # of the self-written questions
     top_k: int = 64
-    seed: int = 0
+    seed: int = option(0, SEED)
 
     def __post_init__(self) -> None:
         counts = ("questions", "prompt_tokens", "question_tokens", "answer_tokens", "batch_size", "shard_questions")
@@ -59,35 +72,45 @@ class DataConfig:
 class TrainingConfig:
     """How a drafter is trained; at least one of `steps` and `minutes` ends it. A loss of weight 0 is not computed."""
 
-    steps: int | None = None
-    minutes: float | None = None  # of training; data synthesis is not counted
-    attention: Attention = "causal_canvas"  # or block_causal: blocks of `canvas_length`, as in Fast-dLLM v2
-    conditioned: bool = False  # on the target's hidden states
-    initial: str | None = None  # folder of a drafter of the same shape to start from; None is the target's layers
-    layers: tuple[int, ...] | None = None  # of the target; None is the first three and the last
-    intermediate_size: int | None = None  # MLP neurons kept per layer; None is all
-    canvas_length: int = 8  # K, draft positions per pass
-    draft_vocabulary: int = 8192  # most frequent ids of the answers that can be drafted; 0 is the full vocabulary
-    batch_size: int = 4  # sequences per process and micro-step
-    accumulation: int = 1  # micro-steps per optimizer step
-    anchors: int = 24  # canvases per sequence, drawn anew every step
-    learning_rate: float = 1.5e-3
+    steps: int | None = option(None, "Training ends after this many steps.")
+    # Data synthesis is not counted.
+    minutes: float | None = option(None, "Training ends after this many minutes.", shown="60 without steps")
+    attention: Attention = option("causal_canvas", "causal_canvas or block_causal.", kind=str)
+    conditioned: bool = option(False, "Let the drafter read the target's hidden states.")
+    initial: str | None = option(
+        None, "Folder of a drafter to start from.", shown="the target's layers", kind=Path, read=str
+    )
+    layers: tuple[int, ...] | None = option(
+        None,
+        "Layers of the target, such as 0,1,2,29.",
+        shown="the first three and the last",
+        kind=str,
+        read=layer_numbers,
+    )
+    intermediate_size: int | None = option(None, "MLP neurons kept in every layer.", shown="all")
+    canvas_length: int = option(8, "Draft positions per pass; the block of block_causal.")
+    # The most frequent ids of the answers: the head is the dearest part of a small drafter.
+    draft_vocabulary: int = option(8192, "Ids the drafter can propose; 0 for all.")
+    batch_size: int = option(4, "Sequences per process and micro-step.")
+    accumulation: int = option(1, "Micro-steps per optimizer step.")
+    anchors: int = option(24, "Canvases per sequence and step.")
+    learning_rate: float = option(1.5e-3, "Peak learning rate.")
     warmup_steps: int = 50
     clip: float = 1.0  # gradient norm
-    ema_decay: float = 0.0  # of the averaged weights that are evaluated and exported; 0 is none
-    cross_entropy_weight: float = 0.3
-    focal_weight: float = 0.0  # cross-entropy once more at the first wrong position
-    chain_weight: float = 0.0  # expected accepted length on greedy answers
-    streak_weight: float = 0.0  # expected accepted length on sampled answers
-    soft_label_weight: float = 0.0
+    ema_decay: float = option(0.0, "Of averaged weights; 0 for none.")  # these are evaluated and exported
+    cross_entropy_weight: float = option(0.3, "Of the cross-entropy with the answers.")
+    focal_weight: float = option(0.0, "Of the cross-entropy at the first wrong position.")
+    chain_weight: float = option(0.0, "Of the expected accepted length, greedy answers.")
+    streak_weight: float = option(0.0, "Of the expected accepted length, sampled answers.")
+    soft_label_weight: float = option(0.0, "Of the divergence from the target's top tokens.")
     soft_label_top: int = 64  # of the target's tokens
-    regression_weight: float = 1.0
+    regression_weight: float = option(1.0, "Of the regression to the target's hidden states.")
     clean_weight: float = 0.5  # of the regression at clean rows, against 1 at canvas rows
-    position_decay: float = 4.5  # draft position k weighs exp(-(k - 1) / position_decay); 0 is uniform
+    position_decay: float = option(4.5, "g of the weights exp(-(k - 1) / g); 0 for equal ones.")
     head_fraction: float = 0.5  # of the rows, drawn anew every step: the head is the dear part of a CPU step
-    evaluation_steps: int = 200  # evaluates, exports and writes a checkpoint
+    evaluation_steps: int = option(200, "Steps between evaluations and checkpoints.")
     held_out_anchors: int = 8  # per held-out answer
-    seed: int = 0
+    seed: int = option(0, SEED)
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:

@@ -33,7 +33,7 @@ class Rows:
     weights: torch.Tensor
 
     def subset(self, fraction: float, generator: torch.Generator) -> tuple["Rows", torch.Tensor]:
-        """A random fraction along the first dimension, and which."""
+        """A random fraction along the first dimension, and the indices that were chosen."""
         count = max(int(len(self.labels) * fraction), 1)
         chosen = torch.randperm(len(self.labels), generator=generator)[:count].to(self.labels.device)
         wanted = None if self.wanted is None else self.wanted[chosen]
@@ -104,7 +104,7 @@ def _head_losses(
 
 
 def _clean_rows(output: torch.Tensor, batch: Batch) -> Rows:
-    """[n]: the rows that predict a token of the answer; with blocks only those that see nothing behind themselves."""
+    """[n]: the rows that predict a token of the answer; with blocks only those that see nothing after themselves."""
     clean = output.shape[1]
     used = batch.answer[:, :clean]
     if batch.canvases.attention == "block_causal":
@@ -116,7 +116,7 @@ def _clean_rows(output: torch.Tensor, batch: Batch) -> Rows:
 
 
 def _canvases(outputs: Outputs, batch: Batch, config: TrainingConfig) -> Rows:
-    """[batch * A, K]: weight 0 at draft position 1, behind the answer, and where the token is revealed."""
+    """[batch * A, K]: weight 0 at draft position 1, after the answer, and where the token is revealed."""
     used = batch.drafted(batch.answer)
     if batch.canvases.revealed is not None:
         used = used & ~batch.canvases.revealed

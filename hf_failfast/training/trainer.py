@@ -33,7 +33,7 @@ from .teacher import Teacher
 CHECKPOINT = "checkpoint.pt"
 # A run may be given more time or steps when it is resumed; everything else decides what the weights become.
 RESUMABLE = ("steps", "minutes")
-PATIENCE = timedelta(days=2)  # of processes that wait for the first one's synthesis
+PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
 
 
 def learning_rate_factor(step: int, progress: float, warmup_steps: int) -> float:
@@ -50,7 +50,7 @@ def new_accelerator(device: torch.device | None = None) -> Accelerator:
 
 
 class Trainer:
-    """Owns the drafter, its optimizer and the output folder."""
+    """Trains a drafter, and keeps the output folder."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class Trainer:
         return record
 
     def _agreed(self, seconds: float) -> float:
-        """The first process's clock, so that all stop after the same step."""
+        """The first process's clock, so that all processes stop after the same step."""
         if self.accelerator.num_processes == 1:
             return seconds
         clock = torch.tensor(seconds, dtype=torch.float64, device=self.accelerator.device)
@@ -161,7 +161,7 @@ class Trainer:
         return {"left": f"{left:.1f}min", "tokens/s": f"{parts['tokens'] / seconds:.0f}", **losses}
 
     def progress(self) -> float:
-        """Share of the steps or of the minutes that is used up, whichever is further."""
+        """The share of the steps or of the minutes that is used up, whichever is larger."""
         steps = self.step / self.config.steps if self.config.steps else 0.0
         minutes = self.seconds / 60 / self.config.minutes if self.config.minutes else 0.0
         return max(steps, minutes)
@@ -250,7 +250,7 @@ class Trainer:
             log.write(json.dumps(line) + "\n")
 
     def _checkpoint(self) -> dict[str, Any] | None:
-        """The folder's checkpoint, if it has one; ValueError where it was made with other settings."""
+        """The folder's checkpoint, if it has one. Raises ValueError if it was made with other settings."""
         path = self.output / CHECKPOINT
         if not path.exists():
             return None

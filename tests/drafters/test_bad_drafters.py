@@ -26,7 +26,7 @@ CANVAS = {"attention": "causal_canvas", "mask_token_id": 7}
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("vocab_size", [60, 140, 1000])
 def test_another_vocabulary(vocab_size: int, loop: str, tmp_path: Path) -> None:
-    """Ids of another tokenizer would be drafted: all of them rejected, or beyond the embedding."""
+    """Refuses a drafter whose vocabulary differs by more than padding, and names both sizes."""
     tiny_model("qwen2", vocab_size=vocab_size).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"vocabulary has {vocab_size} entries and the target's {VOCAB_SIZE}"):
         LOOPS[loop](target("llama"), prompt(5), load_drafter(tmp_path, **CANVAS), max_new_tokens=3)
@@ -34,7 +34,7 @@ def test_another_vocabulary(vocab_size: int, loop: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vocab_size", [112, 120, 128])
 def test_padded_vocabularies_fit(vocab_size: int, tmp_path: Path) -> None:
-    """One tokenizer's vocabulary padded to two sizes would be refused, or ids beyond the smaller one crash."""
+    """Accepts one tokenizer's vocabulary padded to two sizes; the text is plain `generate`'s."""
     tiny_model("qwen2", vocab_size=vocab_size).save_pretrained(tmp_path)
     input_ids = prompt(20) % 112
     expected = plain(target("llama"), input_ids, max_new_tokens=20, suppress_tokens=list(range(112, 120)))
@@ -51,7 +51,7 @@ def test_padded_vocabularies_fit(vocab_size: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["canvas_shift", "block_shift", "bidirectional"])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_tokens_that_the_drafter_does_not_know(loop: str, kind: str, tmp_path: Path) -> None:
-    """A target token in the padding behind the drafter's smaller vocabulary would crash the drafter's embedding."""
+    """The text is plain `generate`'s where the prompt holds ids that the drafter's smaller vocabulary lacks."""
     tiny_model("qwen2", vocab_size=112).save_pretrained(tmp_path)
     options: dict[str, Any] = DRAFTERS[kind] | {"mask_token_id": 7}
     input_ids = torch.tensor([[5, 115, 9, 119, 3]])
@@ -62,7 +62,7 @@ def test_tokens_that_the_drafter_does_not_know(loop: str, kind: str, tmp_path: P
 @pytest.mark.parametrize("given", [None, target, 7, {"path": "x"}])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_something_else_as_drafter(loop: str, given: Any) -> None:
-    """Without a drafter, or with an ordinary model, `generate` would run something else than what was asked for."""
+    """Refuses what is no drafter, an ordinary model too, and names its type."""
     given = target("qwen2") if given is target else given
     with pytest.raises(ValueError, match=f"`assistant_model` must be a drafter .* but is {type(given).__name__}"):
         LOOPS[loop](target("llama"), prompt(5), given, max_new_tokens=3)
@@ -70,7 +70,7 @@ def test_something_else_as_drafter(loop: str, given: Any) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_path_that_is_not_there(loop: str, tmp_path: Path) -> None:
-    """A mistyped path would end in an error that does not name it."""
+    """The error of a mistyped path names it."""
     with pytest.raises(OSError, match="no-such-drafter"):
         LOOPS[loop](target("llama"), prompt(5), str(tmp_path / "no-such-drafter"), max_new_tokens=3)
 
@@ -79,13 +79,13 @@ def test_a_path_that_is_not_there(loop: str, tmp_path: Path) -> None:
 
 
 def test_no_mask_id() -> None:
-    """Some arbitrary id would stand for the mask."""
+    """Refuses a checkpoint without a mask id, and names the argument that gives one."""
     with pytest.raises(ValueError, match=r"`mask_token_id` must be an id >= 0 .* but is None.*pass `mask_token_id=`"):
         load_drafter(_folder(), attention="causal_canvas")
 
 
 def test_mask_id_beyond_the_embedding() -> None:
-    """The first pass would end in an index error."""
+    """Refuses a mask id beyond the embedding when it is loaded, not at the first pass."""
     with pytest.raises(ValueError, match="`mask_token_id` must be < 120, the drafter's embedding rows, but is 120"):
         load_drafter(_folder(), attention="causal_canvas", mask_token_id=120)
 
@@ -106,20 +106,20 @@ def test_mask_id_beyond_the_embedding() -> None:
     ],
 )
 def test_specs_that_make_no_sense(options: dict[str, Any], message: str) -> None:
-    """A drafter would be read in a way that nobody asked for, and draft nonsense."""
+    """Refuses a spec that is incomplete or out of range, and names the field."""
     with pytest.raises(ValueError, match=message):
         load_drafter(_folder(), **({"mask_token_id": 7} | options))
 
 
 def test_unknown_attention_in_the_checkpoint(tmp_path: Path) -> None:
-    """A checkpoint of a newer version would be read as something it is not."""
+    """Refuses an attention of the config that this version does not know."""
     _copy(saved_drafter("canvas"), tmp_path, failfast={"attention": "spiral", "mask_token_id": 7})
     with pytest.raises(ValueError, match="`attention` must be one of .* but is 'spiral'"):
         load_drafter(tmp_path)
 
 
 def test_unknown_model_type(tmp_path: Path) -> None:
-    """The checkpoint's own code would be run, or a body guessed."""
+    """Refuses an unknown model type without running the code beside it; a known one loads without that code."""
     _copy(_folder(), tmp_path, model_type="tulu", auto_map={"AutoModelForCausalLM": "evil.Model"})
     (tmp_path / "evil.py").write_text("raise SystemExit('remote code was run')\n")
     with pytest.raises(ValueError, match="`model_type` is 'tulu', which is neither native .* never run"):
@@ -130,7 +130,7 @@ def test_unknown_model_type(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("edit", ["missing", "unexpected"])
 def test_weights_that_do_not_fit(edit: str, tmp_path: Path) -> None:
-    """Missing weights would be random, unexpected ones be dropped: drafts would be bad and nobody know why."""
+    """Lists the weights that are missing and those that are unexpected."""
     _copy(_folder(), tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     if edit == "missing":
@@ -143,7 +143,7 @@ def test_weights_that_do_not_fit(edit: str, tmp_path: Path) -> None:
 
 
 def test_no_weights(tmp_path: Path) -> None:
-    """A folder without weights would give a random drafter."""
+    """Refuses a folder without weights."""
     _copy(_folder(), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(OSError, match="model.safetensors"):
@@ -152,14 +152,14 @@ def test_no_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["confidence_threshold", "chunk_length"])
 def test_bad_numbers_in_the_checkpoint(key: str, tmp_path: Path) -> None:
-    """A broken checkpoint config would surface in the middle of a generation."""
+    """Refuses FailFast numbers out of range when the checkpoint is loaded."""
     _copy(_folder(), tmp_path, failfast=CANVAS | {key: -1})
     with pytest.raises(ValueError, match=f"`{key}` must be .* but is -1"):
         load_drafter(tmp_path)
 
 
 def test_unknown_keys_in_the_checkpoint(tmp_path: Path) -> None:
-    """Refuses, by name, what a newer version wrote and this one would leave unheeded."""
+    """Refuses keys of the section that this version does not know, by name."""
     _copy(_folder(), tmp_path, failfast=CANVAS | {"chunk_lenght": 4, "trees": True})
     with pytest.raises(ValueError, match=r"`failfast` has \['chunk_lenght', 'trees'\].* does not know"):
         load_drafter(tmp_path)
@@ -180,7 +180,7 @@ def test_a_section_is_written_as_it_was_read() -> None:
 
 @functools.cache
 def _folder() -> str:
-    """A plain causal-LM checkpoint that says nothing of drafting."""
+    """A plain causal-LM checkpoint whose config has no section of ours."""
     folder = tempfile.mkdtemp(prefix="checkpoint-")
     tiny_model("qwen2").save_pretrained(folder)
     return folder
@@ -199,7 +199,7 @@ def _copy(source: str, folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("kind", DRAFTERS)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_nan_weights(loop: str, kind: str) -> None:
-    """A drafter that is all NaN would poison the target's text, its cache, or draft ids that do not exist."""
+    """The text is plain `generate`'s with a drafter that is all NaN, and no draft grows on NaN confidence."""
     broken = copy.deepcopy(drafter(kind))
     assert isinstance(broken, MaskedDrafter)
     with torch.no_grad():
@@ -213,7 +213,7 @@ def test_nan_weights(loop: str, kind: str) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("vocabulary", ["whole", "one row"])
 def test_nan_logits(vocabulary: str, value: float) -> None:
-    """Some NaN or infinite logits would give ids or confidences that break the draft."""
+    """The text is plain `generate`'s where some of the drafter's logits are NaN or infinite."""
     broken = copy.deepcopy(drafter("canvas_shift"))
     assert isinstance(broken, MaskedDrafter)
 
@@ -231,7 +231,7 @@ def test_nan_logits(vocabulary: str, value: float) -> None:
 @pytest.mark.parametrize("kind", DRAFTERS)
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_a_drafter_with_fewer_positions_than_the_text(family: str, kind: str, positions: int, tmp_path: Path) -> None:
-    """The drafter would be fed positions it does not have: a crash with learned ones, nonsense with others."""
+    """No draft reaches beyond the drafter's positions; after them the target goes on alone."""
     tiny_model(family, max_position_embeddings=positions).save_pretrained(tmp_path)
     short = load_drafter(tmp_path, mask_token_id=7, dtype=torch.float32, **DRAFTERS[kind])
     output = failfast(target("qwen2"), prompt(20), short, max_new_tokens=40, return_dict_in_generate=True)

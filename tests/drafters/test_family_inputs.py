@@ -1,4 +1,4 @@
-"""What a checkpoint may do wrong, and what `inspect` says about one that is right."""
+"""Checkpoints that are wrong are refused, by name; `inspect` says what a right one is."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_pickles_are_refused_unless_asked_for(tmp_path: Path) -> None:
 
 
 def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
-    """An unknown model type with `auto_map` and code beside it: an error, and the code was not imported."""
+    """Refuses an unknown model type with `auto_map` and code beside it, and does not import that code."""
     folder = copy_checkpoint("dream/case_1/checkpoint", tmp_path / "a", model_type="Dreams")
     for module in ("configuration_dream.py", "modeling_dream.py"):
         (folder / module).write_text("raise SystemExit('the code of the checkpoint was run')")
@@ -93,7 +93,7 @@ def test_an_unknown_causal_lm_needs_a_spec_and_works_with_one(tmp_path: Path) ->
 
 
 def test_an_a2d_checkpoint_of_unclear_name_is_not_guessed(tmp_path: Path) -> None:
-    """One model type, two attentions: without `mdlm` or `bd3lm` in the name the caller must say which."""
+    """Refuses a model type of two attentions without `mdlm` or `bd3lm` in the name, until the caller says which."""
     folder = save_as(tiny_model("qwen3", 128, head_dim=8), tmp_path / "mine", {"model_type": "a2d-qwen3"})
     with pytest.raises(ValueError, match=r"pass `attention=`.*nearest known family is dllm"):
         load_drafter(folder, mask_token_id=127)

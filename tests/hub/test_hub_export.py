@@ -102,7 +102,7 @@ def exported(tmp_path_factory):
 
 
 def test_transformers_finds_exactly_the_files_that_are_there(exported):
-    """It searches by regular expressions, which see imports in prose and may overlook others."""
+    """The regular expressions that transformers searches with find every file and no other."""
     code = exported / "custom_generate"
     found = {Path(name).name for name in get_relative_import_files(code / "generate.py")}
     assert found | {"generate.py", "requirements.txt"} == {path.name for path in code.iterdir()}
@@ -110,7 +110,7 @@ def test_transformers_finds_exactly_the_files_that_are_there(exported):
 
 
 def test_the_code_asks_for_nothing_that_transformers_does_not_bring(exported):
-    """transformers refuses code whose imports are not installed, those within functions too."""
+    """No import, those within functions included, is of a package that transformers does not bring."""
     names = {name for path in (exported / "custom_generate").glob("*.py") for name in get_imports(path)}
     assert names - set(sys.stdlib_module_names) <= {"torch", "transformers", "safetensors", "huggingface_hub"}
 

@@ -1,4 +1,4 @@
-"""`hf-failfast train` from a target to a drafter that is loaded and pays; several processes; failures on the way."""
+"""`hf-failfast train`, from a target to a drafter that is loaded and pays; several processes; failures; options."""
 
 import json
 import os
@@ -10,16 +10,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import REPOSITORY
 from training_support import SPECIALS, VOCABULARY, talkative_target, tiny_target, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from hf_failfast import load_drafter
 from hf_failfast.cli.app import app
+from hf_failfast.training.config import DataConfig, TrainingConfig
 from hf_failfast.training.data.shards import Example, load_shard, save_shard
 from hf_failfast.training.data.synthesis import load_examples
 
@@ -29,6 +32,43 @@ OPTIONS = (
     "--anchors 12 --draft-vocabulary 0 --steps 120 --evaluation-steps 60 --learning-rate 1e-2 --ema-decay 0.9 "
     "--cross-entropy-weight 1 --regression-weight 0"
 )
+
+
+# Every option of the command, with its default where it has one.
+COMMAND = """
+target output data threads licence=apache-2.0 as_json=False seed=0
+steps minutes attention=causal_canvas conditioned=False initial layers intermediate_size canvas_length=8
+draft_vocabulary=8192 batch_size=4 accumulation=1 anchors=24 learning_rate=0.0015 ema_decay=0.0
+cross_entropy_weight=0.3 position_decay=4.5 focal_weight=0.0 chain_weight=0.0 streak_weight=0.0 soft_label_weight=0.0
+regression_weight=1.0 evaluation_steps=200
+source records=prompts field questions answer_tokens=192 prompt_tokens=512 sampled_answers=0 answer_temperature=1.0
+store_states=True synthesis_batch_size=128
+"""
+
+
+def test_the_options_of_the_command() -> None:
+    """Names and defaults are those of `COMMAND`, and every option says what it is."""
+    found = get_command(app).commands["train"].params
+    assert {each.name if each.default is None else f"{each.name}={each.default}" for each in found} == {
+        *COMMAND.split()
+    }
+    assert all(each.help for each in found)
+
+
+def test_the_options_reach_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option of each kind arrives in its dataclass; what is not given is its default, or follows from the steps."""
+    seen: list[Any] = []
+    monkeypatch.setattr("hf_failfast.training.run.run", lambda *given: seen.append(given))
+    options = (
+        "--steps 20 --layers 0,3 --initial first --no-store-states --synthesis-batch-size 7 --seed 5 --conditioned"
+    )
+    train("--target", "t", "--output", str(tmp_path), *options.split())
+    train("--target", "t", "--output", str(tmp_path))
+    (job, data, training, _), (_, default_data, default_training, as_json) = seen
+    assert job.data == tmp_path / "data"
+    assert data == DataConfig(questions=80, store_states=False, batch_size=7, seed=5)
+    assert training == TrainingConfig(steps=20, layers=(0, 3), initial="first", conditioned=True, seed=5)
+    assert (default_data, default_training, as_json) == (DataConfig(), TrainingConfig(minutes=60), False)
 
 
 def write_predictable_target(folder: Path) -> None:
@@ -58,7 +98,7 @@ def train(*options: str) -> str:
 
 
 def test_train_makes_a_better_drafter_from_nothing(tmp_path: Path) -> None:
-    """Less than three minutes, and a mean acceptance length that is higher by `REQUIRED_GAIN`."""
+    """In less than three minutes the mean acceptance length rises by `REQUIRED_GAIN`; the text is the target's."""
     started = time.monotonic()
     target_folder, output = tmp_path / "target", tmp_path / "drafter"
     write_predictable_target(target_folder)
@@ -100,7 +140,7 @@ def process(command: list[str]) -> subprocess.Popen[str]:
 
 
 def test_two_processes_train_one_drafter(tmp_path: Path) -> None:
-    """Two gloo processes of batch 2 see the sequences that one process sees with two micro-steps of batch 2."""
+    """Two gloo processes of batch 2 end with the weights of one process with two micro-steps of batch 2."""
     options = [*small_run(tmp_path), "--steps", "2", "--data", str(tmp_path / "data")]
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hf_failfast.cli.app"]
     with process([*launch, "train", *options]) as run:
@@ -132,7 +172,7 @@ def test_a_run_killed_while_it_writes_goes_on_from_its_checkpoint(tmp_path: Path
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """No file can grow beyond 4 KiB, as on a full disk: that of the test's own output neither, so keep it short."""
+    """No file can grow beyond 4 KiB, as on a full disk; the test's own output included, so keep it short."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:

@@ -160,7 +160,7 @@ def test_a_step_needs_as_many_questions_as_it_reads(tmp_path: Path) -> None:
 
 
 def test_states_that_are_not_stored_are_computed(tmp_path: Path) -> None:
-    """Both ways train the same drafter, up to the rounding of stored states."""
+    """Stored and recomputed states train the same drafter, up to the rounding of stored ones."""
     target = tiny_target()
 
     def with_states(example: Example, stored: bool) -> Example:

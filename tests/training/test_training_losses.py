@@ -114,7 +114,7 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_every_loss_can_be_used_alone(weight: str) -> None:
-    """A loss that is switched on by another's weight, or left out of the sum, would train something else."""
+    """Every loss is computed if and only if its own weight is set, and counts in the sum by it."""
     weights = dict.fromkeys(WEIGHTS, 0.0) | {weight: 2.0}
     config = TrainingConfig(steps=1, canvas_length=4, head_fraction=1.0, clean_weight=1.0, **weights)
     drafter = CanvasDrafter(tiny_target(), [0, 3])

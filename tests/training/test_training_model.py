@@ -91,7 +91,7 @@ def test_even_anchors_leave_room_for_whole_canvases() -> None:
 
 
 def test_a_conditioned_drafter_with_one_layer_reads_the_targets_own_past() -> None:
-    """The clean row of its last layer sees the target's true keys and values before itself."""
+    """A conditioned drafter of all layers has the target's final states at the clean rows."""
     target = tiny_target()
     drafter = CanvasDrafter(target, [0, 1, 2, 3])
     tokens = torch.randint(5, VOCABULARY, (2, 9))

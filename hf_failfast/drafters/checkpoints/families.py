@@ -117,9 +117,6 @@ DFLASH: dict[str, Any] = {
 # Diffusion transformers, for which transformers has no class.
 DIT: dict[str, Any] = {"native_body": False, "mask_is_last_id": True}
 
-# The oldest transformers that has all native bodies.
-NATIVE_SINCE = "5.17"
-
 FAMILIES = (
     # Block-causal with token shift. arXiv 2509.26328.
     Family(
@@ -231,7 +228,7 @@ def block_size_of_name(name: str) -> int | None:
 
 
 def _labels(config: Mapping[str, Any], name: str) -> str:
-    """What a checkpoint calls itself: name, classes and files, letters and digits only."""
+    """The names that a checkpoint has: its own, its classes' and files'; letters and digits only."""
     auto_map = config.get("auto_map") or {}
     parts = [name.rstrip("/").rsplit("/")[-1], config.get("_name_or_path") or "", *(config.get("architectures") or ())]
     labels = " ".join([*map(str, parts), *map(str, auto_map.values())])

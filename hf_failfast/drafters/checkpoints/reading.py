@@ -1,4 +1,4 @@
-"""What a checkpoint folder or Hub id holds, from its config and headers alone: no weight is read, nothing executed."""
+"""A checkpoint folder or Hub id, from its config and headers alone: no weight is read, nothing is executed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
+from ...compatibility import OLDEST
 from ..spec import SECTION, DrafterSection, DrafterSpec
-from .families import FAMILIES, NATIVE_SINCE, Family, block_size_of_name, bodies, find_family, nearest_family
+from .families import FAMILIES, Family, block_size_of_name, bodies, find_family, nearest_family
 
 # Keys that would point transformers to the checkpoint's own code, to a class that is not there, or to an attention
 # kernel that does not take the runner's masks (SDAR asks for flex attention).
@@ -89,7 +90,7 @@ def _no_body(family: Family) -> str:
     if family in FAMILIES:
         return (
             f"{family.name} checkpoints need the class that transformers calls {family.body!r}, and the installed "
-            f"transformers has none: update it (transformers >= {NATIVE_SINCE})."
+            f"transformers has none: update it (transformers >= {OLDEST})."
         )
     return (
         f"The checkpoint's `model_type` is {family.model_type!r}, which is neither native to transformers nor a known "
@@ -98,7 +99,7 @@ def _no_body(family: Family) -> str:
 
 
 def find_file(name_or_path: str, file_name: str, hub_kwargs: dict[str, Any]) -> str | None:
-    """The local path of a checkpoint's file (fetched from the Hub if need be); None if there is none."""
+    """The local path of a checkpoint's file (fetched from the Hub if it is there only); None if there is none."""
     path: str | None = cached_file(
         name_or_path,
         file_name,

@@ -1,4 +1,4 @@
-"""The target as a writer: its answers to prompts, and the hidden states behind them."""
+"""The target as a writer: its answers to prompts, and the hidden states that predicted them."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ..config import DataConfig
 from .shards import Example
 
 _MARK = "\u0001question\u0001"  # stands for the user's text while the chat template is taken apart
-TEXT_PROMPT_TOKENS = 16  # of a text: what it is told apart by, and is not trained on
+TEXT_PROMPT_TOKENS = 16  # of a text: they tell it from others, and are not trained on
 
 
 class Writer:
@@ -28,7 +28,7 @@ class Writer:
         return self.tokenizer.chat_template is not None
 
     def user_prefix(self) -> str:
-        """Everything the chat template writes before the user's text; the BOS token where there is no template."""
+        """What the chat template writes before the user's text; the BOS token where there is no template."""
         if not self.has_template:
             return self.tokenizer.bos_token or ""
         return self._chat(_MARK).partition(_MARK)[0]
@@ -37,7 +37,7 @@ class Writer:
         return self._chat(question) if self.has_template else self.user_prefix() + question
 
     def prompt_ids(self, text: str) -> list[int]:
-        """What tells one prompt from another: all of a question, the beginning of a text."""
+        """The ids that tell one prompt from another: all of a question, the beginning of a text."""
         if self.config.records == "texts":
             return self._text_ids(text)[:TEXT_PROMPT_TOKENS]
         return list(self.tokenizer(self.prompt(text), add_special_tokens=False)["input_ids"])
@@ -46,7 +46,7 @@ class Writer:
         return self.config.records == "prompts" and len(self.prompt_ids(text)) > self.config.prompt_tokens
 
     def examples(self, texts: list[str], seed: int) -> list[Example]:
-        """What is learned from the texts: their answers (greedy, then sampled ones), or the texts themselves."""
+        """What the drafter learns from: answers to the texts (greedy, then sampled ones), or the texts themselves."""
         if self.config.records == "texts":
             return [example for example in map(self._read, texts) if example is not None]
         found = self._answers(texts, sampled=False, do_sample=False)

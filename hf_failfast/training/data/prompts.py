@@ -18,7 +18,7 @@ class PromptSource(Protocol):
     """Texts in shards; the same shard number always gives the same texts."""
 
     def shard(self, number: int) -> list[str] | None:
-        """The texts of one shard; None behind the last one."""
+        """The texts of one shard; None after the last one."""
 
 
 class OwnQuestions:
@@ -61,7 +61,7 @@ class Records:
 def read_records(config: DataConfig) -> list[str]:
     """The texts of `config.source`: the lines of a .txt file, or a field of a .jsonl file's or dataset's records.
 
-    Raises ValueError naming the record that has no such field or is no JSON, FileNotFoundError.
+    Raises ValueError naming a record that has no such field or is no JSON, FileNotFoundError without the file.
     """
     assert config.source is not None
     path = Path(config.source)

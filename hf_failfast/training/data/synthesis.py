@@ -28,8 +28,8 @@ def synthesise(
     name: str,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Adds shards to `folder` until it holds `config.questions` prompts for the target called `name`, or its source
-    is used up.
+    """Adds shards to `folder` until it holds `config.questions` prompts for the target called `name`, or until the
+    source is used up.
 
     Returns the manifest. A shard depends on the settings, its number and the prompts before it: a resumed run writes
     the same tokens (and the same states up to rounding).
@@ -69,7 +69,7 @@ def synthesise(
 
 
 def _usable(texts: list[str], writer: Writer, seen: set[tuple[int, ...]], left_out: dict[str, int]) -> list[str]:
-    """Those that are neither empty, too long nor repeated; the others are counted, and the prompts noted as seen."""
+    """The texts that are neither empty, too long nor repeated; counts the others and notes the prompts as seen."""
     kept = []
     for text in texts:
         prompt = tuple(writer.prompt_ids(text))
