@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .columns import COLUMNS
+from .tables import Column, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Row = dict[str, Any]
+# Draws rows into an empty figure.
+Draw = Callable[["Figure", Sequence[Row]], None]
 
 # Text stays text: the file is a quarter of the size, and the reader's own font shows it.
 _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -19,26 +20,26 @@ _ACCEPTED, _REJECTED, _THIRD, _GREY, _FAINT = "#2f7d5b", "#c2603f", "#3d64a8", "
 
 
 def require_matplotlib() -> None:
-    """Raises ImportError saying what to install; to be asked before anything slow is done."""
+    """Raises ImportError saying what to install; called before anything slow."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             'Plots need matplotlib: pip install "hf_failfast[plots]", or leave them out with --no-plots.'
         )
 
 
-def save_plot(name: str, document: Row, path: Path) -> None:
-    """Draws the experiment's figure into an SVG file, the same bytes for the same rows."""
+def save_plot(draw: Draw, document: Row, path: Path) -> None:
+    """Draws an experiment's figure into an SVG file, the same bytes for the same rows."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": document["experiment"]}):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-        _DRAW[name](figure, document["rows"])
+        draw(figure, document["rows"])
         figure.savefig(path, metadata={"Date": None})
 
 
 def _line(axes: "Axes", rows: Sequence[Row], key: str, label: str, colour: str) -> None:
-    """The measured speedup with its interval, and the modelled one."""
+    """The measured speedup with its interval."""
     x = [row[key] for row in rows]
     axes.plot(x, [row["speedup"] for row in rows], "o-", color=colour, label=label, markersize=4)
     band = [row for row in rows if isinstance(row.get("speedup_ci95_low"), float)]
@@ -66,10 +67,12 @@ def _two_axes(figure: "Figure", x: str) -> tuple["Axes", "Axes"]:
     return speed, length
 
 
-def _sweep(key: str) -> Callable[["Figure", Sequence[Row]], None]:
+def sweep(axis: Column) -> Draw:
+    """Speedup and mean acceptance length over the values of one column."""
+    key = axis.key
+
     def draw(figure: "Figure", rows: Sequence[Row]) -> None:
-        title = next(column.title for columns in COLUMNS.values() for column in columns if column.key == key)
-        speed, length = _two_axes(figure, title)
+        speed, length = _two_axes(figure, axis.title)
         _line(speed, rows, key, "measured", _ACCEPTED)
         modelled = [row for row in rows if row.get("modelled_speedup") is not None]
         speed.plot(
@@ -85,7 +88,7 @@ def _sweep(key: str) -> Callable[["Figure", Sequence[Row]], None]:
     return draw
 
 
-def _baselines(figure: "Figure", rows: Sequence[Row]) -> None:
+def baselines(figure: "Figure", rows: Sequence[Row]) -> None:
     speed, length = _two_axes(figure, "draft length n")
     colours = {"autoregressive": _THIRD, "diffusion, fixed": _REJECTED}
     for drafter, colour in colours.items():
@@ -99,7 +102,7 @@ def _baselines(figure: "Figure", rows: Sequence[Row]) -> None:
     speed.legend(frameon=False)
 
 
-def _specdiff(figure: "Figure", rows: Sequence[Row]) -> None:
+def specdiff(figure: "Figure", rows: Sequence[Row]) -> None:
     for axes, key, title in zip(
         figure.subplots(1, 2),
         ("speedup", "mean_acceptance_length"),
@@ -113,7 +116,7 @@ def _specdiff(figure: "Figure", rows: Sequence[Row]) -> None:
     axes.legend(frameon=False)
 
 
-def _confidence(figure: "Figure", rows: Sequence[Row]) -> None:
+def confidence(figure: "Figure", rows: Sequence[Row]) -> None:
     histogram, reliability = figure.subplots(1, 2)
     middle = [(row["low"] + row["high"]) / 2 for row in rows]
     width = 0.9 * (rows[0]["high"] - rows[0]["low"])
@@ -130,13 +133,13 @@ def _confidence(figure: "Figure", rows: Sequence[Row]) -> None:
     reliability.set(xlabel="mean confidence", title="share accepted", xlim=(0, 1), ylim=(0, 1))
 
 
-def _difficulty(figure: "Figure", rows: Sequence[Row]) -> None:
+def difficulty(figure: "Figure", rows: Sequence[Row]) -> None:
     axes = figure.subplots()
     axes.bar([f"> {row['longer_than']}" for row in rows], [100 * row["share"] for row in rows], color=_ACCEPTED)
     axes.set(xlabel="length of the run of right tokens", title="share of all tokens, %")
 
 
-def _trajectory(figure: "Figure", rows: Sequence[Row]) -> None:
+def trajectory(figure: "Figure", rows: Sequence[Row]) -> None:
     axes = figure.subplots()
     x = range(len(rows))
     axes.bar(x, [row["drafted"] for row in rows], color=_FAINT, width=1, label="drafted, not accepted")
@@ -145,17 +148,3 @@ def _trajectory(figure: "Figure", rows: Sequence[Row]) -> None:
         axes.axvline(index - 0.5, color=_GREY, linewidth=0.8)
     axes.set(xlabel="round (lines part the prompts)", ylabel="draft tokens")
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-
-
-_DRAW: dict[str, Callable[["Figure", Sequence[Row]], None]] = {
-    "baselines": _baselines,
-    "tau": _sweep("confidence_threshold"),
-    "chunk-length": _sweep("chunk_length"),
-    "max-draft-length": _sweep("max_draft_length"),
-    "denoising-steps": _sweep("denoising_steps"),
-    "specdiff": _specdiff,
-    "long-outputs": _sweep("output_tokens"),
-    "confidence": _confidence,
-    "difficulty": _difficulty,
-    "trajectory": _trajectory,
-}
