@@ -94,9 +94,7 @@ def calibrated(options: SetupOptions, tolerance: float, on_progress: Progress) -
     """What `calibrate` finds, and the document that also holds the choice's speed on as many other prompts."""
     pair = options.load_pair()
     setup = options.setup(pair, on_progress)
-    others = options.setup(
-        pair, on_progress, skip=options.limit
-    )  # prompts that are missing are named before the search
+    others = options.setup(pair, on_progress, skip=options.limit)  # named before the search if there are none
     calibration = calibrate(setup.part(0, 0.9), tolerance)
     held_out = time_settings(others.part(0.9, 1), dict.fromkeys([calibration.best, setup.config]))
     found = {
@@ -127,12 +125,7 @@ def _facts(options: SetupOptions, pair: Pair, setup: Setup) -> dict[str, Any]:
 def load_autoregressive(name: str, target: PreTrainedModel) -> DiffusionDrafter:
     """Any causal LM of the target's tokenizer as a drafter. At one token per pass it never sees a mask."""
     drafter = load_drafter(
-        name,
-        attention="causal_canvas",
-        shift=1,
-        mask_token_id=0,
-        dtype=target.dtype,
-        device_map=target.device,
+        name, attention="causal_canvas", shift=1, mask_token_id=0, dtype=target.dtype, device_map=target.device
     )
     drafter.start(DraftRequest(target, capacity=1))  # refuses a model that does not fit
     return drafter

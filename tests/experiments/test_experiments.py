@@ -1,11 +1,13 @@
 """The catalogue, the experiments' arithmetic, and each of them on models of two layers."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import REPOSITORY
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -20,6 +22,7 @@ from hf_failfast.experiments.catalogue.confidence import calibration_error, hist
 from hf_failfast.experiments.catalogue.difficulty import run_lengths
 from hf_failfast.experiments.tables import SPEED, cells
 from hf_failfast.measure.tracing import TracedRound
+from tools.tables import experiments
 
 STORED = sorted((REPOSITORY / "results" / "experiments").glob("*.json"))
 
@@ -104,12 +107,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return save_models(tmp_path_factory.mktemp("models"))
 
 
-def run(name: str, folders: dict[str, str], out: Path, *options: object):
+def run(name: str, folders: dict[str, str], out: Path, *options: object, command: typer.Typer = app):
     arguments = [
         "experiment", name, "--out", out, "--target", folders["target"], "--drafter", folders["drafter"],
         "--dtype", "float32", "--tasks", "failfast_arithmetic", "--limit", 2, "--max-new-tokens", 12, *options,
     ]  # fmt: skip
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,28 @@ def test_a_plot_is_drawn_again_from_the_document(folders: dict[str, str], tmp_pa
     assert not (tmp_path / "tau.svg").exists()
     drawn = [run("tau", folders, tmp_path, "--plot-only") and (tmp_path / "tau.svg").read_bytes() for _ in range(2)]
     assert drawn[0] == drawn[1]
+
+
+def test_an_experiment_is_one_new_file(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the file of docs/extending.md the command has the experiment, its document, table and figure."""
+    page = (REPOSITORY / "docs" / "extending.md").read_text().partition("## An experiment\n")[2]
+    (tmp_path / "draft_temperature.py").write_text(page.partition("```python\n")[2].partition("```\n")[0])
+    monkeypatch.setattr(catalogue, "__path__", [*catalogue.__path__, str(tmp_path)])
+    command = typer.Typer()
+    command.callback()(lambda: None)
+    command.command()(importlib.reload(sys.modules["hf_failfast.cli.experiment"]).experiment)
+    result = run("draft-temperature", folders, tmp_path, "--temperature", 0.8, command=command)
+    assert result.exit_code == 0, result.output
+    assert "temperature" in result.output and "speedup" in result.output
+    document = json.loads((tmp_path / "draft-temperature.json").read_text())
+    assert document["experiment"] == "draft-temperature"
+    assert [row["draft_temperature"] for row in document["rows"]] == [0.5, 1.0]
+    assert all(row["answers"] == 2 and row["speedup"] > 0 for row in document["rows"])
+    assert (tmp_path / "draft-temperature.svg").read_text().startswith("<?xml")
+    line = "| `draft-temperature` | How warm should the drafts be that rejection sampling judges? |"
+    assert f"{line} draft temperature: 0.5, 1.0 |" in experiments.table()
 
 
 @pytest.mark.parametrize(
