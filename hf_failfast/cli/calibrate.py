@@ -32,7 +32,9 @@ def calibrate(
     ] = 2,
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 1,
-    tolerance: Annotated[float, typer.Option(help="What share of the best speedup a plateau may miss.")] = 0.03,
+    tolerance: Annotated[
+        float, typer.Option(help="How far below the best speedup the plateau reaches, as a share.")
+    ] = 0.03,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     save: Annotated[
