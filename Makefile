@@ -37,7 +37,7 @@ evidence: $(INSTALLED)
 
 # The papers' experiments on the same pair (docs/experiments.md); NAMES chooses some of them.
 experiments: $(INSTALLED)
-	PYTHON=$(BIN)/python tools/experiments $(NAMES)
+	$(BIN)/python -m tools.experiments $(NAMES)
 
 # The tables of README and docs, from the stored results.
 tables: $(INSTALLED)

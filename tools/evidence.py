@@ -20,7 +20,7 @@ from hf_failfast import BUNDLED_DRAFTER
 from hf_failfast.eval.model import HFFailFastLM
 from hf_failfast.eval.paths import TASKS
 from hf_failfast.eval.task import SPEED_FILTER
-from hf_failfast.experiments.report import write
+from hf_failfast.experiments.tables import write
 from hf_failfast.measure.metrics import SPEED_METRICS, summarise
 from hf_failfast.measure.provenance import provenance
 from hf_failfast.measure.records import SpeedRecord

@@ -33,7 +33,9 @@ def calibrate(
     ] = 2,
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 1,
-    tolerance: Annotated[float, typer.Option(help="What share of the best speedup a plateau may miss.")] = 0.03,
+    tolerance: Annotated[
+        float, typer.Option(help="How far below the best speedup the plateau reaches, as a share.")
+    ] = 0.03,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     save: Annotated[
@@ -44,12 +46,14 @@ def calibrate(
     """Find the tau, N and N_max that are fastest for a pair on this machine, and how much they matter."""
     from dataclasses import asdict
 
-    from ..experiments.report import print_rows
-    from ..experiments.run import Setup, calibrated
+    from ..experiments.calibration import COLUMNS
+    from ..experiments.run import SetupOptions, calibrated
+    from ..experiments.tables import print_rows
+    from .output.progress import progress_bar
 
     if save and (drafter is None or not (Path(drafter) / "config.json").is_file()):
         raise ValueError("`--save` needs `--drafter` with a drafter's folder, whose config.json it changes.")
-    setup = Setup(
+    setup = SetupOptions(
         target=target,
         drafter=drafter,
         tasks=task_names(tasks, prompts),
@@ -61,14 +65,16 @@ def calibrate(
         device=device,
     )
     quiet()
-    found, document = calibrated(setup, tolerance)
+    with progress_bar() as progress:
+        task = progress.add_task("calibrate", total=1.0)
+        found, document = calibrated(setup, tolerance, lambda done: progress.update(task, completed=done))
     if save:
         _save(Path(str(drafter)) / "config.json", asdict(found.best))
     if as_json:
         print(json.dumps(document))
         return
-    print_rows("calibrate", found.plateau, f"within {tolerance:.0%} of the best, of {len(found.rows)} settings")
-    print_rows("calibrate", document["held_out"], "on prompts that were not used to choose: the choice, the start")
+    print_rows(COLUMNS, found.plateau, f"within {tolerance:.0%} of the best, of {len(found.rows)} settings")
+    print_rows(COLUMNS, document["held_out"], "on prompts that were not used to choose: the choice, the start")
     best = found.best
     print(f"FailFastConfig({best.confidence_threshold}, {best.chunk_length}, {best.max_draft_length})")
 

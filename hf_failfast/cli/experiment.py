@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..experiments import catalogue
 from .options import (
     AsJson,
     Device,
@@ -23,20 +24,7 @@ from .options import (
     with_failfast_options,
 )
 
-
-class Name(StrEnum):
-    """The experiments of `eval/experiments/catalogue.py`, known without loading it."""
-
-    BASELINES = "baselines"
-    TAU = "tau"
-    CHUNK_LENGTH = "chunk-length"
-    MAX_DRAFT_LENGTH = "max-draft-length"
-    DENOISING_STEPS = "denoising-steps"
-    SPECDIFF = "specdiff"
-    LONG_OUTPUTS = "long-outputs"
-    CONFIDENCE = "confidence"
-    DIFFICULTY = "difficulty"
-    TRAJECTORY = "trajectory"
+Name = StrEnum("Name", {name: name for name in catalogue.names()})  # type: ignore[misc]
 
 
 @with_failfast_options()
@@ -64,7 +52,7 @@ def experiment(
     target_latency_ms: Annotated[
         float | None, typer.Option(help="Of the modelled speedup.", show_default="measured")
     ] = None,
-    drafter_latency_ms: Annotated[float | None, typer.Option(help="Likewise; both or neither.")] = None,
+    drafter_latency_ms: Annotated[float | None, typer.Option(help="Of the modelled speedup; both or neither.")] = None,
     temperature: Annotated[float, typer.Option(help="0: greedy answers; above: sampled ones.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Decides the order of the runs.")] = 0,
     plot: Annotated[bool, typer.Option(help="Draw NAME.svg.")] = True,
@@ -75,13 +63,15 @@ def experiment(
 ) -> None:
     """Repeat an experiment of the papers on any pair; SmolLM2 and its drafter unless others are named."""
     from ..experiments.plots import require_matplotlib, save_plot
-    from ..experiments.report import read, show, write
-    from ..experiments.run import Setup, measure
+    from ..experiments.run import SetupOptions, measure
+    from ..experiments.tables import read, show, write
+    from .output.progress import progress_bar
 
     if plot or plot_only:
         require_matplotlib()
+    chosen = catalogue.load(name)
     if not plot_only:
-        setup = Setup(
+        setup = SetupOptions(
             target=target,
             drafter=drafter,
             assistant=assistant,
@@ -90,7 +80,7 @@ def experiment(
             limit=limit,
             max_new_tokens=max_new_tokens,
             repeats=repeats,
-            values=numbers(values),
+            values=numbers(values) or (),
             dtype=torch_dtype(dtype),
             device=device,
             options=options,
@@ -99,8 +89,11 @@ def experiment(
             seed=seed,
         )
         quiet()
-        write(out / f"{name}.json", measure(name, setup))
+        with progress_bar() as progress:
+            task = progress.add_task(name, total=1.0)
+            document = measure(name, chosen, setup, lambda done: progress.update(task, completed=done))
+        write(out / f"{name}.json", document)
     document = read(out / f"{name}.json")
-    show(name, document, as_json)
+    show(chosen.columns, document, as_json)
     if plot or plot_only:
-        save_plot(name, document, out / f"{name}.svg")
+        save_plot(chosen.plot, document, out / f"{name}.svg")

@@ -1,12 +1,12 @@
 """Which tau, N and N_max suit a pair on this machine: measured, one number after the other."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 from ..config import FailFastConfig
-from ..measure.arms import drafted_arm
-from .setup import Bench, Row, Variant, timed
+from .base import Setup
+from .sweeps import drafted, timed, with_cap_of_a_chunk, with_number
+from .tables import SPEED, Column, Row
 
 # What each number may become; N_max is raised to N where it is less.
 GRID: dict[str, tuple[float, ...]] = {
@@ -14,6 +14,12 @@ GRID: dict[str, tuple[float, ...]] = {
     "chunk_length": (2, 3, 4, 6, 8, 10),
     "max_draft_length": (4, 8, 16, 32, 60),
 }
+COLUMNS = (
+    Column("tau", "confidence_threshold", ".2f"),
+    Column("N", "chunk_length"),
+    Column("N_max", "max_draft_length"),
+    *SPEED,
+)
 
 
 @dataclass(frozen=True)
@@ -29,24 +35,25 @@ class Calibration:
 
     @property
     def plateau(self) -> list[Row]:
-        """The settings that are as good as the best, as far as this measurement can tell."""
+        """The settings that are as good as the best within the tolerance."""
         return [row for row in self.rows if row["speedup"] >= (1 - self.tolerance) * self.rows[0]["speedup"]]
 
 
-def calibrate(bench: Bench, tolerance: float, sweeps: int = 2) -> Calibration:
-    """Coordinate search from the bench's config: all values of one number with the others as they are, the fastest
+def calibrate(setup: Setup, tolerance: float, sweeps: int = 2) -> Calibration:
+    """Coordinate search from the setup's config: all values of one number with the others as they are, the fastest
     stays; again until a whole sweep over the three changes nothing, at most `sweeps` times.
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"`tolerance` must be in [0, 1), but is {tolerance!r}.")
     measured: dict[FailFastConfig, Row] = {}
-    best = bench.config
+    best, parts = setup.config, sweeps * len(GRID)
     for sweep in range(sweeps):
         before = best
-        for part, (name, values) in enumerate(GRID.items()):
-            candidates = list(dict.fromkeys([best, *(_with(best, name, value) for value in values)]))
-            steps = sweep * len(GRID) + part
-            _measure(bench, candidates, measured, steps / (sweeps * len(GRID)), 1 / (sweeps * len(GRID)))
+        for index, (name, values) in enumerate(GRID.items(), sweep * len(GRID)):
+            others = (with_cap_of_a_chunk(with_number(best, name, value)) for value in values)
+            candidates = list(dict.fromkeys([best, *others]))
+            new = [config for config in candidates if config not in measured]
+            measured |= zip(new, time_settings(setup.part(index / parts, (index + 1) / parts), new), strict=True)
             best = max(candidates, key=lambda config: measured[config]["speedup"])
         if best == before:
             break
@@ -55,24 +62,6 @@ def calibrate(bench: Bench, tolerance: float, sweeps: int = 2) -> Calibration:
     return Calibration(fastest, rows, tolerance)
 
 
-def confirm(bench: Bench, configs: Sequence[FailFastConfig]) -> list[Row]:
-    """The settings on other prompts than those they were chosen on."""
-    return timed(bench, [_variant(bench, config) for config in dict.fromkeys(configs)])
-
-
-def _measure(
-    bench: Bench, configs: Sequence[FailFastConfig], measured: dict[FailFastConfig, Row], start: float, share: float
-) -> None:
-    """Adds the rows of those settings that have none."""
-    new = [config for config in configs if config not in measured]
-    within = replace(bench, on_progress=lambda done: bench.on_progress(start + share * done))
-    measured |= zip(new, timed(within, [_variant(bench, config) for config in new]), strict=True)
-
-
-def _variant(bench: Bench, config: FailFastConfig) -> Variant:
-    return Variant(asdict(config), drafted_arm(bench.drafter, config))
-
-
-def _with(config: FailFastConfig, name: str, value: Any) -> FailFastConfig:
-    changed = config.with_options({name: value if name == "confidence_threshold" else int(value)})
-    return replace(changed, max_draft_length=max(changed.max_draft_length, changed.chunk_length))
+def time_settings(setup: Setup, configs: Iterable[FailFastConfig]) -> list[Row]:
+    """One row per setting: its numbers and its speed."""
+    return timed(setup, [drafted(asdict(config), setup.drafter, config) for config in configs])

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .columns import COLUMNS
+from .tables import Column, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Row = dict[str, Any]
+# Draws rows into an empty figure.
+Draw = Callable[["Figure", Sequence[Row]], None]
 
 # Text stays text: the file is a quarter of the size, and the reader's own font shows it.
 _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -19,43 +20,37 @@ _ACCEPTED, _REJECTED, _THIRD, _GREY, _FAINT = "#2f7d5b", "#c2603f", "#3d64a8", "
 
 
 def require_matplotlib() -> None:
-    """Raises ImportError saying what to install; to be asked before anything slow is done."""
+    """Raises ImportError saying what to install; called before anything slow."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             'Plots need matplotlib: pip install "hf_failfast[plots]", or leave them out with --no-plots.'
         )
 
 
-def save_plot(name: str, document: Row, path: Path) -> None:
-    """Draws the experiment's figure into an SVG file, the same bytes for the same rows."""
+def save_plot(draw: Draw, document: Row, path: Path) -> None:
+    """Draws an experiment's figure into an SVG file, the same bytes for the same rows."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": document["experiment"]}):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-        _DRAW[name](figure, document["rows"])
+        draw(figure, document["rows"])
         figure.savefig(path, metadata={"Date": None})
 
 
-def _line(axes: "Axes", rows: Sequence[Row], key: str, label: str, colour: str) -> None:
-    """The measured speedup with its interval, and the modelled one."""
-    x = [row[key] for row in rows]
-    axes.plot(x, [row["speedup"] for row in rows], "o-", color=colour, label=label, markersize=4)
-    band = [row for row in rows if isinstance(row.get("speedup_ci95_low"), float)]
-    axes.fill_between(
-        [row[key] for row in band],
-        [row["speedup_ci95_low"] for row in band],
-        [row["speedup_ci95_high"] for row in band],
-        color=colour,
-        alpha=0.15,
-        linewidth=0,
-    )
+def _of(rows: Sequence[Row], *keys: str) -> list[list[Any]]:
+    """One list per key, of the rows that have them all as numbers."""
+    known = [row for row in rows if all(isinstance(row.get(key), (int, float)) for key in keys)]
+    return [[row[key] for row in known] for key in keys]
 
 
-def _beside(axes: "Axes", rows: Sequence[Row], key: str, label: str, colour: str) -> None:
-    axes.plot(
-        [row[key] for row in rows], [row["mean_acceptance_length"] for row in rows], "s--", color=colour, label=label
-    )
+def _speed_and_length(axes: Sequence["Axes"], rows: Sequence[Row], key: str, label: str, colour: str) -> None:
+    """The measured speedup with its interval, and beside it the mean acceptance length."""
+    speed, length = axes
+    speed.plot(*_of(rows, key, "speedup"), "o-", color=colour, label=label, markersize=4)
+    x, low, high = _of(rows, key, "speedup_ci95_low", "speedup_ci95_high")
+    speed.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    length.plot(*_of(rows, key, "mean_acceptance_length"), "s--", color=colour, label=label)
 
 
 def _two_axes(figure: "Figure", x: str) -> tuple["Axes", "Axes"]:
@@ -66,32 +61,23 @@ def _two_axes(figure: "Figure", x: str) -> tuple["Axes", "Axes"]:
     return speed, length
 
 
-def _sweep(key: str) -> Callable[["Figure", Sequence[Row]], None]:
+def sweep(axis: Column) -> Draw:
+    """Speedup and mean acceptance length over the values of one column."""
+
     def draw(figure: "Figure", rows: Sequence[Row]) -> None:
-        title = next(column.title for columns in COLUMNS.values() for column in columns if column.key == key)
-        speed, length = _two_axes(figure, title)
-        _line(speed, rows, key, "measured", _ACCEPTED)
-        modelled = [row for row in rows if row.get("modelled_speedup") is not None]
-        speed.plot(
-            [row[key] for row in modelled],
-            [row["modelled_speedup"] for row in modelled],
-            ":",
-            color=_THIRD,
-            label="modelled",
-        )
-        _beside(length, rows, key, "", _ACCEPTED)
+        speed, length = _two_axes(figure, axis.title)
+        _speed_and_length((speed, length), rows, axis.key, "measured", _ACCEPTED)
+        speed.plot(*_of(rows, axis.key, "modelled_speedup"), ":", color=_THIRD, label="modelled")
         speed.legend(frameon=False)
 
     return draw
 
 
-def _baselines(figure: "Figure", rows: Sequence[Row]) -> None:
+def baselines(figure: "Figure", rows: Sequence[Row]) -> None:
     speed, length = _two_axes(figure, "draft length n")
-    colours = {"autoregressive": _THIRD, "diffusion, fixed": _REJECTED}
-    for drafter, colour in colours.items():
+    for drafter, colour in {"autoregressive": _THIRD, "diffusion, fixed": _REJECTED}.items():
         of_drafter = [row for row in rows if row["drafter"] == drafter]
-        _line(speed, of_drafter, "n", drafter, colour)
-        _beside(length, of_drafter, "n", drafter, colour)
+        _speed_and_length((speed, length), of_drafter, "n", drafter, colour)
     for row in rows:
         if row["drafter"] == "FailFast":
             speed.axhline(row["speedup"], color=_ACCEPTED, label="FailFast")
@@ -99,44 +85,36 @@ def _baselines(figure: "Figure", rows: Sequence[Row]) -> None:
     speed.legend(frameon=False)
 
 
-def _specdiff(figure: "Figure", rows: Sequence[Row]) -> None:
-    for axes, key, title in zip(
-        figure.subplots(1, 2),
-        ("speedup", "mean_acceptance_length"),
-        ("speedup", "mean acceptance length"),
-        strict=True,
-    ):
+def specdiff(figure: "Figure", rows: Sequence[Row]) -> None:
+    for axes, key in zip(figure.subplots(1, 2), ("speedup", "mean_acceptance_length"), strict=True):
         for steps in sorted({row["T"] for row in rows}):
             of_steps = [row for row in rows if row["T"] == steps]
-            axes.plot([row["gamma"] for row in of_steps], [row[key] for row in of_steps], "o-", label=f"T = {steps}")
-        axes.set(xlabel="gamma", title=title)
+            axes.plot(*_of(of_steps, "gamma", key), "o-", label=f"T = {steps}")
+        axes.set(xlabel="gamma", title=key.replace("_", " "))
     axes.legend(frameon=False)
 
 
-def _confidence(figure: "Figure", rows: Sequence[Row]) -> None:
+def confidence(figure: "Figure", rows: Sequence[Row]) -> None:
     histogram, reliability = figure.subplots(1, 2)
-    middle = [(row["low"] + row["high"]) / 2 for row in rows]
-    width = 0.9 * (rows[0]["high"] - rows[0]["low"])
-    accepted = [row["accepted"] for row in rows]
+    low, high, accepted, rejected = _of(rows, "low", "high", "accepted", "rejected")
+    middle = [sum(ends) / 2 for ends in zip(low, high, strict=True)]
+    width = 0.9 * (high[0] - low[0])
     histogram.bar(middle, accepted, width, color=_ACCEPTED, label="accepted")
-    histogram.bar(middle, [row["rejected"] for row in rows], width, accepted, color=_REJECTED, label="rejected")
+    histogram.bar(middle, rejected, width, accepted, color=_REJECTED, label="rejected")
     histogram.set(xlabel="confidence", title="judged draft tokens")
     histogram.legend(frameon=False)
-    known = [row for row in rows if row["tokens"]]
     reliability.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8)
-    reliability.plot(
-        [row["mean_confidence"] for row in known], [row["accepted_share"] for row in known], "o-", color=_ACCEPTED
-    )
+    reliability.plot(*_of(rows, "mean_confidence", "accepted_share"), "o-", color=_ACCEPTED)
     reliability.set(xlabel="mean confidence", title="share accepted", xlim=(0, 1), ylim=(0, 1))
 
 
-def _difficulty(figure: "Figure", rows: Sequence[Row]) -> None:
+def difficulty(figure: "Figure", rows: Sequence[Row]) -> None:
     axes = figure.subplots()
     axes.bar([f"> {row['longer_than']}" for row in rows], [100 * row["share"] for row in rows], color=_ACCEPTED)
     axes.set(xlabel="length of the run of right tokens", title="share of all tokens, %")
 
 
-def _trajectory(figure: "Figure", rows: Sequence[Row]) -> None:
+def trajectory(figure: "Figure", rows: Sequence[Row]) -> None:
     axes = figure.subplots()
     x = range(len(rows))
     axes.bar(x, [row["drafted"] for row in rows], color=_FAINT, width=1, label="drafted, not accepted")
@@ -145,17 +123,3 @@ def _trajectory(figure: "Figure", rows: Sequence[Row]) -> None:
         axes.axvline(index - 0.5, color=_GREY, linewidth=0.8)
     axes.set(xlabel="round (lines part the prompts)", ylabel="draft tokens")
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-
-
-_DRAW: dict[str, Callable[["Figure", Sequence[Row]], None]] = {
-    "baselines": _baselines,
-    "tau": _sweep("confidence_threshold"),
-    "chunk-length": _sweep("chunk_length"),
-    "max-draft-length": _sweep("max_draft_length"),
-    "denoising-steps": _sweep("denoising_steps"),
-    "specdiff": _specdiff,
-    "long-outputs": _sweep("output_tokens"),
-    "confidence": _confidence,
-    "difficulty": _difficulty,
-    "trajectory": _trajectory,
-}

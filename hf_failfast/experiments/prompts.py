@@ -28,11 +28,11 @@ def task_prompts(
     skip: int = 0,
     temperature: float = 0.0,
 ) -> list[Prompts]:
-    """The first `limit` prompts of each task behind the first `skip`, one per batch, chat template applied if there
+    """The first `limit` prompts of each task after the first `skip`, one per batch, chat template applied if there
     is one. They ask for greedy answers, or with a temperature for sampled ones.
 
     names: tasks and groups, ours or stock ones; `prompts_file` is `failfast_prompts`' file. Raises ValueError on an
-    unknown name, a task that generates nothing, and one without a prompt behind those skipped.
+    unknown name, a task that generates nothing, and one without a prompt after those skipped.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
@@ -40,7 +40,7 @@ def task_prompts(
     for task in _tasks(names, prompts_file):
         requests = _requests(task, tokenizer, skip + limit)[skip:]
         if not requests:
-            raise ValueError(f"The task {task.config.task!r} has no prompt behind its first {skip}.")
+            raise ValueError(f"The task {task.config.task!r} has no prompt after its first {skip}.")
         encoded = [_encode(request, tokenizer, max_new_tokens, device) for request in requests]
         prompts += [replace(prompt, generation_kwargs=sampling) for prompt in encoded]
     return prompts

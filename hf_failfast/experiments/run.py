@@ -1,31 +1,27 @@
 """An experiment from its options to its document."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from rich.progress import Progress
 from transformers import PreTrainedModel
 
-from ..cli.output.progress import progress_bar
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, DraftRequest, load_drafter
 from ..eval.options import Latencies
 from ..eval.preflight import check_prompts
-from ..measure.arms import Prompts
 from ..measure.provenance import provenance
 from ..pairs import Pair, load_pair
-from .calibration import Calibration, calibrate, confirm
-from .catalogue import EXPERIMENTS
+from .base import Experiment, Progress, Setup
+from .calibration import Calibration, calibrate, time_settings
 from .prompts import task_prompts
-from .setup import Bench
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What an experiment runs on; checked before anything is loaded.
+class SetupOptions:
+    """What a `Setup` is loaded from; checked before anything is loaded.
 
-    target, drafter: None for SmolLM2 and its drafter. assistant: of `Bench`, by name.
+    target, drafter: None for SmolLM2 and its drafter. assistant: by name. values: empty for the experiment's own.
     options: FailFast's, where the drafter's own are not wanted. latencies: (target, drafter) ms of the modelled
     speedup, or (None, None). temperature: 0 for greedy answers.
     """
@@ -38,7 +34,7 @@ class Setup:
     limit: int = 2
     max_new_tokens: int = 96
     repeats: int = 1
-    values: tuple[float, ...] | None = None
+    values: tuple[float, ...] = ()
     dtype: Any = "auto"
     device: str = "cpu"
     options: dict[str, Any] = field(default_factory=dict)
@@ -53,26 +49,54 @@ class Setup:
         Latencies.given(*self.latencies)
         check_prompts(self.tasks, self.prompts_file)
 
+    def load_pair(self) -> Pair:
+        return load_pair(self.target, self.drafter, self.dtype, self.device)
 
-def measure(name: str, setup: Setup) -> dict[str, Any]:
+    def setup(self, pair: Pair, on_progress: Progress, skip: int = 0) -> Setup:
+        """With the prompts after the first `skip` of each task."""
+        prompts = task_prompts(
+            self.tasks,
+            pair.tokenizer,
+            limit=self.limit,
+            max_new_tokens=self.max_new_tokens,
+            device=pair.target.device,
+            prompts_file=self.prompts_file,
+            skip=skip,
+            temperature=self.temperature,
+        )
+        return Setup(
+            pair.target,
+            pair.tokenizer,
+            pair.drafter,
+            pair.drafter.config.with_options(self.options),
+            prompts,
+            values=self.values,
+            assistant=None if self.assistant is None else load_autoregressive(self.assistant, pair.target),
+            repeats=self.repeats,
+            latencies=Latencies.given(*self.latencies),
+            seed=self.seed,
+            on_progress=on_progress,
+        )
+
+
+def measure(name: str, experiment: Experiment, options: SetupOptions, on_progress: Progress) -> dict[str, Any]:
     """The experiment's document: what was asked, of what, where, and the rows."""
-    pair = load_pair(setup.target, setup.drafter, setup.dtype, setup.device)
-    prompts = _prompts(setup, pair)
-    with progress_bar() as progress:
-        bench = _bench(setup, pair, prompts, progress, name)
-        outcome = EXPERIMENTS[name](bench)
+    pair = options.load_pair()
+    setup = options.setup(pair, on_progress)
+    if experiment.axis is not None and not setup.values:
+        setup = replace(setup, values=experiment.axis.values)
+    outcome = experiment.run(setup)
     found = {"experiment": name, "rows": outcome.rows, "totals": outcome.totals}
-    return found | _facts(setup, pair, bench)
+    return found | _facts(options, pair, setup)
 
 
-def calibrated(setup: Setup, tolerance: float) -> tuple[Calibration, dict[str, Any]]:
+def calibrated(options: SetupOptions, tolerance: float, on_progress: Progress) -> tuple[Calibration, dict[str, Any]]:
     """What `calibrate` finds, and the document that also holds the choice's speed on as many other prompts."""
-    pair = load_pair(setup.target, setup.drafter, setup.dtype, setup.device)
-    chosen_on, others = _prompts(setup, pair), _prompts(setup, pair, skip=setup.limit)
-    with progress_bar() as progress:
-        bench = _bench(setup, pair, chosen_on, progress, "settings")
-        calibration = calibrate(bench, tolerance)
-        held_out = confirm(_bench(setup, pair, others, progress, "confirmation"), [calibration.best, bench.config])
+    pair = options.load_pair()
+    setup = options.setup(pair, on_progress)
+    others = options.setup(pair, on_progress, skip=options.limit)  # named before the search if there are none
+    calibration = calibrate(setup.part(0, 0.9), tolerance)
+    held_out = time_settings(others.part(0.9, 1), dict.fromkeys([calibration.best, setup.config]))
     found = {
         "best": asdict(calibration.best),
         "tolerance": tolerance,
@@ -80,63 +104,28 @@ def calibrated(setup: Setup, tolerance: float) -> tuple[Calibration, dict[str, A
         "rows": calibration.rows,
         "held_out": held_out,
     }
-    return calibration, found | _facts(setup, pair, bench)
+    return calibration, found | _facts(options, pair, setup)
 
 
-def _prompts(setup: Setup, pair: Pair, skip: int = 0) -> list[Prompts]:
-    return task_prompts(
-        setup.tasks,
-        pair.tokenizer,
-        limit=setup.limit,
-        max_new_tokens=setup.max_new_tokens,
-        device=pair.target.device,
-        prompts_file=setup.prompts_file,
-        skip=skip,
-        temperature=setup.temperature,
-    )
-
-
-def _bench(setup: Setup, pair: Pair, prompts: list[Prompts], progress: Progress, title: str) -> Bench:
-    task = progress.add_task(title, total=1.0)
-    return Bench(
-        pair.target,
-        pair.tokenizer,
-        pair.drafter,
-        pair.drafter.config.with_options(setup.options),
-        prompts,
-        values=setup.values,
-        assistant=None if setup.assistant is None else load_autoregressive(setup.assistant, pair.target),
-        repeats=setup.repeats,
-        latencies=Latencies.given(*setup.latencies),
-        seed=setup.seed,
-        on_progress=lambda done: progress.update(task, completed=done),
-    )
-
-
-def _facts(setup: Setup, pair: Pair, bench: Bench) -> dict[str, Any]:
+def _facts(options: SetupOptions, pair: Pair, setup: Setup) -> dict[str, Any]:
     """What the numbers depend on."""
     setting = {
-        "assistant": setup.assistant,
+        "assistant": options.assistant,
         "dtype": str(pair.target.dtype).removeprefix("torch."),
-        "tasks": setup.tasks,
-        "prompts": len(bench.prompts),
-        "max_new_tokens": setup.max_new_tokens,
-        "repeats": setup.repeats,
-        "temperature": setup.temperature,
-        "seed": setup.seed,
+        "tasks": options.tasks,
+        "prompts": len(setup.prompts),
+        "max_new_tokens": options.max_new_tokens,
+        "repeats": options.repeats,
+        "temperature": options.temperature,
+        "seed": options.seed,
     }
-    return {"setting": pair.names | setting | asdict(bench.config)} | provenance(pair.target.device)
+    return {"setting": pair.names | setting | asdict(setup.config)} | provenance(pair.target.device)
 
 
 def load_autoregressive(name: str, target: PreTrainedModel) -> DiffusionDrafter:
-    """Any causal LM of the target's tokenizer as a drafter; drafting one token per pass it is never shown a mask."""
+    """Any causal LM of the target's tokenizer as a drafter. At one token per pass it never sees a mask."""
     drafter = load_drafter(
-        name,
-        attention="causal_canvas",
-        shift=1,
-        mask_token_id=0,
-        dtype=target.dtype,
-        device_map=target.device,
+        name, attention="causal_canvas", shift=1, mask_token_id=0, dtype=target.dtype, device_map=target.device
     )
     drafter.start(DraftRequest(target, capacity=1))  # refuses a model that does not fit
     return drafter

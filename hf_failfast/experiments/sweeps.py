@@ -1,112 +1,73 @@
-"""Experiments that time variants of drafting against plain decoding."""
+"""What experiments share that time ways of drafting against plain decoding."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-
-from transformers import PreTrainedModel
+from functools import partial
 
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter
 from ..drafters.denoising import Denoising
 from ..drafters.masked.session import MaskedDrafter
-from ..measure.arms import drafted_arm
-from ..measure.assistants import is_autoregressive
-from .setup import Bench, Outcome, Row, Variant, timed
+from ..measure.arms import PLAIN, Answer, Arm, drafted_arm
+from ..measure.metrics import summarise
+from ..measure.pairing import paired_record
+from ..measure.records import SpeedRecord
+from ..measure.timing import side_by_side
+from . import plots
+from .base import Axis, Experiment, Outcome, Setup
+from .tables import SPEED, Row
 
-BASELINE_LENGTHS = (3, 5, 8, 10, 15, 20)
-THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-CHUNK_LENGTHS = (5, 10, 15, 20)
-MAX_DRAFT_LENGTHS = (10, 20, 30, 40, 50, 60, 70)
-DENOISING_STEPS = (1, 2, 4)
-SPECDIFF_LENGTHS = (1, 2, 4, 6, 8, 10, 15, 20)
-SPECDIFF_STEPS = (1, 2, 4, 6, 8, 10)
-OUTPUT_LENGTHS = (512, 1024, 2048)
+WARM_UP_TOKENS = 16
+# Of the stored runs; a forward costs these milliseconds there when nothing else runs.
+STORED = (
+    "--limit 1 --tasks failfast_humaneval,failfast_summaries --max-new-tokens 48 "
+    "--target-latency-ms 34 --drafter-latency-ms 6"
+)
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """An experiment over one axis: what a value of it changes, and the values of the paper.
+class Variant:
+    """A decoding method and what tells it from the others."""
 
-    variants: (bench, values) to the methods to time.
-    """
-
-    axis: str
-    values: tuple[float, ...]
-    variants: Callable[[Bench, Sequence[float]], list[Variant]]
-
-    def run(self, bench: Bench) -> Outcome:
-        return Outcome(timed(bench, self.variants(bench, bench.values or self.values)))
+    label: Row
+    arm: Arm
 
 
-def baseline_variants(bench: Bench, values: Sequence[float]) -> list[Variant]:
-    """Drafts of n tokens, one pass per token (autoregressive) or fixed chunks (naive diffusion), and FailFast."""
-    autoregressive = autoregressive_drafter(bench)
-    variants = []
-    for length in map(int, values):
-        one_by_one = bench.config.with_options(
-            {"confidence_threshold": 0.0, "chunk_length": 1, "max_draft_length": length}
-        )
-        fixed = bench.config.with_options({"chunk_length": length, "max_draft_length": length})
-        variants += [
-            Variant({"drafter": "autoregressive", "n": length}, drafted_arm(autoregressive, one_by_one, "fixed")),
-            Variant({"drafter": "diffusion, fixed", "n": length}, drafted_arm(bench.drafter, fixed, "fixed")),
-        ]
-    failfast = drafted_arm(bench.drafter, bench.config)
-    return [*variants, Variant({"drafter": "FailFast", "n": bench.config.max_draft_length}, failfast)]
+def drafted(label: Row, drafter: DiffusionDrafter, config: FailFastConfig, method: str = "failfast") -> Variant:
+    """This package's decoding with a drafter and a chunk rule."""
+    return Variant(label, drafted_arm(drafter, config, method))
 
 
-def autoregressive_drafter(bench: Bench) -> DiffusionDrafter:
-    """The assistant; without one the drafter itself, read one token per pass, where it can be."""
-    if bench.assistant is not None:
-        return bench.assistant
-    if is_autoregressive(bench.drafter):
-        return bench.drafter
-    raise ValueError("`assistant` must name an autoregressive draft model: this drafter cannot be read as one.")
+def sweep(question: str, axis: Axis, variants: Callable[[Setup], Sequence[Variant]], stored: str = "") -> Experiment:
+    """An experiment that times one variant per value of its axis."""
+    return Experiment(question, timing(variants), (axis, *SPEED), plots.sweep(axis), axis, stored)
 
 
-def _option_variants(name: str) -> Callable[[Bench, Sequence[float]], list[Variant]]:
-    """One variant per value of a FailFast option, the others as they are; a cap below the chunk is raised to it."""
-
-    def variants(bench: Bench, values: Sequence[float]) -> list[Variant]:
-        found = []
-        for value in values:
-            config = bench.config.with_options({name: value if name == "confidence_threshold" else int(value)})
-            if name == "chunk_length":
-                config = replace(config, max_draft_length=max(config.max_draft_length, config.chunk_length))
-            found.append(Variant({name: value}, drafted_arm(bench.drafter, config)))
-        return found
-
-    return variants
+def timing(variants: Callable[[Setup], Sequence[Variant]]) -> Callable[[Setup], Outcome]:
+    """What an experiment runs that times these variants."""
+    return lambda setup: Outcome(timed(setup, variants(setup)))
 
 
-def denoising_variants(bench: Bench, values: Sequence[float]) -> list[Variant]:
-    """Passes per chunk; the last variant is `full`, one pass per token."""
-    length = bench.config.chunk_length
-    steps = [*(int(value) for value in values if value < length), length]
-    return [
-        Variant(
-            {"denoising_steps": count, "is_full": count == length},
-            drafted_arm(with_steps(bench.drafter, count), bench.config),
-        )
-        for count in steps
-    ]
+def by_option(name: str) -> Callable[[Setup], list[Variant]]:
+    """One variant per value of tau, N or N_max, the other two as they are; where N is varied, N_max is at least N."""
+
+    def variant(setup: Setup, value: float) -> Variant:
+        config = with_number(setup.config, name, value)
+        if name == "chunk_length":
+            config = with_cap_of_a_chunk(config)
+        return drafted({name: value}, setup.drafter, config)
+
+    return lambda setup: [variant(setup, value) for value in setup.values]
 
 
-def specdiff_variants(bench: Bench, values: Sequence[float]) -> list[Variant]:
-    """SpecDiff (arXiv 2408.05636): fixed drafts of gamma tokens in T denoising passes, wherever T <= gamma; sampled
-    answers by its rejection sampling."""
+def with_number(config: FailFastConfig, name: str, value: float) -> FailFastConfig:
+    """The chunk rule with another tau (a float), N or N_max (integers)."""
+    return config.with_options({name: value if name == "confidence_threshold" else int(value)})
 
-    def config(gamma: int) -> FailFastConfig:
-        return bench.config.with_options({"chunk_length": gamma, "max_draft_length": gamma, "verifier": "rejection"})
 
-    return [
-        Variant({"gamma": gamma, "T": steps}, drafted_arm(with_steps(bench.drafter, steps), config(gamma), "fixed"))
-        for gamma, steps in product(map(int, values), SPECDIFF_STEPS)
-        if steps <= gamma
-    ]
+def with_cap_of_a_chunk(config: FailFastConfig) -> FailFastConfig:
+    """The chunk rule with N_max raised to N where it is less."""
+    return replace(config, max_draft_length=max(config.max_draft_length, config.chunk_length))
 
 
 def with_steps(drafter: DiffusionDrafter, steps: int) -> DiffusionDrafter:
@@ -116,38 +77,33 @@ def with_steps(drafter: DiffusionDrafter, steps: int) -> DiffusionDrafter:
     return drafter.with_denoising(Denoising(steps))
 
 
-def run_long_outputs(bench: Bench) -> Outcome:
-    """FailFast on answers of given lengths. End-of-sequence tokens are ignored by all methods, since few answers are
-    that long: behind its natural end a text may repeat itself, which is easy to draft."""
-    rows: list[Row] = []
-    lengths = [int(value) for value in bench.values or OUTPUT_LENGTHS]
-    with _without_end(bench.target):
-        for index, length in enumerate(lengths):
-            prompts = [replace(prompt, max_length=prompt.ids.shape[1] + length) for prompt in bench.prompts]
-            progress = _part_of(bench.on_progress, index, len(lengths))
-            variant = Variant({"output_tokens": length}, drafted_arm(bench.drafter, bench.config))
-            rows += timed(replace(bench, prompts=prompts, on_progress=progress), [variant])
-    return Outcome(rows)
+def timed(setup: Setup, variants: Sequence[Variant]) -> list[Row]:
+    """One row per variant: its label and every speed metric, paired with plain decoding of the same prompts.
+
+    All methods answer a prompt before the next one is asked, in random order.
+    """
+    if not setup.prompts:
+        raise ValueError("There is no prompt to measure on.")
+    arms = [partial(arm.run, setup.target, setup.tokenizer) for arm in (PLAIN, *(each.arm for each in variants))]
+    first = setup.prompts[0]
+    short = replace(first, max_length=min(first.max_length, first.ids.shape[1] + WARM_UP_TOKENS))
+    timings = side_by_side(dict(enumerate(arms)), setup.prompts, setup.repeats, warm_up=short, seed=setup.seed)
+    records: list[list[SpeedRecord]] = [[] for _ in variants]
+    for done, (prompt, runs) in enumerate(zip(setup.prompts, timings, strict=True)):
+        answers: list[list[Answer]] = [[] for _ in arms]
+        for count, run in enumerate(runs, 1):
+            answers[run.arm] += run.output
+            setup.on_progress((done + count / (len(arms) * setup.repeats)) / len(setup.prompts))
+        plain, *others = (_median(of_one_arm) for of_one_arm in answers)
+        for of_variant, variant, answer in zip(records, variants, others, strict=True):
+            is_greedy = not prompt.generation_kwargs["do_sample"]
+            of_variant.append(
+                paired_record(
+                    variant.arm.name, answer, plain, setup.target, prompt.ids, is_greedy, latencies=setup.latencies
+                )
+            )
+    return [variant.label | summarise(found) for variant, found in zip(variants, records, strict=True)]
 
 
-def _part_of(progress: Callable[[float], None], index: int, count: int) -> Callable[[float], None]:
-    return lambda done: progress((index + done) / count)
-
-
-@contextmanager
-def _without_end(model: PreTrainedModel) -> Iterator[None]:
-    config = model.generation_config
-    model.generation_config = deepcopy(config)
-    model.generation_config.eos_token_id = None
-    try:
-        yield
-    finally:
-        model.generation_config = config
-
-
-BASELINES = Sweep("n", BASELINE_LENGTHS, baseline_variants)
-TAU = Sweep("confidence_threshold", THRESHOLDS, _option_variants("confidence_threshold"))
-CHUNK = Sweep("chunk_length", CHUNK_LENGTHS, _option_variants("chunk_length"))
-CAP = Sweep("max_draft_length", MAX_DRAFT_LENGTHS, _option_variants("max_draft_length"))
-STEPS = Sweep("denoising_steps", DENOISING_STEPS, denoising_variants)
-SPECDIFF = Sweep("gamma", SPECDIFF_LENGTHS, specdiff_variants)
+def _median(answers: list[Answer]) -> Answer:
+    return sorted(answers, key=lambda answer: answer.seconds)[(len(answers) - 1) // 2]

@@ -16,20 +16,21 @@ from eval_support import save_models
 from hf_failfast import FailFastConfig, load_drafter
 from hf_failfast.cli.app import app
 from hf_failfast.experiments import calibration
+from hf_failfast.experiments.base import Setup
 from hf_failfast.experiments.calibration import Calibration, calibrate
-from hf_failfast.experiments.setup import Bench, Variant
+from hf_failfast.experiments.sweeps import Variant
 
 START = FailFastConfig(0.45, 10, 60)
 
 
 @pytest.fixture
 def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Calibration, list[FailFastConfig]]]:
-    """The search on a made-up machine: `speed` tells a setting's speedup; also what was measured, in order."""
+    """Runs the search where `speed` gives a setting's speedup; returns what it found and measured, in order."""
 
     def search(speed: Callable[[FailFastConfig], float], **options: Any) -> tuple[Calibration, list[FailFastConfig]]:
         asked: list[FailFastConfig] = []
 
-        def timed(bench: Bench, variants: Sequence[Variant]) -> list[dict[str, Any]]:
+        def timed(setup: Setup, variants: Sequence[Variant]) -> list[dict[str, Any]]:
             configs = [variant.arm.arguments["failfast_config"] for variant in variants]
             asked.extend(configs)
             return [
@@ -37,14 +38,14 @@ def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Calibration, 
             ]
 
         monkeypatch.setattr(calibration, "timed", timed)
-        bench = Bench(None, None, None, START, [None])
-        return calibrate(bench, **({"tolerance": 0.03} | options)), asked
+        setup = Setup(None, None, None, START, [None])
+        return calibrate(setup, **({"tolerance": 0.03} | options)), asked
 
     return search
 
 
 def test_it_finds_the_best_of_a_machine_with_one_optimum(search: Any) -> None:
-    """N and tau depend on each other: only the second sweep finds the right tau."""
+    """Finds the optimum although N and tau depend on each other, and measures no setting twice."""
 
     def speed(config: FailFastConfig) -> float:
         best_tau = 0.75 if config.chunk_length == 4 else 0.3
@@ -62,6 +63,7 @@ def test_it_finds_the_best_of_a_machine_with_one_optimum(search: Any) -> None:
 
 
 def test_the_plateau_is_what_is_as_good(search: Any) -> None:
+    """The plateau holds the settings within the tolerance; where none is faster, the start stays."""
     found, _ = search(lambda config: 1.5 if config.confidence_threshold > 0.5 else 1.0)
     assert {row["confidence_threshold"] for row in found.plateau} == {0.6, 0.75, 0.9}
     everything, asked = search(lambda config: 1.0, tolerance=0)
@@ -70,16 +72,19 @@ def test_the_plateau_is_what_is_as_good(search: Any) -> None:
 
 
 def test_a_cap_is_never_below_its_chunk(search: Any) -> None:
+    """Every setting measured has N_max >= N."""
     _, asked = search(lambda config: config.chunk_length)
     assert all(config.max_draft_length >= config.chunk_length for config in asked)
 
 
 def test_a_bad_tolerance_is_named() -> None:
+    """Rejects a tolerance outside [0, 1) by name."""
     with pytest.raises(ValueError, match=r"`tolerance` must be in \[0, 1\), but is 1"):
-        calibrate(Bench(None, None, None, START, []), tolerance=1)
+        calibrate(Setup(None, None, None, START, []), tolerance=1)
 
 
 def test_the_command_chooses_confirms_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--save` writes the best setting into the drafter's config, `--json` prints it, the tables name it."""
     folders = save_models(tmp_path)
     grid = {"confidence_threshold": (0.4,), "chunk_length": (4, 8), "max_draft_length": (8,)}
     monkeypatch.setattr(calibration, "GRID", grid)
@@ -101,5 +106,6 @@ def test_the_command_chooses_confirms_and_saves(tmp_path: Path, monkeypatch: pyt
 
 
 def test_saving_needs_a_folder() -> None:
+    """`--save` without a drafter's folder ends with one line and code 1."""
     result = CliRunner().invoke(app, ["calibrate", "--save"])
     assert result.exit_code == 1 and "`--save` needs `--drafter`" in result.output

@@ -1,9 +1,15 @@
-"""The experiments' arithmetic, and each of them on models of two layers."""
+"""The catalogue, the experiments' arithmetic, and each of them on models of two layers."""
 
+import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
+from conftest import REPOSITORY
+from typer.main import get_command
 from typer.testing import CliRunner
 
 pytest.importorskip("lm_eval")
@@ -11,33 +17,62 @@ pytest.importorskip("lm_eval")
 from eval_support import save_models
 
 from hf_failfast.cli.app import app
-from hf_failfast.cli.experiment import Name
-from hf_failfast.experiments import plots, prompts
-from hf_failfast.experiments.catalogue import EXPERIMENTS
-from hf_failfast.experiments.columns import COLUMNS, SPEED, cells
-from hf_failfast.experiments.traces import calibration_error, confidence_histogram, run_lengths
+from hf_failfast.experiments import catalogue, plots, prompts, tables
+from hf_failfast.experiments.catalogue.confidence import calibration_error, histogram
+from hf_failfast.experiments.catalogue.difficulty import run_lengths
+from hf_failfast.experiments.tables import SPEED, cells
 from hf_failfast.measure.tracing import TracedRound
+from tools.tables import experiments
+
+STORED = sorted((REPOSITORY / "results" / "experiments").glob("*.json"))
 
 
-def test_every_experiment_has_a_name_a_table_and_a_plot() -> None:
-    assert set(EXPERIMENTS) == {str(name) for name in Name} == set(COLUMNS) - {"calibrate"} == set(plots._DRAW)
+def test_every_stored_result_is_of_an_experiment() -> None:
+    """The catalogue and results/experiments hold the same names."""
+    assert catalogue.names() == [path.stem for path in STORED]
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_an_experiment_fits_its_stored_result(name: str, tmp_path: Path) -> None:
+    """Its stored options are those of the result's command, every column has a number, the figure is drawn."""
+    found = catalogue.load(name)
+    document = tables.read(REPOSITORY / "results" / "experiments" / f"{name}.json")
+    command = get_command(app).commands["experiment"]
+    was_asked = document["command"].partition(" experiment ")[2].split()
+    asked = [name, "--out", was_asked[2], *found.stored.split()]
+    assert command.make_context("", asked).params == command.make_context("", was_asked).params
+    assert all(any(column.cell(row) for row in document["rows"]) for column in found.columns)
+    plots.save_plot(found.plot, document, tmp_path / "figure.svg")
+
+
+def test_names_are_known_without_loading_an_experiment() -> None:
+    """The command's help lists the experiments and imports none of them, and no lm-eval."""
+    code = """if True:
+        import sys
+        from hf_failfast.cli.app import app
+        app(["experiment", "--help"], standalone_mode=False)
+        print(*sys.modules)
+    """
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"lm_eval", "matplotlib", "hf_failfast.experiments.catalogue.tau"} & set(output.split())
 
 
 def test_histogram_counts_every_judged_token_once() -> None:
+    """Bins hold their lower end, the last one both; an empty bin has no share."""
     judged = [(0.0, False), (0.05, True), (0.95, True), (1.0, True), (1.0, False)]
-    rows = confidence_histogram(judged)
+    rows = histogram(judged)
     assert [(row["tokens"], row["accepted"]) for row in rows] == [(2, 1), *[(0, 0)] * 8, (3, 2)]
     assert rows[-1]["mean_confidence"] == pytest.approx(2.95 / 3)
     assert rows[4]["accepted_share"] is None
 
 
 def test_calibration_error_by_hand() -> None:
-    """Ten tokens at 0.75 of which five are right, ten at 0.25 of which none is: (0.25 + 0.25) / 2."""
+    """(0.25 + 0.25) / 2 for ten tokens at 0.75, five of them right, and ten wrong ones at 0.25; else 0."""
     judged = [(0.75, index < 5) for index in range(10)] + [(0.25, False)] * 10
-    assert calibration_error(confidence_histogram(judged)) == pytest.approx(0.25)
+    assert calibration_error(histogram(judged)) == pytest.approx(0.25)
     calibrated = [(0.75, index < 75) for index in range(100)]
-    assert calibration_error(confidence_histogram(calibrated)) == pytest.approx(0)
-    assert calibration_error(confidence_histogram([])) == 0
+    assert calibration_error(histogram(calibrated)) == pytest.approx(0)
+    assert calibration_error(histogram([])) == 0
 
 
 def traced(drafted: int, accepted: int, emitted: int) -> TracedRound:
@@ -48,17 +83,19 @@ def traced(drafted: int, accepted: int, emitted: int) -> TracedRound:
     ("rounds", "expected"),
     [
         ([(4, 2, 3), (4, 3, 4)], [2, 3]),  # refused each time
-        ([(4, 4, 5), (4, 1, 2)], [6]),  # the bonus token behind a whole draft goes on
+        ([(4, 4, 5), (4, 1, 2)], [6]),  # the bonus token after a whole draft continues the run
         ([(4, 0, 1), (0, 0, 1)], []),  # nothing accepted, nothing drafted
         ([(2, 2, 3), (0, 0, 1), (2, 2, 2)], [3, 2]),  # a round without a draft ends a run, the end of the text too
-        ([(4, 3, 3)], [3]),  # the text ended inside of the draft
+        ([(4, 3, 3)], [3]),  # the text ended inside the draft
     ],
 )
 def test_runs_of_right_tokens(rounds: list[tuple[int, int, int]], expected: list[int]) -> None:
+    """Rounds of (drafted, accepted, emitted) tokens give these lengths of runs."""
     assert run_lengths([traced(*counts) for counts in rounds]) == expected
 
 
 def test_cells_are_formatted_and_unknown_ones_empty() -> None:
+    """A speedup shows its interval if that is known; a number that the row lacks is an empty cell."""
     row = {"speedup": 1.234, "speedup_ci95_low": 1.0, "speedup_ci95_high": 1.5, "acceptance_rate": 0.256}
     assert cells(SPEED, [row]) == [["1.23 (1.00 to 1.50)", "", "", "26%", ""]]
     alone = {"speedup": 1.2, "speedup_ci95_low": "N/A", "speedup_ci95_high": "N/A"}
@@ -70,12 +107,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return save_models(tmp_path_factory.mktemp("models"))
 
 
-def run(name: str, folders: dict[str, str], out: Path, *options: object):
+def run(name: str, folders: dict[str, str], out: Path, *options: object, command: typer.Typer = app):
     arguments = [
         "experiment", name, "--out", out, "--target", folders["target"], "--drafter", folders["drafter"],
         "--dtype", "float32", "--tasks", "failfast_arithmetic", "--limit", 2, "--max-new-tokens", 12, *options,
     ]  # fmt: skip
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(
@@ -112,6 +149,7 @@ def test_sweeps(name: str, options: tuple, axis: str, values: list[float], folde
 
 
 def test_sampled_answers_are_not_compared_token_by_token(folders: dict[str, str], tmp_path: Path) -> None:
+    """With a temperature rows have speedups but no `identical`, and the setting names the temperature."""
     specdiff = run("specdiff", folders, tmp_path, "--values", "3", "--temperature", 0.8)
     assert specdiff.exit_code == 0, specdiff.output
     result = run("tau", folders, tmp_path, "--values", "0.5", "--temperature", 0.8, "--json")
@@ -122,6 +160,7 @@ def test_sampled_answers_are_not_compared_token_by_token(folders: dict[str, str]
 
 
 def test_traced_experiments(folders: dict[str, str], tmp_path: Path) -> None:
+    """The three analyses of the same traces agree on the tokens they count."""
     documents = {}
     for name in ("confidence", "difficulty", "trajectory"):
         result = run(name, folders, tmp_path, "--json")
@@ -137,12 +176,35 @@ def test_traced_experiments(folders: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_a_plot_is_drawn_again_from_the_document(folders: dict[str, str], tmp_path: Path) -> None:
+    """`--plot-only` draws the same bytes each time, and says what to do where there is no document."""
     missing = run("tau", folders, tmp_path, "--plot-only")
     assert missing.exit_code == 1 and "run the experiment without --plot-only first" in missing.output
     assert run("tau", folders, tmp_path, "--values", "0.5", "--no-plot").exit_code == 0
     assert not (tmp_path / "tau.svg").exists()
     drawn = [run("tau", folders, tmp_path, "--plot-only") and (tmp_path / "tau.svg").read_bytes() for _ in range(2)]
     assert drawn[0] == drawn[1]
+
+
+def test_an_experiment_is_one_new_file(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the file of docs/extending.md the command has the experiment, its document, table and figure."""
+    page = (REPOSITORY / "docs" / "extending.md").read_text().partition("## An experiment\n")[2]
+    (tmp_path / "draft_temperature.py").write_text(page.partition("```python\n")[2].partition("```\n")[0])
+    monkeypatch.setattr(catalogue, "__path__", [*catalogue.__path__, str(tmp_path)])
+    command = typer.Typer()
+    command.callback()(lambda: None)
+    command.command()(importlib.reload(sys.modules["hf_failfast.cli.experiment"]).experiment)
+    result = run("draft-temperature", folders, tmp_path, "--temperature", 0.8, command=command)
+    assert result.exit_code == 0, result.output
+    assert "temperature" in result.output and "speedup" in result.output
+    document = json.loads((tmp_path / "draft-temperature.json").read_text())
+    assert document["experiment"] == "draft-temperature"
+    assert [row["draft_temperature"] for row in document["rows"]] == [0.5, 1.0]
+    assert all(row["answers"] == 2 and row["speedup"] > 0 for row in document["rows"])
+    assert (tmp_path / "draft-temperature.svg").read_text().startswith("<?xml")
+    line = "| `draft-temperature` | How warm should the drafts be that rejection sampling judges? |"
+    assert f"{line} draft temperature: 0.5, 1.0 |" in experiments.table()
 
 
 @pytest.mark.parametrize(
@@ -156,12 +218,15 @@ def test_a_plot_is_drawn_again_from_the_document(folders: dict[str, str], tmp_pa
     ],
 )
 def test_bad_options_are_named_before_loading(options: tuple, message: str, tmp_path: Path) -> None:
+    """Names the bad option, not the folders that do not exist."""
     result = run("tau", {"target": "no-such-folder", "drafter": "none"}, tmp_path, *options)
     assert result.exit_code != 0
     assert message in " ".join(result.output.replace("│", " ").split())
 
 
 def test_an_unknown_task_is_named(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown task ends the command with one line and code 1."""
+
     def without_stock_tasks(**options: object) -> prompts.TaskManager:  # reading them takes half a minute
         return TaskManager(**options | {"include_defaults": False})
 
@@ -172,6 +237,7 @@ def test_an_unknown_task_is_named(folders: dict[str, str], tmp_path: Path, monke
 
 
 def test_a_missing_matplotlib_is_named_before_loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Says what to install, not that the folders do not exist."""
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
     result = run("tau", {"target": "no-such-folder", "drafter": "none"}, tmp_path)
     assert result.exit_code == 1 and 'pip install "hf_failfast[plots]"' in result.output

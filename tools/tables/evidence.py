@@ -1,6 +1,6 @@
 """What `make evidence` measured, one row per method."""
 
-from hf_failfast.experiments.columns import Column, Interval, cells
+from hf_failfast.experiments.tables import Column, Interval, cells
 
 from . import markdown, result, was_quiet
 
