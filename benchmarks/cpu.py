@@ -17,7 +17,7 @@ import typer
 
 from hf_failfast import grouped_attention, prepack
 from hf_failfast.engine.runner import EagerRunner
-from hf_failfast.experiments.bench_models import PROMPTS, encode_prompts
+from hf_failfast.experiments.bench import PROMPTS, encode_prompts
 from hf_failfast.measure.comparison import Method, compare, summary
 from hf_failfast.measure.provenance import provenance
 from hf_failfast.measure.timing import seconds_by_arm, side_by_side

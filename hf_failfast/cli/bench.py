@@ -66,15 +66,16 @@ def bench(
 ) -> None:
     """Time every method on the same prompts, and show where the time goes. The last line is one JSON document."""
     from ..engine.cpu.packed_weights import prepack as pack
-    from ..experiments.bench_models import PROMPTS, encode_prompts, is_without_weights, load
-    from ..experiments.bench_report import show
+    from ..experiments.bench import PROMPTS, encode_prompts, is_without_weights, load, measure
     from ..experiments.replay import load as load_record
     from ..experiments.replay import record as make_record
     from ..experiments.replay import replayed, save
     from ..measure.assistants import load_assistant
     from ..measure.comparison import BASELINE
     from ..measure.methods import arms, compiled_arms, compiled_name
-    from .output.progress import waiting
+    from ..measure.provenance import provenance, setting
+    from .output.bench import show
+    from .output.progress import progress_bar, waiting
 
     if plots is not None:
         from ..experiments.plots import require_matplotlib
@@ -103,7 +104,7 @@ def bench(
     if compiled or (compiled is None and pair.target.device.type == "cuda"):
         with waiting("Compiling"):
             compiled_methods, compilation = compiled_arms(pair.target, asked, max_new_tokens, loaded)
-    facts = {
+    facts: dict[str, Any] = {
         "assistant": assistant,
         "replay": None if replay is None else replay.name,
         "options": options,
@@ -111,4 +112,16 @@ def bench(
         "compiled_hf": compilation,
     }
     methods = arms(pair.target, pair.drafter, options, loaded, compiled_methods)
-    show(pair, asked, methods, facts, max_new_tokens, repeats, plots, as_json)
+    with progress_bar() as on_progress:
+        measured = measure(
+            pair.target,
+            pair.drafter,
+            methods,
+            asked,
+            max_new_tokens,
+            repeats,
+            lambda done: on_progress("Timing", done),
+        )
+    facts |= {"max_new_tokens": max_new_tokens, "repeats": repeats}
+    document = measured | pair.names | facts | setting(pair.target) | provenance(pair.target.device)
+    show(document, plots, as_json)

@@ -45,6 +45,7 @@ def calibrate(
 
     from ..experiments.report import print_rows
     from ..experiments.run import Setup, calibrated
+    from .output.progress import progress_bar
 
     if save and (drafter is None or not (Path(drafter) / "config.json").is_file()):
         raise ValueError("`--save` needs `--drafter` with a drafter's folder, whose config.json it changes.")
@@ -60,7 +61,8 @@ def calibrate(
         device=device,
     )
     quiet()
-    found, document = calibrated(setup, tolerance)
+    with progress_bar() as on_progress:
+        found, document = calibrated(setup, tolerance, on_progress)
     if save:
         _save(Path(str(drafter)) / "config.json", asdict(found.best))
     if as_json:

@@ -77,6 +77,7 @@ def experiment(
     from ..experiments.plots import require_matplotlib, save_plot
     from ..experiments.report import read, show, write
     from ..experiments.run import Setup, measure
+    from .output.progress import progress_bar
 
     if plot or plot_only:
         require_matplotlib()
@@ -99,7 +100,9 @@ def experiment(
             seed=seed,
         )
         quiet()
-        write(out / f"{name}.json", measure(name, setup))
+        with progress_bar() as on_progress:
+            document = measure(name, setup, on_progress)
+        write(out / f"{name}.json", document)
     document = read(out / f"{name}.json")
     show(name, document, as_json)
     if plot or plot_only:

@@ -3,7 +3,7 @@
 import platform
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,14 +11,17 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import stop_sequences_criteria
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
-from ..measure.arms import PLAIN, Answer, Prompts, load_arm
+from ..measure.arms import PLAIN, Answer, Prompts
+from ..measure.exact_stops import NewCriterion
 from ..measure.metrics import summarise
 from ..measure.pairing import paired_record, speed_record
 from ..measure.records import SpeedRecord, attach
-from .options import EvalOptions
+from .options import EvalOptions, load_arm
 from .quantisation import take_quantisation
 
 WARM_UP_TOKENS = 16
@@ -87,7 +90,8 @@ class HFFailFastLM(HFLM):
     ) -> torch.Tensor:
         """The ids (batch, n + m) of the chosen method for left-padded prompts (batch, n)."""
         mask = generation_kwargs.pop("attention_mask")
-        prompts = Prompts(context, mask, max_length, stop, _sampling(generation_kwargs))
+        arguments = {"pad_token_id": self.tokenizer.pad_token_id} | _sampling(generation_kwargs)
+        prompts = Prompts(context, mask, max_length, stop_strings(self.tokenizer, stop), arguments)
         with torch.autocast(
             self.device.type, dtype=self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
         ):
@@ -105,20 +109,20 @@ class HFFailFastLM(HFLM):
             return
         short = replace(prompts, max_length=min(prompts.max_length, prompts.ids.shape[1] + WARM_UP_TOKENS))
         for arm in (PLAIN, self.arm) if self.options.compare_plain else (self.arm,):
-            arm.run(self.model, self.tokenizer, short)
+            arm.run(self.model, short)
         self._is_warm = True
 
     def _answer(self, prompts: Prompts) -> list[Answer]:
         """The chosen method's answers; leaves their records in `_last_records`."""
         if not self.options.compare_plain:
-            answers = self.arm.run(self.model, self.tokenizer, prompts)
+            answers = self.arm.run(self.model, prompts)
             self._last_records = [
                 speed_record(self.options.method, answer, self.options.latencies) for answer in answers
             ]
             return answers
         is_plain_first = self._order.random() < 0.5
         first, second = (PLAIN, self.arm) if is_plain_first else (self.arm, PLAIN)
-        runs = [arm.run(self.model, self.tokenizer, prompts) for arm in (first, second)]
+        runs = [arm.run(self.model, prompts) for arm in (first, second)]
         plain, answers = runs if is_plain_first else reversed(runs)
         is_greedy = not prompts.generation_kwargs.get("do_sample")
         self._last_records = [
@@ -152,6 +156,13 @@ class HFFailFastLM(HFLM):
                 "speed": speed,
             }
         }
+
+
+def stop_strings(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> NewCriterion | None:
+    """What makes lm-eval's criterion for one answer; None without a stop string."""
+    if not stop:
+        return None
+    return lambda prompt_length: stop_sequences_criteria(tokenizer, list(stop), prompt_length, 1)
 
 
 def _sampling(generation_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """The options of the lm-eval model `hf_failfast`, checked before anything is loaded."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal, get_args
 
+from transformers import PreTrainedModel
+
 from ..config import FailFastConfig, Verifier
+from ..drafters import DraftRequest, load_drafter
+from ..measure.arms import DEFAULT_PROMPT_LOOKUP_TOKENS, PLAIN, Arm, drafted_arm
+from ..measure.assistants import load_assistant
+from ..measure.records import Latencies
 
 MethodName = Literal["failfast", "fixed", "plain", "assisted", "prompt_lookup"]
 
@@ -23,28 +28,6 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
     "target_latency_ms": ("failfast", "fixed"),
     "drafter_latency_ms": ("failfast", "fixed"),
 }
-
-
-@dataclass(frozen=True)
-class Latencies:
-    """What a forward costs in the modelled speedup: of the target, over any number of tokens, and of the drafter."""
-
-    target_ms: float
-    drafter_ms: float
-
-    def __post_init__(self) -> None:
-        for name, value in (("target_latency_ms", self.target_ms), ("drafter_latency_ms", self.drafter_ms)):
-            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be a number of milliseconds > 0, but is {value!r}.")
-
-    @classmethod
-    def given(cls, target_ms: float | None, drafter_ms: float | None) -> "Latencies | None":
-        """Both, or None for neither. Raises ValueError on one alone."""
-        if target_ms is None and drafter_ms is None:
-            return None
-        if target_ms is None or drafter_ms is None:
-            raise ValueError("`target_latency_ms` and `drafter_latency_ms` must be given together.")
-        return cls(target_ms, drafter_ms)
 
 
 @dataclass(frozen=True)
@@ -115,3 +98,25 @@ class EvalOptions:
     def check(cls, arguments: Mapping[str, Any]) -> None:
         """Raises the ValueError that a model with these arguments would raise."""
         cls.take(dict(arguments))
+
+
+def load_arm(options: EvalOptions, target: PreTrainedModel) -> Arm:
+    """The method that the options name, its drafter loaded beside the target in the target's dtype."""
+    if options.method == "plain":
+        return PLAIN
+    if options.method == "prompt_lookup":
+        tokens = options.num_assistant_tokens or DEFAULT_PROMPT_LOOKUP_TOKENS
+        return Arm("prompt_lookup", {"prompt_lookup_num_tokens": tokens}, counts_forwards=True)
+    assert options.assistant is not None
+    if options.method == "assisted":
+        assistant = load_assistant(options.assistant, target)
+        if options.num_assistant_tokens is not None:
+            assistant.generation_config.num_assistant_tokens = options.num_assistant_tokens
+            assistant.generation_config.num_assistant_tokens_schedule = "constant"
+        return Arm("assisted", {"assistant_model": assistant}, counts_forwards=True)
+    drafter = load_drafter(options.assistant, dtype=target.dtype, device_map=target.device)
+    drafter.start(DraftRequest(target, capacity=1))  # refuses a drafter that does not fit this target
+    config = drafter.config.with_options(options.failfast_options)
+    if options.method == "fixed":  # a cap of one chunk leaves nothing to extend
+        config = config.with_options({"max_draft_length": config.chunk_length})
+    return drafted_arm(drafter, config, options.method)

@@ -1,24 +1,25 @@
 """An experiment from its options to its document."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.progress import Progress
 from transformers import PreTrainedModel
 
-from ..cli.output.progress import progress_bar
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, DraftRequest, load_drafter
-from ..eval.options import Latencies
 from ..eval.preflight import check_prompts
+from ..eval.task_prompts import task_prompts
 from ..measure.arms import Prompts
 from ..measure.provenance import provenance
+from ..measure.records import Latencies
 from ..pairs import Pair, load_pair
 from .calibration import Calibration, calibrate, confirm
 from .catalogue import EXPERIMENTS
-from .prompts import task_prompts
 from .setup import Bench
+
+Progress = Callable[[str, float], None]  # told a part of the work and the share of it that is done, 0..1
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,23 @@ class Setup:
         check_prompts(self.tasks, self.prompts_file)
 
 
-def measure(name: str, setup: Setup) -> dict[str, Any]:
+def measure(name: str, setup: Setup, on_progress: Progress) -> dict[str, Any]:
     """The experiment's document: what was asked, of what, where, and the rows."""
     pair = load_pair(setup.target, setup.drafter, setup.dtype, setup.device)
     prompts = _prompts(setup, pair)
-    with progress_bar() as progress:
-        bench = _bench(setup, pair, prompts, progress, name)
-        outcome = EXPERIMENTS[name](bench)
+    bench = _bench(setup, pair, prompts, on_progress, name)
+    outcome = EXPERIMENTS[name](bench)
     found = {"experiment": name, "rows": outcome.rows, "totals": outcome.totals}
     return found | _facts(setup, pair, bench)
 
 
-def calibrated(setup: Setup, tolerance: float) -> tuple[Calibration, dict[str, Any]]:
+def calibrated(setup: Setup, tolerance: float, on_progress: Progress) -> tuple[Calibration, dict[str, Any]]:
     """What `calibrate` finds, and the document that also holds the choice's speed on as many other prompts."""
     pair = load_pair(setup.target, setup.drafter, setup.dtype, setup.device)
     chosen_on, others = _prompts(setup, pair), _prompts(setup, pair, skip=setup.limit)
-    with progress_bar() as progress:
-        bench = _bench(setup, pair, chosen_on, progress, "settings")
-        calibration = calibrate(bench, tolerance)
-        held_out = confirm(_bench(setup, pair, others, progress, "confirmation"), [calibration.best, bench.config])
+    bench = _bench(setup, pair, chosen_on, on_progress, "settings")
+    calibration = calibrate(bench, tolerance)
+    held_out = confirm(_bench(setup, pair, others, on_progress, "confirmation"), [calibration.best, bench.config])
     found = {
         "best": asdict(calibration.best),
         "tolerance": tolerance,
@@ -96,8 +95,7 @@ def _prompts(setup: Setup, pair: Pair, skip: int = 0) -> list[Prompts]:
     )
 
 
-def _bench(setup: Setup, pair: Pair, prompts: list[Prompts], progress: Progress, title: str) -> Bench:
-    task = progress.add_task(title, total=1.0)
+def _bench(setup: Setup, pair: Pair, prompts: list[Prompts], on_progress: Progress, title: str) -> Bench:
     return Bench(
         pair.target,
         pair.tokenizer,
@@ -109,7 +107,7 @@ def _bench(setup: Setup, pair: Pair, prompts: list[Prompts], progress: Progress,
         repeats=setup.repeats,
         latencies=Latencies.given(*setup.latencies),
         seed=setup.seed,
-        on_progress=lambda done: progress.update(task, completed=done),
+        on_progress=lambda done: on_progress(title, done),
     )
 
 

@@ -9,11 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter
-from ..eval.options import Latencies
 from ..measure.arms import PLAIN, Answer, Arm, Prompts
 from ..measure.metrics import summarise
 from ..measure.pairing import paired_record
-from ..measure.records import SpeedRecord
+from ..measure.records import Latencies, SpeedRecord
 from ..measure.timing import side_by_side
 
 WARM_UP_TOKENS = 16
@@ -69,7 +68,7 @@ def timed(bench: Bench, variants: Sequence[Variant]) -> list[Row]:
     """
     if not bench.prompts:
         raise ValueError("There is no prompt to measure on.")
-    arms = [partial(arm.run, bench.target, bench.tokenizer) for arm in (PLAIN, *(each.arm for each in variants))]
+    arms = [partial(arm.run, bench.target) for arm in (PLAIN, *(each.arm for each in variants))]
     first = bench.prompts[0]
     short = replace(first, max_length=min(first.max_length, first.ids.shape[1] + WARM_UP_TOKENS))
     timings = side_by_side(dict(enumerate(arms)), bench.prompts, bench.repeats, warm_up=short, seed=bench.seed)

@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,26 +10,28 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ..config import FailFastConfig
 from ..decoding.stats import SpecDecodingStats
-from ..drafters import DiffusionDrafter, DraftRequest, load_drafter
-from ..eval.options import EvalOptions
-from .assistants import load_assistant
-from .exact_stops import ExactStops
+from ..drafters import DiffusionDrafter
+from .exact_stops import ExactStops, NewCriterion
 
 DEFAULT_PROMPT_LOOKUP_TOKENS = 10
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch as lm-eval prepares it, left-padded."""
+    """A batch as lm-eval prepares it, left-padded.
+
+    stop: what makes the criterion of stop strings; None for answers that end with an end-of-sequence id only.
+    generation_kwargs: further arguments of `generate`, such as those of sampling.
+    """
 
     ids: torch.Tensor  # (batch, n)
     attention_mask: torch.Tensor  # (batch, n)
     max_length: int
-    stop: Sequence[str]
+    stop: NewCriterion | None
     generation_kwargs: dict[str, Any]
 
     def row(self, index: int) -> "Prompts":
@@ -65,12 +67,12 @@ class Arm:
     one_row: bool = True
     counts_forwards: bool = False
 
-    def run(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> list[Answer]:
+    def run(self, model: PreTrainedModel, prompts: Prompts) -> list[Answer]:
         """The batch's answers in order."""
         if self.one_row and prompts.ids.shape[0] > 1:
             rows = (prompts.row(index) for index in range(prompts.ids.shape[0]))
-            return [answer for row in rows for answer in self.run(model, tokenizer, row)]
-        stops = ExactStops(tokenizer, prompts.stop, _eos_token_ids(model), prompts.ids.shape[1], prompts.ids.shape[0])
+            return [answer for row in rows for answer in self.run(model, row)]
+        stops = ExactStops(prompts.stop, _eos_token_ids(model), prompts.ids.shape[1], prompts.ids.shape[0])
         device = prompts.ids.device
         assistant = self.arguments.get("assistant_model")
         with _counted(model, self.counts_forwards) as rounds, _counted(assistant, self.counts_forwards) as passes:
@@ -79,14 +81,13 @@ class Arm:
                 input_ids=prompts.ids,
                 attention_mask=prompts.attention_mask,
                 max_length=prompts.max_length,
-                stopping_criteria=[stops],
-                pad_token_id=tokenizer.pad_token_id,
+                stopping_criteria=[stops] if prompts.stop else [],
                 use_cache=True,
                 return_dict_in_generate=True,
                 **self.arguments | prompts.generation_kwargs,
             )
             seconds = _stop(device) - started
-        answers = stops.cut(output.sequences, prompts.ids.shape[1])
+        answers = stops.cut(output.sequences)
         stats = output.get("speculation")
         share = seconds / len(answers)
         memory = _peak_memory_mib(device)
@@ -98,28 +99,6 @@ class Arm:
 
 
 PLAIN = Arm("plain", one_row=False)
-
-
-def load_arm(options: EvalOptions, target: PreTrainedModel) -> Arm:
-    """The method that the options name, its drafter loaded beside the target in the target's dtype."""
-    if options.method == "plain":
-        return PLAIN
-    if options.method == "prompt_lookup":
-        tokens = options.num_assistant_tokens or DEFAULT_PROMPT_LOOKUP_TOKENS
-        return Arm("prompt_lookup", {"prompt_lookup_num_tokens": tokens}, counts_forwards=True)
-    assert options.assistant is not None
-    if options.method == "assisted":
-        assistant = load_assistant(options.assistant, target)
-        if options.num_assistant_tokens is not None:
-            assistant.generation_config.num_assistant_tokens = options.num_assistant_tokens
-            assistant.generation_config.num_assistant_tokens_schedule = "constant"
-        return Arm("assisted", {"assistant_model": assistant}, counts_forwards=True)
-    drafter = load_drafter(options.assistant, dtype=target.dtype, device_map=target.device)
-    drafter.start(DraftRequest(target, capacity=1))  # refuses a drafter that does not fit this target
-    config = drafter.config.with_options(options.failfast_options)
-    if options.method == "fixed":  # a cap of one chunk leaves nothing to extend
-        config = config.with_options({"max_draft_length": config.chunk_length})
-    return drafted_arm(drafter, config, options.method)
 
 
 def drafted_arm(drafter: DiffusionDrafter, config: FailFastConfig, name: str = "failfast") -> Arm:

@@ -58,7 +58,7 @@ def compare(
     prompts: Sequence[torch.Tensor],  # (1, n) each
     max_new_tokens: int,
     repeats: int,
-    on_progress: Callable[[], None] = lambda: None,
+    on_progress: Callable[[float], None] = lambda done: None,
 ) -> list[MethodResult]:
     """Times greedy answers. The first method is the baseline that the others' tokens are compared with."""
     arguments = {
@@ -71,13 +71,14 @@ def compare(
     requests = [{"inputs": prompt} | arguments for prompt in prompts]
     short = requests[0] | {"max_new_tokens": min(WARM_UP_TOKENS, max_new_tokens)}
     arms = {name: partial(_ask, method) for name, method in methods.items()}
-    for prompt, runs in zip(prompts, side_by_side(arms, requests, repeats, warm_up=short), strict=True):
+    timings = side_by_side(arms, requests, repeats, warm_up=short)
+    for done, (prompt, runs) in enumerate(zip(prompts, timings, strict=True)):
         outputs: dict[str, Any] = {}
         seconds: dict[str, list[float]] = {name: [] for name in methods}
-        for name, output, elapsed in runs:
+        for count, (name, output, elapsed) in enumerate(runs, 1):
             outputs[name] = output
             seconds[name].append(elapsed)
-            on_progress()
+            on_progress((done + count / (len(methods) * repeats)) / len(prompts))
         _record(results.values(), prompt.shape[1], outputs, seconds)
     return list(results.values())
 

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..eval.options import Latencies
 from .arms import Answer
-from .records import SpeedRecord
+from .records import Latencies, SpeedRecord
 
 
 def speed_record(method: str, answer: Answer, latencies: Latencies | None = None) -> SpeedRecord:

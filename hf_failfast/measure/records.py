@@ -1,11 +1,34 @@
 """What is kept of every generation, on the lm-eval request it answers."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 # lm-eval filters and caches strings; a request object is the one thing that model and task share.
 _ATTRIBUTE = "failfast_records"
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """What a forward costs in the modelled speedup: of the target, over any number of tokens, and of the drafter."""
+
+    target_ms: float
+    drafter_ms: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("target_latency_ms", self.target_ms), ("drafter_latency_ms", self.drafter_ms)):
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be a number of milliseconds > 0, but is {value!r}.")
+
+    @classmethod
+    def given(cls, target_ms: float | None, drafter_ms: float | None) -> "Latencies | None":
+        """Both, or None for neither. Raises ValueError on one alone."""
+        if target_ms is None and drafter_ms is None:
+            return None
+        if target_ms is None or drafter_ms is None:
+            raise ValueError("`target_latency_ms` and `drafter_latency_ms` must be given together.")
+        return cls(target_ms, drafter_ms)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from eval_support import save_models
 
 from hf_failfast.cli.app import app
 from hf_failfast.cli.experiment import Name
-from hf_failfast.experiments import plots, prompts
+from hf_failfast.eval import task_prompts
+from hf_failfast.experiments import plots
 from hf_failfast.experiments.catalogue import EXPERIMENTS
 from hf_failfast.experiments.columns import COLUMNS, SPEED, cells
 from hf_failfast.experiments.traces import calibration_error, confidence_histogram, run_lengths
@@ -162,11 +163,11 @@ def test_bad_options_are_named_before_loading(options: tuple, message: str, tmp_
 
 
 def test_an_unknown_task_is_named(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_stock_tasks(**options: object) -> prompts.TaskManager:  # reading them takes half a minute
+    def without_stock_tasks(**options: object) -> task_prompts.TaskManager:  # reading them takes half a minute
         return TaskManager(**options | {"include_defaults": False})
 
-    TaskManager = prompts.TaskManager
-    monkeypatch.setattr(prompts, "TaskManager", without_stock_tasks)
+    TaskManager = task_prompts.TaskManager
+    monkeypatch.setattr(task_prompts, "TaskManager", without_stock_tasks)
     result = run("tau", folders, tmp_path, "--tasks", "no_such_task")
     assert result.exit_code == 1 and "Unknown tasks ['no_such_task']" in result.output
 

@@ -1,9 +1,7 @@
 """What a user sees of a target and drafter pair: answers as they are written, then the measured comparison."""
 
 import json
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -13,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...decoding.stats import SpecDecodingStats
 from ...drafters import DiffusionDrafter
-from ...engine.cpu.packed_weights import is_prepacked
 from ...measure.comparison import BASELINE, OURS, MethodResult, compare, default_methods, summary
+from ...measure.provenance import setting
 from ...pairs import encode_prompt
 from .progress import progress_bar
 from .streaming import ACCEPTED_STYLE, ColourStreamer
@@ -49,15 +47,15 @@ def show(
     methods = default_methods(target, drafter, options)
     measured = setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
     is_exact = target.dtype == torch.float32
-    with progress_bar() as progress:
-        runs = len(methods) * repeats + (0 if is_exact else 2)
-        task = progress.add_task("Timing", total=runs * len(prompts))
-        results = compare(methods, encoded, max_new_tokens, repeats, lambda: progress.advance(task))
+    with progress_bar() as on_progress:
+        results = compare(methods, encoded, max_new_tokens, repeats, lambda done: on_progress("Timing", done))
         exact_results = results
         if not is_exact:
             target.float()
             checked = {name: methods[name] for name in (BASELINE, OURS)}
-            exact_results = compare(checked, encoded, max_new_tokens, 1, lambda: progress.advance(task))
+            exact_results = compare(
+                checked, encoded, max_new_tokens, 1, lambda done: on_progress("Checking in float32", done)
+            )
     exact = sum(exact_results[-1].identical)
     records = summary(results)
     console.print(_table(records))
@@ -109,16 +107,3 @@ def _table(records: Sequence[dict[str, Any]]) -> Table:
             "yes" if is_identical else f"{record['identical']} of {record['prompts']}",
         )
     return table
-
-
-def setting(target: PreTrainedModel) -> dict[str, Any]:
-    """What the numbers depend on."""
-    return {
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "device": str(target.device),
-        "processor": platform.machine(),
-        "prepacked": is_prepacked(target),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-    }
