@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 
 from ..config import FailFastConfig, Verifier
 from ..drafters import DraftRequest, load_drafter
-from ..measure.arms import DEFAULT_PROMPT_LOOKUP_TOKENS, PLAIN, Arm, drafted_arm
-from ..measure.assistants import load_assistant
+from ..measure.methods import PLAIN, Method, assisted, drafted, fixed, load_assistant, prompt_lookup
 from ..measure.records import Latencies
 
 MethodName = Literal["failfast", "fixed", "plain", "assisted", "prompt_lookup"]
@@ -35,7 +34,7 @@ class EvalOptions:
     """How answers are generated and what they are compared with.
 
     assistant: folder or Hub id of the drafter; for `assisted`, of an autoregressive draft model, or of a
-        drafter that reads as one (`assistants.py`).
+        drafter that reads as one (`measure/methods.py`).
     method: `failfast`, `fixed` (the drafter with drafts of one chunk, never extended), `plain` (the target alone),
         `assisted` (transformers' assisted generation) or `prompt_lookup` (transformers' n-gram drafts).
     compare_plain: run plain decoding on every prompt too, in random order, for paired speedups.
@@ -100,23 +99,16 @@ class EvalOptions:
         cls.take(dict(arguments))
 
 
-def load_arm(options: EvalOptions, target: PreTrainedModel) -> Arm:
+def load_method(options: EvalOptions, target: PreTrainedModel) -> Method:
     """The method that the options name, its drafter loaded beside the target in the target's dtype."""
     if options.method == "plain":
         return PLAIN
     if options.method == "prompt_lookup":
-        tokens = options.num_assistant_tokens or DEFAULT_PROMPT_LOOKUP_TOKENS
-        return Arm("prompt_lookup", {"prompt_lookup_num_tokens": tokens}, counts_forwards=True)
+        return prompt_lookup(options.num_assistant_tokens)
     assert options.assistant is not None
     if options.method == "assisted":
-        assistant = load_assistant(options.assistant, target)
-        if options.num_assistant_tokens is not None:
-            assistant.generation_config.num_assistant_tokens = options.num_assistant_tokens
-            assistant.generation_config.num_assistant_tokens_schedule = "constant"
-        return Arm("assisted", {"assistant_model": assistant}, counts_forwards=True)
+        return assisted(load_assistant(options.assistant, target), options.num_assistant_tokens)
     drafter = load_drafter(options.assistant, dtype=target.dtype, device_map=target.device)
     drafter.start(DraftRequest(target, capacity=1))  # refuses a drafter that does not fit this target
     config = drafter.config.with_options(options.failfast_options)
-    if options.method == "fixed":  # a cap of one chunk leaves nothing to extend
-        config = config.with_options({"max_draft_length": config.chunk_length})
-    return drafted_arm(drafter, config, options.method)
+    return fixed(drafter, config) if options.method == "fixed" else drafted(drafter, config)

@@ -12,7 +12,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from ..measure.arms import Prompts
+from ..measure.timing import Prompts
 from . import task as _  # noqa: F401  (the class that our tasks name)
 from .model import stop_strings
 from .paths import TASKS

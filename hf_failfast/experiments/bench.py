@@ -4,6 +4,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -14,8 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from ..decoding.round_costs import measure as measure_costs
 from ..decoding.stats import SpecDecodingStats
 from ..drafters import DiffusionDrafter, load_drafter
-from ..measure.bootstrap import paired_speedup
-from ..measure.comparison import OURS, Method, MethodResult, compare, summary
+from ..measure.methods import Method, title
+from ..measure.metrics import speedup_of, summarise
+from ..measure.records import SpeedRecord
+from ..measure.timing import Prompts, time_answers
 from ..pairs import DEMO_PROMPTS, Pair, encode_prompt, load_pair
 from .floor import floor
 
@@ -76,32 +79,27 @@ def encode_prompts(
 def measure(
     target: PreTrainedModel,
     drafter: DiffusionDrafter,
-    methods: dict[str, Method],
-    prompts: Sequence[torch.Tensor],  # (1, n) each
-    max_new_tokens: int,
+    methods: Sequence[Method],
+    prompts: Sequence[Prompts],  # of one row each
     repeats: int,
     on_progress: Callable[[float], None],
 ) -> dict[str, Any]:
     """Times the methods and describes the machine.
 
     `results`, `costs_ms`, `floor`; and ours over the fastest of transformers' methods: the fastest of ours
-    (`speedup_over_best_hf`), and the arm `hf_failfast`, which is what a call without options gets (`default_...`).
+    (`speedup_over_best_hf`), and the method `hf_failfast`, which is what a call without options gets (`default_...`).
     """
-    results = compare(methods, prompts, max_new_tokens, repeats, on_progress)
-    context = sum(prompt.shape[1] for prompt in prompts) // len(prompts) + max_new_tokens // 2
+    arms = {method.title: partial(method.run, target) for method in methods}
+    records = time_answers(arms, target, prompts, repeats, on_progress=on_progress)
+    context = sum(prompt.ids.shape[1] + prompt.max_length for prompt in prompts) // (2 * len(prompts))
     costs = measure_costs(target, drafter, 1, context)
-    plain = results[0]
-    records = []
-    for result, record in zip(results, summary(results), strict=True):
-        interval = paired_speedup(result.seconds, result.new_tokens, plain.seconds, plain.new_tokens)
-        low, high = round(interval.speedup_low, 3), round(interval.speedup_high, 3)
-        records.append(record | {"speedup_low": low, "speedup_high": high} | _where_time_goes(result))
-    ours = {record["method"]: record["speedup"] for record in records if record["method"].startswith(OURS)}
-    best_hf = max(record["speedup"] for record in records if record["method"] not in ours)
+    rows = [row(name, found) | _interval(found) | _where_time_goes(found) for name, found in records.items()]
+    ours = {each["method"]: each["speedup"] for each in rows if "time_share" in each}
+    best_hf = max(each["speedup"] for each in rows if each["method"] not in ours)
     return {
-        "results": records,
+        "results": rows,
         "speedup_over_best_hf": round(max(ours.values()) / best_hf, 3),
-        "default_speedup_over_best_hf": round(ours[OURS] / best_hf, 3),
+        "default_speedup_over_best_hf": round(ours[title("failfast")] / best_hf, 3),
         "costs_ms": {
             name: {str(count): round(1e3 * seconds, 3) for count, seconds in points}
             for name, points in asdict(costs).items()
@@ -110,16 +108,34 @@ def measure(
     }
 
 
-def _where_time_goes(result: MethodResult) -> dict[str, Any]:
-    """Shares of the time of ours, and what was accepted in a round; nothing for the other methods."""
-    if not result.stats:
-        return {}
-    total = SpecDecodingStats.total(result.stats)
-    seconds = {
-        "draft": total.draft_seconds,
-        "verify": total.verify_seconds,
-        "host": total.other_seconds,
+def row(method: str, records: Sequence[SpeedRecord]) -> dict[str, Any]:
+    """A method's line in the documents of bench and demo. identical: how many of its answers are plain decoding's."""
+    speed = summarise(records)
+    margins = [each.first_difference_margin for each in records if each.first_difference_margin is not None]
+    length = speed.get("mean_acceptance_length")
+    return {
+        "method": method,
+        "tokens_per_second": round(speed["tokens_per_second"], 2),
+        "speedup": round(speed["speedup"], 3),
+        "mean_acceptance_length": None if length is None else round(length, 3),
+        "identical": sum(each.identical is True for each in records),
+        "largest_margin_at_first_difference": max(margins, default=None),
+        "prompts": len(records),
     }
+
+
+def _interval(records: Sequence[SpeedRecord]) -> dict[str, float]:
+    speedup = speedup_of(records)
+    return {"speedup_low": round(speedup.speedup_low, 3), "speedup_high": round(speedup.speedup_high, 3)}
+
+
+def _where_time_goes(records: Sequence[SpeedRecord]) -> dict[str, Any]:
+    """Shares of the time of ours, and what was accepted in a round; nothing for the other methods."""
+    stats = [record.stats for record in records if record.stats is not None]
+    if not stats:
+        return {}
+    total = SpecDecodingStats.total(stats)
+    seconds = {"draft": total.draft_seconds, "verify": total.verify_seconds, "host": total.other_seconds}
     accepted = Counter(record.accepted for record in total.records)
     return {
         "time_share": {name: round(value / sum(seconds.values()), 4) for name, value in seconds.items()},

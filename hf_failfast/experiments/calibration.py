@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..config import FailFastConfig
-from ..measure.arms import drafted_arm
+from ..measure.methods import drafted
 from .setup import Bench, Row, Variant, timed
 
 # What each number may become; N_max is raised to N where it is less.
@@ -70,7 +70,7 @@ def _measure(
 
 
 def _variant(bench: Bench, config: FailFastConfig) -> Variant:
-    return Variant(asdict(config), drafted_arm(bench.drafter, config))
+    return Variant(asdict(config), drafted(bench.drafter, config))
 
 
 def _with(config: FailFastConfig, name: str, value: Any) -> FailFastConfig:

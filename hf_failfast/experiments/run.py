@@ -11,9 +11,9 @@ from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, DraftRequest, load_drafter
 from ..eval.preflight import check_prompts
 from ..eval.task_prompts import task_prompts
-from ..measure.arms import Prompts
 from ..measure.provenance import provenance
 from ..measure.records import Latencies
+from ..measure.timing import Prompts
 from ..pairs import Pair, load_pair
 from .calibration import Calibration, calibrate, confirm
 from .catalogue import EXPERIMENTS

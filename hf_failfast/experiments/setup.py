@@ -1,7 +1,7 @@
 """What every experiment needs: a pair, prompts, a stopwatch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -9,13 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter
-from ..measure.arms import PLAIN, Answer, Arm, Prompts
+from ..measure.methods import PLAIN, Method
 from ..measure.metrics import summarise
-from ..measure.pairing import paired_record
-from ..measure.records import Latencies, SpeedRecord
-from ..measure.timing import side_by_side
-
-WARM_UP_TOKENS = 16
+from ..measure.records import Latencies
+from ..measure.timing import Prompts, time_answers
 
 Row = dict[str, Any]
 Progress = Callable[[float], None]  # told the share that is done, 0..1
@@ -58,7 +55,7 @@ class Variant:
     """A decoding method and what tells it from the others."""
 
     label: Row
-    arm: Arm
+    arm: Method
 
 
 def timed(bench: Bench, variants: Sequence[Variant]) -> list[Row]:
@@ -68,26 +65,14 @@ def timed(bench: Bench, variants: Sequence[Variant]) -> list[Row]:
     """
     if not bench.prompts:
         raise ValueError("There is no prompt to measure on.")
-    arms = [partial(arm.run, bench.target) for arm in (PLAIN, *(each.arm for each in variants))]
-    first = bench.prompts[0]
-    short = replace(first, max_length=min(first.max_length, first.ids.shape[1] + WARM_UP_TOKENS))
-    timings = side_by_side(dict(enumerate(arms)), bench.prompts, bench.repeats, warm_up=short, seed=bench.seed)
-    records: list[list[SpeedRecord]] = [[] for _ in variants]
-    for done, (prompt, runs) in enumerate(zip(bench.prompts, timings, strict=True)):
-        answers: list[list[Answer]] = [[] for _ in arms]
-        for count, run in enumerate(runs, 1):
-            answers[run.arm] += run.output
-            bench.on_progress((done + count / (len(arms) * bench.repeats)) / len(bench.prompts))
-        plain, *others = (_median(of_one_arm) for of_one_arm in answers)
-        for of_variant, variant, answer in zip(records, variants, others, strict=True):
-            is_greedy = not prompt.generation_kwargs["do_sample"]
-            of_variant.append(
-                paired_record(
-                    variant.arm.name, answer, plain, bench.target, prompt.ids, is_greedy, latencies=bench.latencies
-                )
-            )
-    return [variant.label | summarise(found) for variant, found in zip(variants, records, strict=True)]
-
-
-def _median(answers: list[Answer]) -> Answer:
-    return sorted(answers, key=lambda answer: answer.seconds)[(len(answers) - 1) // 2]
+    arms = {
+        index: partial(method.run, bench.target)
+        for index, method in enumerate((PLAIN, *(each.arm for each in variants)))
+    }
+    _, *records = time_answers(
+        arms, bench.target, bench.prompts, bench.repeats, bench.seed, bench.on_progress
+    ).values()
+    return [
+        variant.label | summarise([record.with_latencies(bench.latencies) for record in of_variant])
+        for variant, of_variant in zip(variants, records, strict=True)
+    ]

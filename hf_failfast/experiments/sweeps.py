@@ -12,8 +12,7 @@ from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter
 from ..drafters.denoising import Denoising
 from ..drafters.masked.session import MaskedDrafter
-from ..measure.arms import drafted_arm
-from ..measure.assistants import is_autoregressive
+from ..measure.methods import drafted, fixed, is_autoregressive
 from .setup import Bench, Outcome, Row, Variant, timed
 
 BASELINE_LENGTHS = (3, 5, 8, 10, 15, 20)
@@ -49,12 +48,12 @@ def baseline_variants(bench: Bench, values: Sequence[float]) -> list[Variant]:
         one_by_one = bench.config.with_options(
             {"confidence_threshold": 0.0, "chunk_length": 1, "max_draft_length": length}
         )
-        fixed = bench.config.with_options({"chunk_length": length, "max_draft_length": length})
+        one_chunk = bench.config.with_options({"chunk_length": length, "max_draft_length": length})
         variants += [
-            Variant({"drafter": "autoregressive", "n": length}, drafted_arm(autoregressive, one_by_one, "fixed")),
-            Variant({"drafter": "diffusion, fixed", "n": length}, drafted_arm(bench.drafter, fixed, "fixed")),
+            Variant({"drafter": "autoregressive", "n": length}, drafted(autoregressive, one_by_one)),
+            Variant({"drafter": "diffusion, fixed", "n": length}, fixed(bench.drafter, one_chunk)),
         ]
-    failfast = drafted_arm(bench.drafter, bench.config)
+    failfast = drafted(bench.drafter, bench.config)
     return [*variants, Variant({"drafter": "FailFast", "n": bench.config.max_draft_length}, failfast)]
 
 
@@ -76,7 +75,7 @@ def _option_variants(name: str) -> Callable[[Bench, Sequence[float]], list[Varia
             config = bench.config.with_options({name: value if name == "confidence_threshold" else int(value)})
             if name == "chunk_length":
                 config = replace(config, max_draft_length=max(config.max_draft_length, config.chunk_length))
-            found.append(Variant({name: value}, drafted_arm(bench.drafter, config)))
+            found.append(Variant({name: value}, drafted(bench.drafter, config)))
         return found
 
     return variants
@@ -89,7 +88,7 @@ def denoising_variants(bench: Bench, values: Sequence[float]) -> list[Variant]:
     return [
         Variant(
             {"denoising_steps": count, "is_full": count == length},
-            drafted_arm(with_steps(bench.drafter, count), bench.config),
+            drafted(with_steps(bench.drafter, count), bench.config),
         )
         for count in steps
     ]
@@ -103,7 +102,7 @@ def specdiff_variants(bench: Bench, values: Sequence[float]) -> list[Variant]:
         return bench.config.with_options({"chunk_length": gamma, "max_draft_length": gamma, "verifier": "rejection"})
 
     return [
-        Variant({"gamma": gamma, "T": steps}, drafted_arm(with_steps(bench.drafter, steps), config(gamma), "fixed"))
+        Variant({"gamma": gamma, "T": steps}, fixed(with_steps(bench.drafter, steps), config(gamma)))
         for gamma, steps in product(map(int, values), SPECDIFF_STEPS)
         if steps <= gamma
     ]
@@ -125,7 +124,7 @@ def run_long_outputs(bench: Bench) -> Outcome:
         for index, length in enumerate(lengths):
             prompts = [replace(prompt, max_length=prompt.ids.shape[1] + length) for prompt in bench.prompts]
             progress = _part_of(bench.on_progress, index, len(lengths))
-            variant = Variant({"output_tokens": length}, drafted_arm(bench.drafter, bench.config))
+            variant = Variant({"output_tokens": length}, drafted(bench.drafter, bench.config))
             rows += timed(replace(bench, prompts=prompts, on_progress=progress), [variant])
     return Outcome(rows)
 

@@ -7,8 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ...measure.comparison import BASELINE, OURS
-from ...measure.methods import compiled_name
+from ...measure.methods import title
 
 
 def show(document: dict[str, Any], plots: Path | None, as_json: bool) -> None:
@@ -50,13 +49,14 @@ def cells(record: dict[str, Any]) -> tuple[str, ...]:
 
 def _verdict(document: dict[str, Any]) -> str:
     return (
-        f"Over the fastest of transformers' own methods: {document['default_speedup_over_best_hf']:.2f}x for {OURS}, "
+        "Over the fastest of transformers' own methods: "
+        f"{document['default_speedup_over_best_hf']:.2f}x for {title('failfast')}, "
         f"{document['speedup_over_best_hf']:.2f}x for the fastest of ours."
     )
 
 
 def _compilation(document: dict[str, Any]) -> list[str]:
-    plain = {compiled_name(BASELINE): document["compiled"]} if document["compiled"] else {}
+    plain = {title("plain", is_compiled=True): document["compiled"]} if document["compiled"] else {}
     return [
         f"{name} was not timed: {found['error']}"
         if "error" in found
