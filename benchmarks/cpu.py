@@ -8,6 +8,7 @@ Two copies of SmolLM2-135M-Instruct and the bundled drafter side by side in one 
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -17,15 +18,16 @@ import typer
 
 from hf_failfast import grouped_attention, prepack
 from hf_failfast.engine.runner import EagerRunner
-from hf_failfast.experiments.bench_models import PROMPTS, encode_prompts
-from hf_failfast.measure.comparison import Method, compare, summary
+from hf_failfast.experiments.bench import PROMPTS, encode_prompts, row
+from hf_failfast.measure.methods import PLAIN, drafted
 from hf_failfast.measure.provenance import provenance
-from hf_failfast.measure.timing import seconds_by_arm, side_by_side
+from hf_failfast.measure.records import SpeedRecord
+from hf_failfast.measure.timing import Prompts, seconds_by_arm, side_by_side, time_answers
 from hf_failfast.pairs import Pair, load_pair
 
 
 def forward(runner: EagerRunner, ids: torch.Tensor) -> Callable[[int], None]:
-    """A forward of so many rows behind the ids (1, n)."""
+    """A forward of a given number of rows after the ids (1, n)."""
     cache = runner.new_cache(2 * ids.shape[1])
     runner(ids, cache, rows=1)
 
@@ -37,7 +39,7 @@ def forward(runner: EagerRunner, ids: torch.Tensor) -> Callable[[int], None]:
 
 
 def time_forwards(pairs: dict[str, Pair], widths: list[int], contexts: list[int], repeats: int) -> dict[str, Any]:
-    """Median milliseconds by arm, tokens in front of the rows, and number of rows."""
+    """Median milliseconds by arm, tokens before the rows, and number of rows."""
     runners = {}
     for name, pair in pairs.items():
         runners[name], runners[f"{name}, SDPA's attention"] = EagerRunner(pair.target), EagerRunner(pair.target)
@@ -52,20 +54,17 @@ def time_forwards(pairs: dict[str, Pair], widths: list[int], contexts: list[int]
     return milliseconds
 
 
-def methods(name: str, pair: Pair) -> dict[str, Method]:
+def methods(name: str, pair: Pair) -> dict[str, Callable[[Prompts], list[SpeedRecord]]]:
     """Plain and drafted."""
 
-    def drafted(**inputs: Any) -> Any:
-        return pair.target.generate(**inputs, assistant_model=pair.drafter, custom_generate="hf_failfast")
-
-    def grouped(**inputs: Any) -> Any:
+    def grouped(prompts: Prompts) -> list[SpeedRecord]:
         with grouped_attention(pair.target):
-            return pair.target.generate(**inputs)
+            return PLAIN.run(pair.target, prompts)
 
     return {
-        f"plain generate, {name}": pair.target.generate,
+        f"plain generate, {name}": partial(PLAIN.run, pair.target),
         f"plain generate, {name}, grouped attention": grouped,
-        f"hf_failfast, {name}": drafted,
+        f"hf_failfast, {name}": partial(drafted(pair.drafter, pair.drafter.config).run, pair.target),
     }
 
 
@@ -73,7 +72,7 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON file.")],
     dtypes: Annotated[str, typer.Option(help="Comma-separated.")] = "bfloat16,float32",
     rows: Annotated[str, typer.Option(help="Rows of a forward, comma-separated.")] = "1,2,4,8,9,16,32",
-    contexts: Annotated[str, typer.Option(help="Tokens in front of the rows, comma-separated.")] = "256,1024",
+    contexts: Annotated[str, typer.Option(help="Tokens before the rows, comma-separated.")] = "256,1024",
     prompts: int = len(PROMPTS),
     max_new_tokens: int = 48,
     repeats: Annotated[int, typer.Option(help="Of each answer; forwards are repeated five times as often.")] = 3,
@@ -86,9 +85,11 @@ def main(
         prepack(packed.target, packed.drafter)
         pairs = {"ordinary weights": ordinary, "packed weights": packed}
         forwards = time_forwards(pairs, widths, lengths, 5 * repeats)
-        asked = encode_prompts(ordinary.tokenizer, PROMPTS[:prompts], ordinary.target)
+        encoded = encode_prompts(ordinary.tokenizer, PROMPTS[:prompts], ordinary.target)
+        asked = [Prompts.greedy(ids, max_new_tokens) for ids in encoded]
         arms = methods("ordinary weights", ordinary) | methods("packed weights", packed)
-        results = summary(compare(arms, asked, max_new_tokens, repeats))
+        found = time_answers(arms, ordinary.target, asked, repeats)
+        results = [row(name, records) for name, records in found.items()]
         document[dtype] = {"forward_ms": forwards, "results": results}
         print(json.dumps(document[dtype]))
     document |= {"threads": torch.get_num_threads()} | provenance()

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import hf_failfast
-from hf_failfast.cli.output.answers import setting
+from hf_failfast.measure.provenance import setting
 from hf_failfast.measure.timing import seconds_by_arm, side_by_side
 
 VOCAB_SIZE = 1000

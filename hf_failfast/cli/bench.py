@@ -1,6 +1,7 @@
 """`hf-failfast bench`."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,15 +67,15 @@ def bench(
 ) -> None:
     """Time every method on the same prompts, and show where the time goes. The last line is one JSON document."""
     from ..engine.cpu.packed_weights import prepack as pack
-    from ..experiments.bench_models import PROMPTS, encode_prompts, is_without_weights, load
-    from ..experiments.bench_report import show
+    from ..experiments.bench import PROMPTS, encode_prompts, is_without_weights, load, measure
     from ..experiments.replay import load as load_record
     from ..experiments.replay import record as make_record
     from ..experiments.replay import replayed, save
-    from ..measure.assistants import load_assistant
-    from ..measure.comparison import BASELINE
-    from ..measure.methods import arms, compiled_arms, compiled_name
-    from .output.progress import waiting
+    from ..measure.methods import Method, all_methods, compiled_methods, load_assistant, title
+    from ..measure.provenance import provenance, setting
+    from ..measure.timing import Prompts
+    from .output.bench import show
+    from .output.progress import progress_bar, waiting
 
     if plots is not None:
         from ..experiments.plots import require_matplotlib
@@ -98,17 +99,23 @@ def bench(
     loaded = None if assistant is None else load_assistant(assistant, pair.target)
     if prepack:
         pack(pair.target, pair.drafter, *([] if loaded is None else [loaded]))
-    compiled_methods: dict[str, Any] = {}
+    prompts = [Prompts.greedy(ids, max_new_tokens) for ids in asked]
+    compilable: list[Method] = []
     compilation: dict[str, dict[str, Any]] = {}
     if compiled or (compiled is None and pair.target.device.type == "cuda"):
         with waiting("Compiling"):
-            compiled_methods, compilation = compiled_arms(pair.target, asked, max_new_tokens, loaded)
+            compilable, compilation = compiled_methods(pair.target, prompts, loaded)
+    methods = all_methods(pair.drafter, options, loaded, compilable)
+    with progress_bar() as on_progress:
+        measured = measure(pair.target, pair.drafter, methods, prompts, repeats, partial(on_progress, "Timing"))
     facts = {
         "assistant": assistant,
         "replay": None if replay is None else replay.name,
         "options": options,
-        "compiled": compilation.pop(compiled_name(BASELINE), None),
+        "compiled": compilation.pop(title("plain", is_compiled=True), None),
         "compiled_hf": compilation,
+        "max_new_tokens": max_new_tokens,
+        "repeats": repeats,
     }
-    methods = arms(pair.target, pair.drafter, options, loaded, compiled_methods)
-    show(pair, asked, methods, facts, max_new_tokens, repeats, plots, as_json)
+    document = measured | pair.names | facts | setting(pair.target) | provenance(pair.target.device)
+    show(document, plots, as_json)

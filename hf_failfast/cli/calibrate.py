@@ -65,9 +65,8 @@ def calibrate(
         device=device,
     )
     quiet()
-    with progress_bar() as progress:
-        task = progress.add_task("calibrate", total=1.0)
-        found, document = calibrated(setup, tolerance, lambda done: progress.update(task, completed=done))
+    with progress_bar() as on_progress:
+        found, document = calibrated(setup, tolerance, lambda done: on_progress("calibrate", done))
     if save:
         _save(Path(str(drafter)) / "config.json", asdict(found.best))
     if as_json:

@@ -89,9 +89,8 @@ def experiment(
             seed=seed,
         )
         quiet()
-        with progress_bar() as progress:
-            task = progress.add_task(name, total=1.0)
-            document = measure(name, chosen, setup, lambda done: progress.update(task, completed=done))
+        with progress_bar() as on_progress:
+            document = measure(name, chosen, setup, lambda done: on_progress(name, done))
         write(out / f"{name}.json", document)
     document = read(out / f"{name}.json")
     show(chosen.columns, document, as_json)

@@ -18,8 +18,6 @@ from .options import (
     with_failfast_options,
 )
 
-WARM_UP_TOKENS = 8
-
 
 @with_failfast_options()
 def trace(
@@ -40,6 +38,7 @@ def trace(
     from dataclasses import asdict
 
     from ..measure.provenance import provenance
+    from ..measure.timing import WARM_UP_TOKENS
     from ..measure.tracing import trace as trace_generation
     from ..pairs import encode_prompt, load_pair
     from .output.progress import waiting

@@ -3,25 +3,27 @@
 import platform
 import random
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import stop_sequences_criteria
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from ..measure.arms import PLAIN, Answer, Prompts, load_arm
+from ..measure.exact_stops import NewCriterion
+from ..measure.methods import PLAIN
 from ..measure.metrics import summarise
-from ..measure.pairing import paired_record, speed_record
-from ..measure.records import SpeedRecord, attach
+from ..measure.records import SpeedRecord, attach, paired
+from ..measure.timing import WARM_UP_TOKENS, Prompts, in_random_order
 from ..version import __version__
-from .options import EvalOptions
+from .options import EvalOptions, load_method
 from .quantisation import take_quantisation
-
-WARM_UP_TOKENS = 16
 
 
 @register_model("hf_failfast")
@@ -45,7 +47,7 @@ class HFFailFastLM(HFLM):
             self._rank = self.accelerator.process_index
             self._world_size = self.accelerator.num_processes
             self._device = self.accelerator.device
-        self.arm = load_arm(self.options, self.model)
+        self.method = load_method(self.options, self.model)
         self._order = random.Random(self.options.order_seed)
         self._is_warm = False
         self._last_records: list[SpeedRecord] = []
@@ -59,7 +61,9 @@ class HFFailFastLM(HFLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """lm-eval's own, batch by batch, so that each answer's record finds its request."""
         texts: dict[int, str] = {}
-        progress = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc=f"{self.arm.name} answers")
+        progress = tqdm(
+            total=len(requests), disable=disable_tqdm or self.rank != 0, desc=f"{self.method.name} answers"
+        )
         for indices in self._batches(requests):
             batch = [requests[index] for index in indices]
             texts |= zip(indices, super().generate_until(batch, disable_tqdm=True), strict=True)
@@ -87,60 +91,41 @@ class HFFailFastLM(HFLM):
     ) -> torch.Tensor:
         """The ids (batch, n + m) of the chosen method for left-padded prompts (batch, n)."""
         mask = generation_kwargs.pop("attention_mask")
-        prompts = Prompts(context, mask, max_length, stop, _sampling(generation_kwargs))
+        arguments = {"pad_token_id": self.tokenizer.pad_token_id} | _sampling(generation_kwargs)
+        prompts = Prompts(context, mask, max_length, stop_strings(self.tokenizer, stop), arguments)
         with torch.autocast(
             self.device.type, dtype=self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
         ):
-            self._warm_up(prompts)
-            answers = self._answer(prompts)
-        width = max(len(answer.token_ids) for answer in answers)
-        ends = [
-            answer.token_ids + [self.tokenizer.pad_token_id] * (width - len(answer.token_ids)) for answer in answers
-        ]
+            self._last_records = self._answer(prompts)
+        width = max(record.new_tokens for record in self._last_records)
+        padding = [self.tokenizer.pad_token_id] * width
+        ends = [[*(record.token_ids or ()), *padding][:width] for record in self._last_records]
         return torch.cat([context, context.new_tensor(ends)], dim=1)
 
-    def _warm_up(self, prompts: Prompts) -> None:
-        """The first calls of a process pay for what later ones find done: they are not measured."""
-        if self._is_warm:
-            return
-        short = replace(prompts, max_length=min(prompts.max_length, prompts.ids.shape[1] + WARM_UP_TOKENS))
-        for arm in (PLAIN, self.arm) if self.options.compare_plain else (self.arm,):
-            arm.run(self.model, self.tokenizer, short)
-        self._is_warm = True
-
-    def _answer(self, prompts: Prompts) -> list[Answer]:
-        """The chosen method's answers; leaves their records in `_last_records`."""
-        if not self.options.compare_plain:
-            answers = self.arm.run(self.model, self.tokenizer, prompts)
-            self._last_records = [
-                speed_record(self.options.method, answer, self.options.latencies) for answer in answers
+    def _answer(self, prompts: Prompts) -> list[SpeedRecord]:
+        """The chosen method's records, beside plain decoding's if that is asked for; each runs in random order."""
+        arms = {"method": partial(self.method.run, self.model)}
+        if self.options.compare_plain:
+            arms["plain"] = partial(PLAIN.run, self.model)
+        if not self._is_warm:
+            for arm in arms.values():
+                arm(prompts.up_to(WARM_UP_TOKENS))
+            self._is_warm = True
+        found = {run.arm: run.output for run in in_random_order(arms, prompts, 1, self._order)}
+        records = found["method"]
+        if self.options.compare_plain:
+            records = [
+                paired(record, plain, self.model, prompts.row(row).ids, prompts.is_greedy)
+                for row, (record, plain) in enumerate(zip(records, found["plain"], strict=True))
             ]
-            return answers
-        is_plain_first = self._order.random() < 0.5
-        first, second = (PLAIN, self.arm) if is_plain_first else (self.arm, PLAIN)
-        runs = [arm.run(self.model, self.tokenizer, prompts) for arm in (first, second)]
-        plain, answers = runs if is_plain_first else reversed(runs)
-        is_greedy = not prompts.generation_kwargs.get("do_sample")
-        self._last_records = [
-            paired_record(
-                self.options.method,
-                answers[row],
-                plain[row],
-                self.model,
-                prompts.row(row).ids,
-                is_greedy,
-                self.options.latencies,
-            )
-            for row in range(len(answers))
-        ]
-        return answers
+        return [record.with_latencies(self.options.latencies) for record in records]
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's model facts, the options with the drafter's own numbers, and every task's speed, stock tasks' too.
 
         With several processes the speed is that of the first one's documents: the others may all be asked nothing.
         """
-        config = self.arm.arguments.get("failfast_config")
+        config = self.method.arguments.get("failfast_config")
         speed = {task: summarise(records) for task, records in self._records_by_task.items()}
         return super().get_model_info() | {
             "hf_failfast": {
@@ -152,6 +137,13 @@ class HFFailFastLM(HFLM):
                 "speed": speed,
             }
         }
+
+
+def stop_strings(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> NewCriterion | None:
+    """What makes lm-eval's criterion for one answer; None without a stop string."""
+    if not stop:
+        return None
+    return lambda prompt_length: stop_sequences_criteria(tokenizer, list(stop), prompt_length, 1)
 
 
 def _sampling(generation_kwargs: dict[str, Any]) -> dict[str, Any]:

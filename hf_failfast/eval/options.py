@@ -1,12 +1,16 @@
 """The options of the lm-eval model `hf_failfast`, checked before anything is loaded."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal, get_args
 
+from transformers import PreTrainedModel
+
 from ..config import FailFastConfig, Verifier
+from ..drafters import DraftRequest, load_drafter
+from ..measure.methods import PLAIN, Method, assisted, drafted, fixed, load_assistant, prompt_lookup
+from ..measure.records import Latencies
 
 MethodName = Literal["failfast", "fixed", "plain", "assisted", "prompt_lookup"]
 
@@ -26,33 +30,11 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
 
 
 @dataclass(frozen=True)
-class Latencies:
-    """What a forward costs in the modelled speedup: of the target, over any number of tokens, and of the drafter."""
-
-    target_ms: float
-    drafter_ms: float
-
-    def __post_init__(self) -> None:
-        for name, value in (("target_latency_ms", self.target_ms), ("drafter_latency_ms", self.drafter_ms)):
-            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be a number of milliseconds > 0, but is {value!r}.")
-
-    @classmethod
-    def given(cls, target_ms: float | None, drafter_ms: float | None) -> "Latencies | None":
-        """Both, or None for neither. Raises ValueError on one alone."""
-        if target_ms is None and drafter_ms is None:
-            return None
-        if target_ms is None or drafter_ms is None:
-            raise ValueError("`target_latency_ms` and `drafter_latency_ms` must be given together.")
-        return cls(target_ms, drafter_ms)
-
-
-@dataclass(frozen=True)
 class EvalOptions:
     """How answers are generated and what they are compared with.
 
     assistant: folder or Hub id of the drafter; for `assisted`, of an autoregressive draft model, or of a
-        drafter that reads as one (`assistants.py`).
+        drafter that reads as one (`measure/methods.py`).
     method: `failfast`, `fixed` (the drafter with drafts of one chunk, never extended), `plain` (the target alone),
         `assisted` (transformers' assisted generation) or `prompt_lookup` (transformers' n-gram drafts).
     compare_plain: run plain decoding on every prompt too, in random order, for paired speedups.
@@ -115,3 +97,18 @@ class EvalOptions:
     def check(cls, arguments: Mapping[str, Any]) -> None:
         """Raises the ValueError that a model with these arguments would raise."""
         cls.take(dict(arguments))
+
+
+def load_method(options: EvalOptions, target: PreTrainedModel) -> Method:
+    """The method that the options name, its drafter loaded beside the target in the target's dtype."""
+    if options.method == "plain":
+        return PLAIN
+    if options.method == "prompt_lookup":
+        return prompt_lookup(options.num_assistant_tokens)
+    assert options.assistant is not None
+    if options.method == "assisted":
+        return assisted(load_assistant(options.assistant, target), options.num_assistant_tokens)
+    drafter = load_drafter(options.assistant, dtype=target.dtype, device_map=target.device)
+    drafter.start(DraftRequest(target, capacity=1))  # refuses a drafter that does not fit this target
+    config = drafter.config.with_options(options.failfast_options)
+    return fixed(drafter, config) if options.method == "fixed" else drafted(drafter, config)

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter
-from ..eval.options import Latencies
-from ..measure.arms import Prompts
+from ..measure.records import Latencies
+from ..measure.timing import Prompts
 from .plots import Draw
 from .tables import Column, Row
 

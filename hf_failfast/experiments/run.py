@@ -8,13 +8,13 @@ from transformers import PreTrainedModel
 
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, DraftRequest, load_drafter
-from ..eval.options import Latencies
 from ..eval.preflight import check_prompts
+from ..eval.task_prompts import task_prompts
 from ..measure.provenance import provenance
+from ..measure.records import Latencies
 from ..pairs import Pair, load_pair
 from .base import Experiment, Progress, Setup
 from .calibration import Calibration, calibrate, time_settings
-from .prompts import task_prompts
 
 
 @dataclass(frozen=True)

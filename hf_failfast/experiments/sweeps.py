@@ -8,16 +8,13 @@ from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter
 from ..drafters.denoising import Denoising
 from ..drafters.masked.session import MaskedDrafter
-from ..measure.arms import PLAIN, Answer, Arm, drafted_arm
+from ..measure import methods
 from ..measure.metrics import summarise
-from ..measure.pairing import paired_record
-from ..measure.records import SpeedRecord
-from ..measure.timing import side_by_side
+from ..measure.timing import time_answers
 from . import plots
 from .base import Axis, Experiment, Outcome, Setup
 from .tables import SPEED, Row
 
-WARM_UP_TOKENS = 16
 # Of the stored runs; a forward costs these milliseconds there when nothing else runs.
 STORED = (
     "--limit 1 --tasks failfast_humaneval,failfast_summaries --max-new-tokens 48 "
@@ -30,12 +27,17 @@ class Variant:
     """A decoding method and what tells it from the others."""
 
     label: Row
-    arm: Arm
+    method: methods.Method
 
 
-def drafted(label: Row, drafter: DiffusionDrafter, config: FailFastConfig, method: str = "failfast") -> Variant:
+def fixed(label: Row, drafter: DiffusionDrafter, config: FailFastConfig) -> Variant:
+    """Drafts of one chunk."""
+    return Variant(label, methods.fixed(drafter, config))
+
+
+def drafted(label: Row, drafter: DiffusionDrafter, config: FailFastConfig) -> Variant:
     """This package's decoding with a drafter and a chunk rule."""
-    return Variant(label, drafted_arm(drafter, config, method))
+    return Variant(label, methods.drafted(drafter, config))
 
 
 def sweep(question: str, axis: Axis, variants: Callable[[Setup], Sequence[Variant]], stored: str = "") -> Experiment:
@@ -84,26 +86,14 @@ def timed(setup: Setup, variants: Sequence[Variant]) -> list[Row]:
     """
     if not setup.prompts:
         raise ValueError("There is no prompt to measure on.")
-    arms = [partial(arm.run, setup.target, setup.tokenizer) for arm in (PLAIN, *(each.arm for each in variants))]
-    first = setup.prompts[0]
-    short = replace(first, max_length=min(first.max_length, first.ids.shape[1] + WARM_UP_TOKENS))
-    timings = side_by_side(dict(enumerate(arms)), setup.prompts, setup.repeats, warm_up=short, seed=setup.seed)
-    records: list[list[SpeedRecord]] = [[] for _ in variants]
-    for done, (prompt, runs) in enumerate(zip(setup.prompts, timings, strict=True)):
-        answers: list[list[Answer]] = [[] for _ in arms]
-        for count, run in enumerate(runs, 1):
-            answers[run.arm] += run.output
-            setup.on_progress((done + count / (len(arms) * setup.repeats)) / len(setup.prompts))
-        plain, *others = (_median(of_one_arm) for of_one_arm in answers)
-        for of_variant, variant, answer in zip(records, variants, others, strict=True):
-            is_greedy = not prompt.generation_kwargs["do_sample"]
-            of_variant.append(
-                paired_record(
-                    variant.arm.name, answer, plain, setup.target, prompt.ids, is_greedy, latencies=setup.latencies
-                )
-            )
-    return [variant.label | summarise(found) for variant, found in zip(variants, records, strict=True)]
-
-
-def _median(answers: list[Answer]) -> Answer:
-    return sorted(answers, key=lambda answer: answer.seconds)[(len(answers) - 1) // 2]
+    runs = {
+        index: partial(method.run, setup.target)
+        for index, method in enumerate((methods.PLAIN, *(each.method for each in variants)))
+    }
+    _, *records = time_answers(
+        runs, setup.target, setup.prompts, setup.repeats, setup.seed, setup.on_progress
+    ).values()
+    return [
+        variant.label | summarise([record.with_latencies(setup.latencies) for record in of_variant])
+        for variant, of_variant in zip(variants, records, strict=True)
+    ]

@@ -1,14 +1,16 @@
 """Stop strings, exact for every decoding method."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
-from lm_eval.models.utils_hf import stop_sequences_criteria
-from transformers import PreTrainedTokenizerBase, StoppingCriteria
+from transformers import StoppingCriteria
+
+# The length of a prompt -> the criterion of stop strings in one answer to it.
+NewCriterion = Callable[[int], StoppingCriteria]
 
 
 class ExactStops(StoppingCriteria):
-    """lm-eval's stop strings and the end-of-sequence ids, asked about every prefix of every row.
+    """A criterion of stop strings and the end-of-sequence ids, asked about every prefix of every row.
 
     lm-eval's own criterion decodes the last few tokens only. A method that adds several tokens between two questions
     runs past a stop string that way: the text is cut afterwards, so that its accuracy stays right, but the time and
@@ -17,19 +19,14 @@ class ExactStops(StoppingCriteria):
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        stop: Sequence[str],
-        eos_token_ids: Iterable[int],
-        prompt_length: int,
-        rows: int,
+        self, new_criterion: NewCriterion | None, eos_token_ids: Iterable[int], prompt_length: int, num_rows: int
     ) -> None:
-        self.criteria = [stop_sequences_criteria(tokenizer, list(stop), prompt_length, 1) for _ in range(rows)]
+        self.criteria = [new_criterion(prompt_length) for _ in range(num_rows)] if new_criterion else []
         self.eos_token_ids = frozenset(eos_token_ids)
-        self.ended_at: list[int | None] = [None] * rows
-        self.seen = prompt_length
+        self.ended_at: list[int | None] = [None] * num_rows
+        self.prompt_length = self.seen = prompt_length
 
-    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: object = None, **kwargs: object) -> torch.Tensor:
         """Which rows of (batch, n) are complete, as (batch,) bool. Tokens once shown are not asked about again."""
         for length in range(self.seen + 1, input_ids.shape[1] + 1):
             for row, ended in enumerate(self.ended_at):
@@ -39,9 +36,12 @@ class ExactStops(StoppingCriteria):
         return torch.tensor([ended is not None for ended in self.ended_at], device=input_ids.device)
 
     def _ends(self, row: int, prefix: torch.Tensor) -> bool:
-        return int(prefix[0, -1]) in self.eos_token_ids or bool(self.criteria[row](prefix, None).any())
+        if int(prefix[0, -1]) in self.eos_token_ids:
+            return True
+        return bool(self.criteria and self.criteria[row](prefix, None).any())
 
-    def cut(self, sequences: torch.Tensor, prompt_length: int) -> list[list[int]]:
+    def cut(self, sequences: torch.Tensor) -> list[list[int]]:
         """The new ids of every row up to and including the token that completed it."""
+        self(sequences)
         rows = zip(sequences.tolist(), self.ended_at, strict=True)
-        return [ids[prompt_length : len(ids) if ended is None else ended] for ids, ended in rows]
+        return [ids[self.prompt_length : len(ids) if ended is None else ended] for ids, ended in rows]

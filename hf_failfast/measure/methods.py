@@ -1,104 +1,237 @@
-"""The decoding methods that the benchmark times."""
+"""Every decoding method by its name, and one answer of each."""
 
-from collections.abc import Mapping, Sequence
-from time import perf_counter
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers import CompileConfig, PreTrainedModel, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, PreTrainedModel, StaticCache
 
 from ..compatibility import CACHE, COMPILES_ASSISTED
-from ..drafters import DiffusionDrafter
-from .comparison import BASELINE, OURS, Method
+from ..config import FailFastConfig
+from ..drafters import DiffusionDrafter, load_drafter
+from ..drafters.bodies.borrowed import SharedBody
+from ..drafters.masked.session import MaskedDrafter
+from ..drafters.spec import SECTION
+from .exact_stops import ExactStops
+from .records import SpeedRecord, counts_of
+from .timing import Prompts, Stopwatch
 
-ASSISTED, LOOKUP = "HF assisted", "HF prompt lookup"
-# Ours in each mode, by the options of `generate`.
-FIXED, GOODPUT = f"{OURS}, fixed drafts", f"{OURS}, goodput"
+PROMPT_LOOKUP_TOKENS = 10
+
+# What tables call the methods.
+TITLES = {
+    "plain": "plain generate",
+    "assisted": "HF assisted",
+    "prompt_lookup": "HF prompt lookup",
+    "failfast": "hf_failfast",
+    "fixed": "hf_failfast, fixed drafts",
+    "goodput": "hf_failfast, goodput",
+}
 
 
-def hf_arguments(assistant: PreTrainedModel | None) -> dict[str, dict[str, Any]]:
-    """The arguments of `generate` of transformers' own methods, plain `generate` first.
+def title(name: str, is_compiled: bool = False) -> str:
+    """What tables call the method of that name."""
+    return TITLES[name] + (", compiled" if is_compiled else "")
 
-    assistant: an autoregressive draft model for transformers' assisted generation.
+
+@dataclass(frozen=True)
+class Method:
+    """A method's arguments of `generate`.
+
+    one_row: the method takes one prompt at a time, so that a batch is answered row by row.
+    counts_forwards: transformers tells nothing of its drafting, so that forwards are counted from outside.
+    static_slots: of a compiled method, the slots of its static cache; compilation is for that number of slots.
     """
-    methods: dict[str, dict[str, Any]] = {BASELINE: {}}
-    if assistant is not None:
-        methods[ASSISTED] = {"assistant_model": assistant}
-    return methods | {LOOKUP: {"prompt_lookup_num_tokens": 10}}
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    one_row: bool = True
+    counts_forwards: bool = False
+    static_slots: int | None = None
+
+    @property
+    def title(self) -> str:
+        return title(self.name, self.static_slots is not None)
+
+    def run(self, model: PreTrainedModel, prompts: Prompts) -> list[SpeedRecord]:
+        """The batch's answers in order, timed."""
+        num_rows, prompt_length = prompts.ids.shape
+        if self.one_row and num_rows > 1:
+            return [record for index in range(num_rows) for record in self.run(model, prompts.row(index))]
+        stops = ExactStops(prompts.stop, _eos_token_ids(model), prompt_length, num_rows)
+        assistant = self.arguments.get("assistant_model")
+        with _counted(model, self.counts_forwards) as rounds, _counted(assistant, self.counts_forwards) as passes:
+            watch = Stopwatch(prompts.ids.device)
+            output = model.generate(
+                input_ids=prompts.ids,
+                attention_mask=prompts.attention_mask,
+                max_length=prompts.max_length,
+                stopping_criteria=[stops] if prompts.stop else [],
+                use_cache=True,
+                return_dict_in_generate=True,
+                **self._static_cache(model),
+                **self.arguments | prompts.generation_kwargs,
+            )
+            seconds, memory = watch.read()
+        counts: dict[str, Any] = {}
+        if self.counts_forwards:
+            counts = {"rounds": rounds[0], "drafter_passes": passes[0] if assistant else None}
+        elif (stats := output.get("speculation")) is not None:
+            counts = counts_of(stats)
+        return [
+            SpeedRecord(self.name, seconds / num_rows, len(ids), memory, token_ids=tuple(ids), **counts)
+            for ids in stops.cut(output.sequences)
+        ]
+
+    def _static_cache(self, model: PreTrainedModel) -> dict[str, Any]:
+        if self.static_slots is None:
+            return {}
+        config = model.config.get_text_config(decoder=True)
+        return {CACHE: StaticCache(config=config, max_cache_len=self.static_slots)}
 
 
-def arms(
-    target: PreTrainedModel,
+def _eos_token_ids(model: PreTrainedModel) -> list[int]:
+    ids = model.generation_config.eos_token_id
+    return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+@contextmanager
+def _counted(model: Any, is_wanted: bool) -> Iterator[list[int]]:
+    """A list whose one entry is the number of forwards that the model has made inside."""
+    count = [0]
+    if not is_wanted or model is None:
+        yield count
+        return
+
+    def add(*_: object) -> None:
+        count[0] += 1
+
+    handle = model.register_forward_pre_hook(add)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+PLAIN = Method("plain", one_row=False)
+
+
+def prompt_lookup(num_tokens: int | None = None) -> Method:
+    """transformers' n-gram drafts of that many tokens."""
+    arguments = {"prompt_lookup_num_tokens": num_tokens or PROMPT_LOOKUP_TOKENS}
+    return Method("prompt_lookup", arguments, counts_forwards=True)
+
+
+def assisted(assistant: PreTrainedModel, num_tokens: int | None = None) -> Method:
+    """transformers' assisted generation with drafts of that many tokens; None: as the assistant's config has it."""
+    if num_tokens is not None:
+        assistant.generation_config.num_assistant_tokens = num_tokens
+        assistant.generation_config.num_assistant_tokens_schedule = "constant"
+    return Method("assisted", {"assistant_model": assistant}, counts_forwards=True)
+
+
+def drafted(drafter: DiffusionDrafter, config: FailFastConfig, name: str = "failfast") -> Method:
+    """This package's decoding with a drafter and the config's length policy."""
+    return Method(name, {"custom_generate": "hf_failfast", "assistant_model": drafter, "failfast_config": config})
+
+
+def fixed(drafter: DiffusionDrafter, config: FailFastConfig) -> Method:
+    """Drafts of the config's chunk length: a cap of one chunk leaves nothing to extend."""
+    one_chunk = {"max_draft_length": config.chunk_length, "length_policy": "confidence"}
+    return drafted(drafter, config.with_options(one_chunk), "fixed")
+
+
+def hf_methods(assistant: PreTrainedModel | None) -> list[Method]:
+    """transformers' own methods, plain decoding first. assistant: an autoregressive draft model."""
+    return [PLAIN, *([] if assistant is None else [assisted(assistant)]), prompt_lookup()]
+
+
+def all_methods(
     drafter: DiffusionDrafter,
     options: dict[str, Any],
     assistant: PreTrainedModel | None = None,
-    compiled: Mapping[str, Method] | None = None,
-) -> dict[str, Method]:
-    """Every method that can run here, plain `generate` first.
+    compiled: Sequence[Method] = (),
+) -> list[Method]:
+    """transformers' own methods, each beside its compiled form if there is one, then this package's.
 
-    assistant: see `hf_arguments`. compiled: of `compiled_arms`.
+    options: FailFast's, where the drafter's own are not wanted.
     """
     config = drafter.config.with_options(options)
-
-    def method(**arguments: Any) -> Method:
-        return lambda **inputs: target.generate(**inputs, **arguments)
-
-    ours = {"assistant_model": drafter, "custom_generate": "hf_failfast"}
-    methods: dict[str, Method] = {}
-    for name, arguments in hf_arguments(assistant).items():
-        methods[name] = method(**arguments)
-        if compiled is not None and compiled_name(name) in compiled:
-            methods[compiled_name(name)] = compiled[compiled_name(name)]
-    methods[OURS] = method(**ours, **options)
-    methods[FIXED] = method(**ours, **options | {"max_draft_length": config.chunk_length})
-    methods[GOODPUT] = method(**ours, length_policy="goodput")
-    return methods
+    goodput = drafter.config.with_options({"length_policy": "goodput"})
+    theirs = [[method, *(each for each in compiled if each.name == method.name)] for method in hf_methods(assistant)]
+    ours = [drafted(drafter, config), fixed(drafter, config), drafted(drafter, goodput, "goodput")]
+    return [*sum(theirs, []), *ours]
 
 
-def compiled_name(name: str) -> str:
-    """The name of a method of transformers whose forwards are compiled."""
-    return f"{name}, compiled"
-
-
-def compiled_arms(
-    target: PreTrainedModel,
-    prompts: Sequence[torch.Tensor],
-    max_new_tokens: int,
-    assistant: PreTrainedModel | None = None,
-) -> tuple[dict[str, Method], dict[str, dict[str, Any]]]:
+def compiled_methods(
+    target: PreTrainedModel, prompts: Sequence[Prompts], assistant: PreTrainedModel | None = None
+) -> tuple[list[Method], dict[str, dict[str, Any]]]:
     """transformers' own methods under `torch.compile`, captured as graphs on CUDA, without those that cannot be
-    compiled; and what came of compiling each, for JSON.
+    compiled; and by title what came of compiling each, for JSON.
 
     transformers before 5.24 compiles plain `generate` only. The caches have room for every prompt, so that one
     compilation serves all.
     """
-    methods: dict[str, Method] = {}
+    config = CompileConfig()
+    config._compile_all_devices = True  # `generate` by itself compiles on accelerators only
+    methods: list[Method] = []
     found: dict[str, dict[str, Any]] = {}
-    for name, arguments in hf_arguments(assistant).items():
-        if name == BASELINE or COMPILES_ASSISTED:
-            method, found[compiled_name(name)] = _compiled(target, prompts, max_new_tokens, arguments)
-            if method is not None:
-                methods[compiled_name(name)] = method
+    for plain in hf_methods(assistant) if COMPILES_ASSISTED else [PLAIN]:
+        # Long enough for verifications of several widths, each of which may be compiled anew.
+        first = prompts[0].up_to(24 if plain.arguments else 3)
+        arguments = plain.arguments | {"compile_config": config}
+        slots = max(prompt.max_length for prompt in prompts)
+        method = replace(plain, arguments=arguments, counts_forwards=False, static_slots=slots)
+        try:
+            [record] = method.run(target, first)
+        except Exception as error:  # whatever a compiler, or its absence, may raise
+            first_paragraph = " ".join(str(error).partition("\n\n")[0].split())
+            found[method.title] = {"error": f"{type(error).__name__}: {first_paragraph}"}
+        else:
+            found[method.title] = {"first_call_seconds": round(record.seconds, 1)}
+            methods.append(method)
     return methods, found
 
 
-def _compiled(
-    target: PreTrainedModel, prompts: Sequence[torch.Tensor], max_new_tokens: int, arguments: dict[str, Any]
-) -> tuple[Method | None, dict[str, Any]]:
-    text_config = target.config.get_text_config(decoder=True)
-    room = max(prompt.shape[1] for prompt in prompts) + max_new_tokens
-    compile_config = CompileConfig()
-    compile_config._compile_all_devices = True  # `generate` by itself compiles on accelerators only
+def load_assistant(name: str, target: PreTrainedModel) -> PreTrainedModel:
+    """The draft model of transformers' assisted generation, in the target's dtype and on its device.
 
-    def method(**inputs: Any) -> Any:
-        cache = StaticCache(config=text_config, max_cache_len=room)
-        return target.generate(**inputs, **arguments, **{CACHE: cache}, compile_config=compile_config)
+    name: a causal LM, or a drafter of this package that reads as one. Raises ValueError on another drafter: as a
+    checkpoint most of them would load, with random weights where they borrow the target's.
+    """
+    if not hasattr(AutoConfig.from_pretrained(name), SECTION):
+        placement: dict[str, Any] = {"dtype": target.dtype, "device_map": {"": target.device}}
+        return AutoModelForCausalLM.from_pretrained(name, **placement).eval()
+    drafter = load_drafter(name, dtype=target.dtype, device_map=target.device)
+    return autoregressive_twin(drafter, target)
 
-    started = perf_counter()
-    try:
-        # Long enough for verifications of several widths, each of which may be compiled anew.
-        method(inputs=prompts[0], max_new_tokens=min(max_new_tokens, 24 if arguments else 3), do_sample=False)
-    except Exception as error:  # whatever a compiler, or its absence, may raise
-        first_paragraph = " ".join(str(error).partition("\n\n")[0].split())
-        return None, {"error": f"{type(error).__name__}: {first_paragraph}"}
-    return method, {"first_call_seconds": round(perf_counter() - started, 1)}
+
+def is_autoregressive(drafter: DiffusionDrafter) -> bool:
+    """Whether the drafter's first token of a chunk is an autoregressive model's.
+
+    A causal canvas with shift 1 attends causally to known tokens, and the last of them predicts the next: without
+    masks it is an autoregressive model, of the same weights and training.
+    """
+    return isinstance(drafter, MaskedDrafter) and (drafter.spec.attention, drafter.spec.shift) == ("causal_canvas", 1)
+
+
+def autoregressive_twin(drafter: DiffusionDrafter, target: PreTrainedModel) -> PreTrainedModel:
+    """The drafter as an ordinary causal LM, by reference: its layers, with the target's embedding and head where it
+    borrows them. Raises ValueError on a drafter that does not read as one."""
+    if not is_autoregressive(drafter):
+        raise ValueError("This drafter cannot be read autoregressively: that takes a causal canvas with shift 1.")
+    assert isinstance(drafter, MaskedDrafter)
+    if not isinstance(drafter.model, SharedBody):
+        return drafter.model
+    drafter.model.attach(target)  # refuses a target of another width
+    with torch.device("meta"):
+        twin: PreTrainedModel = AutoModelForCausalLM.from_config(drafter.model.config, dtype=target.dtype)
+    decoder = copy.copy(drafter.model.decoder)
+    decoder._modules = dict(decoder._modules)
+    decoder.set_input_embeddings(target.get_input_embeddings())
+    setattr(twin, twin.base_model_prefix, decoder)
+    twin.set_output_embeddings(target.get_output_embeddings())
+    return twin.eval()

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .bootstrap import PairedSpeedup, paired_speedup
 from .records import SpeedRecord
 
 Pair = tuple[float, float]
+PairedAnswer = tuple[float, int, float, int]  # seconds, tokens, plain seconds, plain tokens
 NOT_KNOWN = "N/A"
 
 
@@ -49,21 +51,30 @@ def _other_share(record: SpeedRecord) -> Pair | None:
     return record.seconds - record.draft_seconds - record.verify_seconds, record.seconds
 
 
-def _paired(record: SpeedRecord) -> tuple[float, int, float, int] | None:
+def _paired(record: SpeedRecord) -> PairedAnswer | None:
     if record.plain_seconds is None or record.plain_tokens is None:
         return None
     return record.seconds, record.new_tokens, record.plain_seconds, record.plain_tokens
 
 
-def _speedup(field: str) -> Callable[[Sequence[tuple[float, int, float, int]]], float | str]:
+@lru_cache(maxsize=16)  # six metrics are parts of one bootstrap
+def _compared(answers: tuple[PairedAnswer, ...]) -> PairedSpeedup:
+    columns: Any = zip(*answers, strict=True)
+    return paired_speedup(*columns)
+
+
+def speedup_of(records: Sequence[SpeedRecord]) -> PairedSpeedup:
+    """The speedup over plain decoding and its interval, of records beside plain decoding's."""
+    return _compared(tuple(answer for record in records if (answer := _paired(record)) is not None))
+
+
+def _speedup(field: str) -> Callable[[Sequence[PairedAnswer]], float | str]:
     """One field of the paired speedup over all answers; an interval needs two of them."""
 
-    def aggregate(answers: Sequence[tuple[float, int, float, int]]) -> float | str:
+    def aggregate(answers: Sequence[PairedAnswer]) -> float | str:
         if field.endswith(("_low", "_high")) and len(answers) < 2:
             return NOT_KNOWN
-        columns: Any = zip(*answers, strict=True)
-        result: PairedSpeedup = paired_speedup(*columns)
-        return getattr(result, field)
+        return getattr(_compared(tuple(answers)), field)
 
     return aggregate
 
@@ -124,10 +135,10 @@ def values_of(record: SpeedRecord) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def summarise(records: Sequence[SpeedRecord]) -> dict[str, float | str | int]:
+def summarise(records: Sequence[SpeedRecord]) -> dict[str, Any]:
     """Every metric over some answers of one method, and their number."""
     shares = [values_of(record) for record in records]
-    summary: dict[str, float | str | int] = {"answers": len(records)}
+    summary: dict[str, Any] = {"answers": len(records)}
     for metric in SPEED_METRICS:
         known = [share[metric.name] for share in shares if metric.name in share]
         if known:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
+
+from ..engine.cpu.packed_weights import is_prepacked
 
 PACKAGES = ("torch", "transformers", "accelerate", "lm-eval")
 
@@ -18,13 +21,26 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
     """What has to stand beside a measurement, ready for JSON.
 
     command: this process's, with its program's bare name. commit: of the source tree the package was imported from,
-    with `-dirty` behind it where tracked files differ from it; None outside of a git checkout.
+    with `-dirty` after it where tracked files differ from it; None outside of a git checkout.
     """
     return {
         "command": _command(),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | _versions(),
         "hardware": _hardware(torch.device(device)),
+    }
+
+
+def setting(target: PreTrainedModel) -> dict[str, Any]:
+    """What a speed depends on beside the models, ready for JSON."""
+    return {
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "device": str(target.device),
+        "processor": platform.machine(),
+        "prepacked": is_prepacked(target),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
     }
 
 

@@ -11,8 +11,8 @@ from hf_failfast.cli.output import progress
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_only_a_terminal_sees_it(is_terminal: bool, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "Console", lambda **options: Console(**options, force_terminal=is_terminal))
-    with progress.progress_bar() as bar:
-        bar.advance(bar.add_task("Timing", total=2))
+    with progress.progress_bar() as on_progress:
+        on_progress("Timing", 0.5)
     with progress.waiting("Loading"):
         pass
     out, err = capsys.readouterr()

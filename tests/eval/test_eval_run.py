@@ -14,8 +14,7 @@ from eval_support import evaluate_tasks, save_models
 
 from hf_failfast.eval.model import HFFailFastLM
 from hf_failfast.eval.task import SpeedResponse
-from hf_failfast.measure.pairing import difference_margin
-from hf_failfast.measure.records import record_of
+from hf_failfast.measure.records import difference_margin, record_of
 
 TASK = "failfast_arithmetic"
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from hf_failfast.cli.app import app
 from hf_failfast.compatibility import COMPILES_ASSISTED
-from hf_failfast.experiments.bench_models import RANDOM_PROMPTS
+from hf_failfast.experiments.bench import RANDOM_PROMPTS
 from hf_failfast.experiments.floor import bandwidth, bytes_per_forward
 from hf_failfast.experiments.replay import ReplayDrafter, load, record, save
 

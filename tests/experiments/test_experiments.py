@@ -17,7 +17,8 @@ pytest.importorskip("lm_eval")
 from eval_support import save_models
 
 from hf_failfast.cli.app import app
-from hf_failfast.experiments import catalogue, plots, prompts, tables
+from hf_failfast.eval import task_prompts
+from hf_failfast.experiments import catalogue, plots, tables
 from hf_failfast.experiments.catalogue.confidence import calibration_error, histogram
 from hf_failfast.experiments.catalogue.difficulty import run_lengths
 from hf_failfast.experiments.tables import SPEED, cells
@@ -227,11 +228,11 @@ def test_bad_options_are_named_before_loading(options: tuple, message: str, tmp_
 def test_an_unknown_task_is_named(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown task ends the command with one line and code 1."""
 
-    def without_stock_tasks(**options: object) -> prompts.TaskManager:  # reading them takes half a minute
+    def without_stock_tasks(**options: object) -> task_prompts.TaskManager:  # reading them takes half a minute
         return TaskManager(**options | {"include_defaults": False})
 
-    TaskManager = prompts.TaskManager
-    monkeypatch.setattr(prompts, "TaskManager", without_stock_tasks)
+    TaskManager = task_prompts.TaskManager
+    monkeypatch.setattr(task_prompts, "TaskManager", without_stock_tasks)
     result = run("tau", folders, tmp_path, "--tasks", "no_such_task")
     assert result.exit_code == 1 and "Unknown tasks ['no_such_task']" in result.output
 

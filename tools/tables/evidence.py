@@ -29,7 +29,7 @@ TASKS = {
 
 def table(kind: str) -> str:
     """`accuracy`: every task's score by method; `speed`: speedups by method and task, or where the machine was busy
-    tokens per target forward."""
+    mean acceptance lengths."""
     document = result("results/smollm2.json")
     methods = {row["method"]: {} for row in document["rows"]}
     for row in document["rows"]:
@@ -40,11 +40,11 @@ def table(kind: str) -> str:
             for method, of_task in methods.items()
         ]
         return markdown(["method", *(column.title for _, column in SCORES)], lines)
-    # Without the clock's numbers, where the machine was busy: tokens per forward, by task.
+    # Without the clock's numbers, where the machine was busy: mean acceptance lengths, by task.
     is_timed = was_quiet(document)
     by_task = Interval("speedup", "speedup", ".2f") if is_timed else Column("", "mean_acceptance_length", ".2f")
     columns = (
-        Column("tokens per forward", "mean_acceptance_length", ".2f"),
+        Column("mean acceptance length", "mean_acceptance_length", ".2f"),
         *([Column("tokens/s", "tokens_per_second", ".1f")] if is_timed else []),
         Column("identical", "identical", ".0%"),
     )

@@ -1,9 +1,8 @@
 """What a user sees of a target and drafter pair: answers as they are written, then the measured comparison."""
 
 import json
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...decoding.stats import SpecDecodingStats
 from ...drafters import DiffusionDrafter
-from ...engine.cpu.packed_weights import is_prepacked
-from ...measure.comparison import BASELINE, OURS, MethodResult, compare, default_methods, summary
+from ...experiments.bench import row
+from ...measure.methods import PLAIN, Method, drafted, prompt_lookup
+from ...measure.provenance import setting
+from ...measure.records import SpeedRecord
+from ...measure.timing import Prompts, time_answers
 from ...pairs import encode_prompt
 from .progress import progress_bar
 from .streaming import ACCEPTED_STYLE, ColourStreamer
@@ -46,37 +48,37 @@ def show(
         options | {"max_new_tokens": max_new_tokens, "do_sample": False},
         console,
     )
-    methods = default_methods(target, drafter, options)
+    methods = [PLAIN, prompt_lookup(), drafted(drafter, drafter.config.with_options(options))]
+    asked = [Prompts.greedy(ids, max_new_tokens) for ids in encoded]
     measured = setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
     is_exact = target.dtype == torch.float32
-    with progress_bar() as progress:
-        runs = len(methods) * repeats + (0 if is_exact else 2)
-        task = progress.add_task("Timing", total=runs * len(prompts))
-        results = compare(methods, encoded, max_new_tokens, repeats, lambda: progress.advance(task))
-        exact_results = results
+    with progress_bar() as on_progress:
+
+        def time(methods: Sequence[Method], repeats: int, title: str) -> dict[str, list[SpeedRecord]]:
+            arms = {method.title: partial(method.run, target) for method in methods}
+            return time_answers(arms, target, asked, repeats, on_progress=partial(on_progress, title))
+
+        records = checked = time(methods, repeats, "Timing")
         if not is_exact:
             target.float()
-            checked = {name: methods[name] for name in (BASELINE, OURS)}
-            exact_results = compare(checked, encoded, max_new_tokens, 1, lambda: progress.advance(task))
-    exact = sum(exact_results[-1].identical)
-    records = summary(results)
-    console.print(_table(records))
-    margins = [margin for result in results for margin in result.margins]
+            checked = time([methods[0], methods[-1]], 1, "Checking in float32")
+    exact = sum(record.identical is True for record in checked[methods[-1].title])
+    rows = [row(name, found) for name, found in records.items()]
+    console.print(_table(rows))
+    margins = [margin for each in rows if (margin := each["largest_margin_at_first_difference"]) is not None]
     if margins:
         console.print(f"Where texts part, the target's two best logits are at most {max(margins):.3f} apart.")
     console.print(f"In float32, {exact} of {len(prompts)} answers are identical to plain generate, token by token.")
-    advice = _advice(results, records)
+    advice = _advice(records[methods[-1].title], rows)
     for line in advice:
         console.print(f"- {line}", markup=False, highlight=False)
-    print(json.dumps({"results": records, "identical_in_float32": exact, "advice": advice} | measured))
+    print(json.dumps({"results": rows, "identical_in_float32": exact, "advice": advice} | measured))
 
 
-def _advice(results: Sequence[MethodResult], records: Sequence[dict[str, Any]]) -> list[str]:
-    """What the numbers of ours say, beside those of the best other method."""
-    speedups = {record["method"]: record["speedup"] for record in records}
-    ours = speedups.pop(OURS)
-    stats = next(result.stats for result in results if result.name == OURS)
-    return SpecDecodingStats.total(stats).advice(ours, max(speedups.values()))
+def _advice(records: Sequence[SpeedRecord], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the numbers of ours, the last row, say beside those of the best other method."""
+    *others, ours = (each["speedup"] for each in rows)
+    return SpecDecodingStats.total([record.stats for record in records if record.stats]).advice(ours, max(others))
 
 
 def _stream(
@@ -96,9 +98,9 @@ def _stream(
         )
 
 
-def _table(records: Sequence[dict[str, Any]]) -> Table:
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table("method", "tokens/s", "speedup", "mean acceptance length", "identical")
-    for record in records:
+    for record in rows:
         length = record["mean_acceptance_length"]
         is_identical = record["identical"] == record["prompts"]
         table.add_row(
@@ -109,16 +111,3 @@ def _table(records: Sequence[dict[str, Any]]) -> Table:
             "yes" if is_identical else f"{record['identical']} of {record['prompts']}",
         )
     return table
-
-
-def setting(target: PreTrainedModel) -> dict[str, Any]:
-    """What the numbers depend on."""
-    return {
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "device": str(target.device),
-        "processor": platform.machine(),
-        "prepacked": is_prepacked(target),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-    }

@@ -97,7 +97,7 @@ def _figures(trace: Trace) -> Sequence[tuple[str, str]]:
     return (
         ("new tokens", str(stats.emitted)),
         ("target forwards", str(stats.rounds)),
-        ("tokens per forward", f"{stats.mean_acceptance_length:.2f}"),
+        ("mean acceptance length", f"{stats.mean_acceptance_length:.2f}"),
         ("acceptance rate", f"{stats.acceptance_rate:.0%}"),
         ("tokens per second", f"{stats.emitted / _seconds(trace):.1f}"),
     )

@@ -1,10 +1,10 @@
 """Does FailFast beat drafts of a fixed length, written token by token or by diffusion?"""
 
 from ...drafters import DiffusionDrafter
-from ...measure.assistants import is_autoregressive
+from ...measure.methods import is_autoregressive
 from .. import plots
 from ..base import Axis, Experiment, Setup
-from ..sweeps import STORED, Variant, drafted, timing
+from ..sweeps import STORED, Variant, drafted, fixed, timing
 from ..tables import SPEED, Column
 
 
@@ -16,10 +16,10 @@ def variants(setup: Setup) -> list[Variant]:
         one_by_one = setup.config.with_options(
             {"confidence_threshold": 0.0, "chunk_length": 1, "max_draft_length": length}
         )
-        fixed = setup.config.with_options({"chunk_length": length, "max_draft_length": length})
+        one_chunk = setup.config.with_options({"chunk_length": length, "max_draft_length": length})
         found += [
-            drafted({"drafter": "autoregressive", "n": length}, autoregressive, one_by_one, "fixed"),
-            drafted({"drafter": "diffusion, fixed", "n": length}, setup.drafter, fixed, "fixed"),
+            drafted({"drafter": "autoregressive", "n": length}, autoregressive, one_by_one),
+            fixed({"drafter": "diffusion, fixed", "n": length}, setup.drafter, one_chunk),
         ]
     failfast = {"drafter": "FailFast", "n": setup.config.max_draft_length}
     return [*found, drafted(failfast, setup.drafter, setup.config)]

@@ -5,7 +5,7 @@ from itertools import product
 from ...config import FailFastConfig
 from .. import plots
 from ..base import Axis, Experiment, Setup
-from ..sweeps import STORED, Variant, drafted, timing, with_steps
+from ..sweeps import STORED, Variant, fixed, timing, with_steps
 from ..tables import MEMORY, SPEED, Column
 
 STEPS = (1, 2, 4, 6, 8, 10)
@@ -19,7 +19,7 @@ def variants(setup: Setup) -> list[Variant]:
         return setup.config.with_options({"chunk_length": gamma, "max_draft_length": gamma, "verifier": "rejection"})
 
     return [
-        drafted({"gamma": gamma, "T": steps}, with_steps(setup.drafter, steps), config(gamma), "fixed")
+        fixed({"gamma": gamma, "T": steps}, with_steps(setup.drafter, steps), config(gamma))
         for gamma, steps in product(map(int, setup.values), STEPS)
         if steps <= gamma
     ]

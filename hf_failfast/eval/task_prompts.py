@@ -12,9 +12,10 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from ..eval import task as _  # noqa: F401  (the class that our tasks name)
-from ..eval.paths import TASKS
-from ..measure.arms import Prompts
+from ..measure.timing import Prompts
+from . import task as _  # noqa: F401  (the class that our tasks name)
+from .model import stop_strings
+from .paths import TASKS
 
 
 def task_prompts(
@@ -36,13 +37,14 @@ def task_prompts(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    arguments = {"pad_token_id": tokenizer.pad_token_id} | sampling
     prompts: list[Prompts] = []
     for task in _tasks(names, prompts_file):
         requests = _requests(task, tokenizer, skip + limit)[skip:]
         if not requests:
             raise ValueError(f"The task {task.config.task!r} has no prompt after its first {skip}.")
         encoded = [_encode(request, tokenizer, max_new_tokens, device) for request in requests]
-        prompts += [replace(prompt, generation_kwargs=sampling) for prompt in encoded]
+        prompts += [replace(prompt, generation_kwargs=arguments) for prompt in encoded]
     return prompts
 
 
@@ -92,4 +94,4 @@ def _encode(
     ids = encoded["input_ids"].to(device)
     until = arguments.get("until") or []
     stop = [until] if isinstance(until, str) else until
-    return Prompts(ids, torch.ones_like(ids), ids.shape[1] + max_new_tokens, stop, {})
+    return Prompts(ids, torch.ones_like(ids), ids.shape[1] + max_new_tokens, stop_strings(tokenizer, stop), {})

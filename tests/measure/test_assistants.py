@@ -5,7 +5,7 @@ import torch
 from conftest import drafter, failfast, plain, prompt, saved_drafter, shared_drafter, target
 from sessions import chunk_of, session_of
 
-from hf_failfast.measure.assistants import autoregressive_twin, is_autoregressive, load_assistant
+from hf_failfast.measure.methods import autoregressive_twin, is_autoregressive, load_assistant
 
 
 def test_the_twin_predicts_what_the_drafter_drafts_first() -> None:
