@@ -26,7 +26,7 @@ from hf_failfast.pairs import DEMO_PROMPTS, encode_prompt, load_smollm2
 
 @contextmanager
 def timed_forwards() -> Iterator[list[float]]:
-    """Seconds of every forward of target and drafter meanwhile."""
+    """Seconds of every forward of target and drafter inside the context."""
     forward = EagerRunner._forward
     seconds: list[float] = []
 

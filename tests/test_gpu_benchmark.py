@@ -1,4 +1,4 @@
-"""The GPU benchmark's own code, with tiny shapes: it must not fail for the first time where GPU time is spent."""
+"""The GPU benchmark's own code, with tiny shapes, so that it does not fail for the first time on a GPU."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def report(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]
 
 
 def test_cpu_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A section would fail, or find that drafting changes the text."""
+    """Every section ends without an error, and drafting changes no text."""
     found = report(capsys, output=tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text()) == found
     assert not [name for name, section in found.items() if isinstance(section, dict) and "error" in section], found
@@ -27,13 +27,13 @@ def test_cpu_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def test_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
-    """A run would take longer than the time it was given, or a section be missing without a word."""
+    """After the given time no section starts, and each that was left out says so."""
     found = report(capsys, budget_seconds=0.0)
     assert all("skipped" in found[name] for name in ("machine", "kernels", "generations", "1.5B", "7B"))
 
 
 def test_a_failing_section(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    """One failure would cost the results of all other sections."""
+    """A section that fails leaves its error; the others keep their results."""
 
     def fail(machine: Any) -> None:
         raise RuntimeError("out of memory")
