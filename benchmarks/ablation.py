@@ -1,5 +1,5 @@
-"""Which losses and which kind of drafter train best: every variant from the same start, on the same data, for as many
-steps.
+"""Which losses and which kind of drafter train best: every variant from the same start, on the same data, for the
+same number of steps.
 
     python benchmarks/ablation.py --data DATA --steps 100 --seeds 1 --output results/ablation.json
 
@@ -52,7 +52,7 @@ FIXED_SHAPE = {"conditioned", "full vocabulary", "block-causal", "autoregressive
 class AutoregressiveTrainer(Trainer):
     """The matched opponent: the same layers, data, losses and steps without canvases, drafting token by token.
 
-    A token counts as accepted only behind accepted ones, where the drafter has read exactly the answer: so the
+    A token counts as accepted only after accepted ones, where the drafter has read exactly the answer: so the
     teacher-forced clean rows say what its own rollout would.
     """
 

@@ -1,12 +1,11 @@
 """What packed weights and grouped attention bring on this CPU: forwards of several widths, then answers.
 
-    OMP_WAIT_POLICY=passive python benchmarks/cpu.py --output results/cpu.json
+    OMP_WAIT_POLICY=passive python benchmarks/cpu.py
 
 Two copies of SmolLM2-135M-Instruct and the bundled drafter side by side in one process, one of them packed.
 """
 
 import copy
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from store import RESULTS, store
 
 from hf_failfast import grouped_attention, prepack
-from hf_failfast.engine.runner import EagerRunner
+from hf_failfast.engine.runner import EagerRunner, Forward
+from hf_failfast.engine.window import Window
 from hf_failfast.experiments.bench import PROMPTS, encode_prompts, row
 from hf_failfast.measure.methods import PLAIN, drafted
 from hf_failfast.measure.provenance import provenance
@@ -26,16 +27,12 @@ from hf_failfast.measure.timing import Prompts, seconds_by_arm, side_by_side, ti
 from hf_failfast.pairs import Pair, load_pair
 
 
-def forward(runner: EagerRunner, ids: torch.Tensor) -> Callable[[int], None]:
+def forward(runner: EagerRunner, ids: torch.Tensor) -> Callable[[int], Forward]:
     """A forward of a given number of rows after the ids (1, n)."""
-    cache = runner.new_cache(2 * ids.shape[1])
-    runner(ids, cache, rows=1)
-
-    def run(width: int) -> None:
-        runner(ids[:, :width], cache, rows=width)
-        cache.rollback(ids.shape[1])
-
-    return run
+    context = ids.shape[1]
+    cache = runner.new_cache(2 * context)
+    runner.run(Window(ids, [0], read=1), cache)
+    return lambda width: runner.run(Window(ids[:, :width], [context], read=width), cache)
 
 
 def time_forwards(pairs: dict[str, Pair], widths: list[int], contexts: list[int], repeats: int) -> dict[str, Any]:
@@ -69,7 +66,7 @@ def methods(name: str, pair: Pair) -> dict[str, Callable[[Prompts], list[SpeedRe
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="JSON file.")],
+    output: Path = RESULTS / "cpu.json",
     dtypes: Annotated[str, typer.Option(help="Comma-separated.")] = "bfloat16,float32",
     rows: Annotated[str, typer.Option(help="Rows of a forward, comma-separated.")] = "1,2,4,8,9,16,32",
     contexts: Annotated[str, typer.Option(help="Tokens before the rows, comma-separated.")] = "256,1024",
@@ -91,9 +88,8 @@ def main(
         found = time_answers(arms, ordinary.target, asked, repeats)
         results = [row(name, records) for name, records in found.items()]
         document[dtype] = {"forward_ms": forwards, "results": results}
-        print(json.dumps(document[dtype]))
     document |= {"threads": torch.get_num_threads()} | provenance()
-    output.write_text(json.dumps(document, indent=2) + "\n")
+    store(document, output)
 
 
 if __name__ == "__main__":

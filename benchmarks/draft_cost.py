@@ -1,10 +1,9 @@
 """What a draft of K tokens costs: one pass of a diffusion drafter, or K passes of an autoregressive one with the same
-layers and head, behind the same context. The weights do not matter; the bundled drafter's are used.
+layers and head, after the same context. The weights do not matter; the bundled drafter's are used.
 
-    python benchmarks/draft_cost.py --output results/draft_cost.json
+    python benchmarks/draft_cost.py
 """
 
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Annotated
 
 import torch
 import typer
+from store import RESULTS, store
 from transformers.utils import logging
 
 import hf_failfast
 from hf_failfast.drafters.bodies.borrowed import SharedBody
 from hf_failfast.drafters.masked.session import MaskedDrafter
 from hf_failfast.engine.runner import EagerRunner
+from hf_failfast.engine.window import Window
 from hf_failfast.measure.provenance import provenance
 from hf_failfast.measure.timing import seconds_by_arm, side_by_side
 from hf_failfast.pairs import load_smollm2
@@ -25,7 +26,7 @@ from hf_failfast.pairs import load_smollm2
 
 @torch.no_grad()
 def main(
-    output: Annotated[Path, typer.Option(help="JSON file.")],
+    output: Path = RESULTS / "draft_cost.json",
     length: Annotated[int, typer.Option(help="K, tokens of a draft.")] = 8,
     context: int = 256,
     repeats: int = 30,
@@ -38,12 +39,12 @@ def main(
     caches = {}
     for name, runner in runners.items():
         caches[name] = runner.new_cache(context + length + 1)
-        runner(torch.randint(1000, (1, context)), caches[name], rows=1)
+        runner.run(Window(torch.randint(1000, (1, context)), [0], read=1), caches[name])
 
     def passes(name: str, count: int, ids: torch.Tensor) -> None:
-        for _ in range(count):
-            runners[name](ids, caches[name], rows=ids.shape[1])
-        caches[name].rollback(context)
+        width = ids.shape[1]
+        for index in range(count):
+            runners[name].run(Window(ids, [context + index * width], read=width), caches[name])
 
     actions: dict[str, Callable[[torch.Tensor], None]] = {
         "diffusion draft": lambda ids: passes("drafter", 1, ids[:, :length]),
@@ -56,8 +57,7 @@ def main(
     seconds = seconds_by_arm(runs)
     medians = {name: round(1000 * statistics.median(seconds[name]), 2) for name in actions}
     document = {"milliseconds": medians, "length": length, "context": context, "repeats": repeats, **provenance()}
-    output.write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(document))
+    store(document, output)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,9 @@ from gpu_sections.kernel_times import measure_kernels
 from gpu_sections.machine import Machine, measure_machine
 from gpu_sections.passes import measure_liger, measure_passes
 from gpu_sections.rounds import measure_pair
+from store import RESULTS, store
 
 from hf_failfast.measure.provenance import provenance
-
-RESULTS = Path(__file__).parent.parent / "results"
 
 
 def sections(machine: Machine) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -70,10 +69,9 @@ def main(
             torch.cuda.empty_cache()
     if machine.is_gpu or output is not None:
         hardware = re.sub(r"\W+", "-", torch.cuda.get_device_name() if machine.is_gpu else "cpu").lower()
-        path = output or RESULTS / f"gpu-{hardware}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+        store(report, output or RESULTS / f"gpu-{hardware}.json")
+    else:
+        print(json.dumps(report))
 
 
 if __name__ == "__main__":

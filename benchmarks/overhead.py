@@ -1,21 +1,21 @@
 """How much of a drafted call lies outside the two models' forwards.
 
-    python benchmarks/overhead.py --output results/overhead.json
+    python benchmarks/overhead.py
 
 SmolLM2-135M-Instruct and the bundled drafter on the demo's prompts, on a CPU (a GPU's forwards return before they are
 done). What is not a forward: windows, masks, confidences, acceptance, the text, and `generate` around it all.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
+from store import RESULTS, store
 from transformers.utils import logging
 
 import hf_failfast
@@ -26,7 +26,7 @@ from hf_failfast.pairs import DEMO_PROMPTS, encode_prompt, load_smollm2
 
 @contextmanager
 def timed_forwards() -> Iterator[list[float]]:
-    """Seconds of every forward of target and drafter meanwhile."""
+    """Seconds of every forward of target and drafter inside the context."""
     forward = EagerRunner._forward
     seconds: list[float] = []
 
@@ -43,7 +43,7 @@ def timed_forwards() -> Iterator[list[float]]:
         EagerRunner._forward = forward  # type: ignore[method-assign]
 
 
-def main(output: Annotated[Path, typer.Option(help="JSON file.")], max_new_tokens: int = 64, repeats: int = 3) -> None:
+def main(output: Path = RESULTS / "overhead.json", max_new_tokens: int = 64, repeats: int = 3) -> None:
     logging.disable_progress_bar()
     target, tokenizer = load_smollm2(torch.bfloat16)
     drafter = hf_failfast.load_drafter(hf_failfast.BUNDLED_DRAFTER, dtype=torch.bfloat16)
@@ -66,8 +66,7 @@ def main(output: Annotated[Path, typer.Option(help="JSON file.")], max_new_token
         found["milliseconds_outside_per_round"].append(1e3 * outside / result.speculation.rounds)
     medians = {name: round(median(values), 4) for name, values in found.items()}
     document = medians | {"max_new_tokens": max_new_tokens, "repeats": repeats, **provenance()}
-    output.write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(document))
+    store(document, output)
 
 
 if __name__ == "__main__":

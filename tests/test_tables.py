@@ -12,10 +12,10 @@ def test_pages_agree_with_their_results(page: tables.Path) -> None:
 
 
 def test_a_table_is_written_between_its_markers_and_stays() -> None:
-    page = "before\n<!-- table: demo -->\nan old number\n<!-- /table -->\nbehind\n"
+    page = "before\n<!-- table: demo -->\nan old number\n<!-- /table -->\nafter\n"
     once = tables.filled(page)
     assert once.startswith("before\n<!-- table: demo -->\n| method |")
-    assert once.endswith("|\n<!-- /table -->\nbehind\n")
+    assert once.endswith("|\n<!-- /table -->\nafter\n")
     assert "an old number" not in once
     assert tables.filled(once) == once
 

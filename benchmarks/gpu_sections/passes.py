@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from hf_failfast.engine.cuda import graph_runner, slot_attention
 from hf_failfast.engine.cuda.graph_runner import CudaGraphRunner, KeptGraphs
 from hf_failfast.engine.runner import EagerRunner, Head, raw_logits
+from hf_failfast.engine.window import Window
+from hf_failfast.experiments.floor import bytes_per_forward
 
 from .machine import Machine
 
@@ -26,11 +28,12 @@ def sdpa_only() -> Iterator[None]:
 
 
 def measure_passes(machine: Machine, model: PreTrainedModel) -> dict[str, Any]:
-    """Milliseconds of a pass behind 1,024 tokens, by number of rows: eager, captured with SDPA, captured with the
+    """Milliseconds of a pass after 1,024 tokens, by number of rows: eager, captured with SDPA, captured with the
     kernel, and the memory floor."""
     found: dict[str, Any] = {}
     for rows in (1, 16, 32, 64) if machine.is_gpu else (1, 16):
-        found[f"{rows} rows"] = {"floor_ms": 1e3 * _floor(machine, model, rows)} | {
+        floor = bytes_per_forward(model, machine.context + rows) / machine.bandwidth
+        found[f"{rows} rows"] = {"floor_ms": 1e3 * floor} | {
             f"{kind}_ms": 1e3 * machine.seconds(forward_pass(machine, model, kind, rows))
             for kind in ("eager", "captured_sdpa", "captured")
         }
@@ -44,17 +47,17 @@ def _runner(machine: Machine, model: PreTrainedModel, kind: str) -> EagerRunner:
 def forward_pass(
     machine: Machine, model: PreTrainedModel, kind: str, rows: int, head: Head = raw_logits
 ) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """A forward of `rows` tokens behind a filled context, which forgets them again."""
+    """A forward of `rows` tokens after a filled context, which forgets them again."""
     runner = _runner(machine, model, kind)
     cache = runner.new_cache(machine.context + graph_runner.MAX_WIDTH)
     with torch.no_grad():
-        runner(torch.zeros(1, machine.context, dtype=torch.long, device=machine.device), cache, 1)
+        prompt = torch.zeros(1, machine.context, dtype=torch.long, device=machine.device)
+        runner.run(Window(prompt, [0], read=1), cache)
     ids = torch.zeros(1, rows, dtype=torch.long, device=machine.device)
 
     @torch.no_grad()
     def run() -> tuple[torch.Tensor, ...]:
-        cache.rollback(machine.context)
-        return runner.run(ids, cache, rows, None, head)
+        return runner.run(Window(ids, [machine.context], read=rows), cache, head).outputs
 
     if kind == "captured_sdpa":
         with sdpa_only():
@@ -63,17 +66,6 @@ def forward_pass(
     if isinstance(runner, CudaGraphRunner):
         assert runner.replays, runner.kept.problem
     return run
-
-
-def _floor(machine: Machine, model: PreTrainedModel, rows: int) -> float:
-    """Seconds to read all weights that a pass reads, and K/V of the context, at the measured bandwidth."""
-    config = model.config
-    weights = sum(tensor.numel() for name, tensor in model.named_parameters() if "embed_tokens" not in name)
-    if config.tie_word_embeddings:
-        weights += model.get_input_embeddings().weight.numel()
-    head_dim = config.hidden_size // config.num_attention_heads
-    states = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * (machine.context + rows)
-    return (weights + states) * model.dtype.itemsize / machine.bandwidth
 
 
 def measure_liger(machine: Machine, drafter: PreTrainedModel) -> dict[str, Any]:

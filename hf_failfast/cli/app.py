@@ -32,14 +32,14 @@ class Commands(TyperGroup):
 def _in_words(error: Exception) -> str:
     """The message of what a user can mend; anything else with its kind, and how to see where it arose."""
     if isinstance(error, (ValueError, OSError, ImportError)):
-        return str(error) + (_OFFLINE if _is_for_want_of_the_hub(error) else "")
+        return str(error) + (_OFFLINE if _needs_the_hub(error) else "")
     return f"{type(error).__name__}: {error} (the traceback: hf-failfast --debug ...)"
 
 
 _OFFLINE = "\nhuggingface_hub is offline (HF_HUB_OFFLINE=1): unset HF_HUB_OFFLINE to fetch from the Hub."
 
 
-def _is_for_want_of_the_hub(error: Exception) -> bool:
+def _needs_the_hub(error: Exception) -> bool:
     from huggingface_hub import is_offline_mode
 
     return is_offline_mode() and "couldn't connect" in str(error)

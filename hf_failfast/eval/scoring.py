@@ -18,7 +18,7 @@ _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 def score_boxed(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     """exact_match of the last \\boxed{} with the answer, by lm-eval's rules for MATH; no box is a wrong answer.
 
-    GSM8K's answer stands behind its `####`; a multiple-choice answer is its letter.
+    GSM8K's answer stands after its `####`; a multiple-choice answer is its letter.
     """
     boxed = last_boxed_only_string(results[0])
     gold = str(doc["answer"] if "answer" in doc else doc["Answer"]).rsplit("####", 1)[-1]
@@ -55,7 +55,7 @@ def code_of(response: str) -> str:
 
 
 def humaneval_program(response: str, prompt: str, entry_point: str) -> str:
-    """The program an answer writes: a whole function behind the prompt's imports, or the prompt's continuation."""
+    """The program an answer writes: a whole function after the prompt's imports, or the prompt's continuation."""
     code = code_of(response)
     signature = f"def {entry_point}("
     return prompt.split(signature)[0] + code if signature in code else prompt + code

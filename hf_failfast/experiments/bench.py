@@ -35,7 +35,7 @@ WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def load(target: str | None, drafter: str | None, dtype: Any, device: str) -> Pair:
-    """The pair; models of which there is only a `config.json` get random weights, and no tokenizer is needed then."""
+    """The pair; models with only a `config.json` get random weights, and then need no tokenizer."""
     if target is None or drafter is None or not is_without_weights(target):
         return load_pair(target, drafter, dtype, device)
     names = {"target": target, "drafter": drafter}

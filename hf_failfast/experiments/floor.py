@@ -1,4 +1,4 @@
-"""How far a forward is from the time its bytes need: the floor of every method on this machine."""
+"""How far a forward is from the time that its bytes need: the floor of every method on this machine."""
 
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,7 @@ def bandwidth(device: torch.device) -> float:
 
 
 def bytes_per_forward(target: PreTrainedModel, context: int) -> int:
-    """What a forward of one token has to read: every weight once, but for an embedding that is no head, and K/V."""
+    """What a forward has to read: every weight once, but for an embedding that is no head, and K/V of the context."""
     weights = {id(value): value.nbytes for value in target.parameters()}
     embedding, head = target.get_input_embeddings(), target.get_output_embeddings()
     if head is None or embedding.weight is not head.weight:

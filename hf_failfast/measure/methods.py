@@ -180,7 +180,7 @@ def compiled_methods(
     methods: list[Method] = []
     found: dict[str, dict[str, Any]] = {}
     for plain in hf_methods(assistant) if COMPILES_ASSISTED else [PLAIN]:
-        # Long enough for verifications of several widths, each of which may be compiled anew.
+        # Long enough for verifications of several widths: each may be compiled anew.
         first = prompts[0].up_to(24 if plain.arguments else 3)
         arguments = plain.arguments | {"compile_config": config}
         slots = max(prompt.max_length for prompt in prompts)

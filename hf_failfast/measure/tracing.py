@@ -43,8 +43,8 @@ class TracedRound:
 
     @property
     def judged(self) -> list[tuple[float, bool]]:
-        """(confidence, whether it was accepted) of every judged draft token. Behind a rejection the target answered
-        another prefix than the drafter's, and behind the end of the text nothing: no verdict on those."""
+        """(confidence, whether it was accepted) of every judged draft token. After a rejection the target answered
+        another prefix than the drafter's, and after the end of the text nothing: no verdict on those."""
         first_rejected = self.accepted < len(self.draft_ids) and self.has_bonus
         verdicts = [True] * self.accepted + [False] * first_rejected
         return list(zip(self.confidence, verdicts, strict=False))

@@ -46,7 +46,7 @@ def test_generate_names_a_bad_option(folder, arguments, message):
 
 
 def test_train_makes_a_drafter_that_generate_uses(folder, tmp_path):
-    """The whole of the recipe on a target that a minute suffices for: questions, answers, steps, checkpoint."""
+    """The whole recipe on a tiny target: questions, answers, steps, and a checkpoint that `generate` takes."""
     output = tmp_path / "trained"
     arguments = ("train", "--target", folder, "--output", output, "--steps", 4, "--answer-tokens", 24)
     arguments += ("--layers", "0,1", "--canvas-length", 4, "--draft-vocabulary", 0)
@@ -105,7 +105,7 @@ def test_json_is_all_that_is_printed(folder):
 
 
 def test_prepack_is_for_every_method(folder):
-    """One method would be timed with packed weights, another without."""
+    """`--prepack` packs the weights of every method of a command, and no answer changes."""
     pair = ["--target", folder, "--drafter", folder, "--prompt", "a b c", "--dtype", "float32", "--prepack", "--json"]
     for command in (["generate"], ["bench", "--assistant", folder]):
         document = json.loads(run(*command, *pair, "--max-new-tokens", 6, "--repeats", 1).stdout)
@@ -158,5 +158,5 @@ def test_a_hub_name_while_offline_says_so_and_what_to_set(folder):
 
 
 def test_help_shows_defaults_that_depend_on_others():
-    """Rich took brackets in a help text for markup and showed nothing."""
+    """A default that depends on another option is shown in brackets, which rich does not take for markup."""
     assert "[default: (OUTPUT/data)]" in " ".join(run("train", "--help").output.replace("│", " ").split())

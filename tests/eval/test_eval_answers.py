@@ -48,7 +48,7 @@ def test_pass_at_k_estimates_and_refuses() -> None:
     ],
 )
 def test_programs_run_within_limits(program: str, expected: bool) -> None:
-    """A program that leaves early must not count as one that passed its tests."""
+    """Only a program that reaches its end passes; one that leaves early or breaks a limit does not."""
     assert runs_through(program, timeout_seconds=2.0 if "while" in program else 20.0) is expected
 
 
@@ -73,7 +73,7 @@ def test_boxed_answers(response: str, doc: dict[str, Any], expected: float) -> N
 
 
 def test_humaneval_answers_as_block_and_as_continuation() -> None:
-    """The wheel's own solutions pass in both forms, behind the prompt's imports; a wrong one does not."""
+    """The wheel's own solutions pass in both forms, after the prompt's imports; a wrong one does not."""
     doc = offline.humaneval()["test"][0]
     function = doc["prompt"].split("from typing import List")[1] + doc["canonical_solution"]
     whole = f"Here it is:\n```python\n{function}```\nDone."

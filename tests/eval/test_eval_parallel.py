@@ -55,7 +55,7 @@ def alone(folders: dict[str, str]) -> dict[str, Any]:
 def test_two_processes_answer_every_document_once(
     local_processes: int, folders: dict[str, str], alone: dict[str, Any], tmp_path: Path
 ) -> None:
-    """lm-eval's own model takes the rank on the machine for the rank: two machines are both the first."""
+    """Two processes, on one machine or two, share the documents and report what one process does."""
     both = run_two(folders, tmp_path / "both.json", local_processes)
     assert (alone["processes"], both["processes"]) == (1, 2)
     assert both["ids"] == alone["ids"] == [0, 1, 2, 3, 4]

@@ -108,7 +108,7 @@ def test_batches_keep_texts_and_records_with_their_requests(load: Any, plain_tex
 
 
 def test_stop_strings_inside_a_draft_are_not_overrun(load: Any, plain_texts: list[str]) -> None:
-    """lm-eval's own criterion sees the last tokens only: assisted decoding ran on behind the stop string."""
+    """Every method stops at a stop string inside a draft, with plain decoding's token count."""
     stop = plain_texts[0][3]
     counts = {}
     for method in ("plain", "assisted", "prompt_lookup", "failfast"):
@@ -172,7 +172,7 @@ def test_loglikelihoods_are_lm_evals(load: Any, folders: dict[str, str]) -> None
 
 
 def test_repeats_and_padding_requests() -> None:
-    """With several processes lm-eval repeats a request to even out their numbers; only its own answers count."""
+    """A request's repeats are combined; the answers that lm-eval asks for only to even out processes are not."""
     from lm_eval.api.instance import Instance
 
     from hf_failfast.measure.records import SpeedRecord, attach
@@ -187,7 +187,7 @@ def test_repeats_and_padding_requests() -> None:
 
 @pytest.mark.parametrize("flag", ["load_in_4bit", "load_in_8bit"])
 def test_quantised_targets(flag: str, load: Any) -> None:
-    """lm-eval hands its flags to `from_pretrained`, which transformers 5 refuses."""
+    """lm-eval's quantisation flags reach transformers 5, and drafting stays lossless."""
     pytest.importorskip("bitsandbytes")
     results = evaluate_tasks(load(compare_plain=True, **{flag: True}), [TASK], limit=2)
     assert results["results"][TASK]["identical,speed"] == 1.0

@@ -47,7 +47,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_record_says_what_it_wrote(tmp_path: Path, folder: Path) -> None:
-    """Nothing was printed."""
+    """`--record` writes a record that loads again, and prints its path."""
     out = tmp_path / "acceptance.json"
     result = run("--target", folder, "--drafter", folder, "--prompt", "a b", "--record", out, *SHORT)
     assert result.exit_code == 0, result.output
@@ -56,7 +56,7 @@ def test_record_says_what_it_wrote(tmp_path: Path, folder: Path) -> None:
 
 
 def test_record_holds_what_was_drafted(acceptance: Path) -> None:
-    """Chunks would be compared with the text one position off: with shift 1 the first token is the target's own."""
+    """The record compares each chunk with the text at its own position: with shift 1 every first token is right."""
     texts = load(acceptance)
     assert [len(text) for text in texts] == [20, 20]
     assert all(right[0] for text in texts for _, right in text)
@@ -66,7 +66,7 @@ def test_record_holds_what_was_drafted(acceptance: Path) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"length_policy": "goodput"}])
 def test_a_replay_is_lossless_and_accepts_what_was_recorded(acceptance: Path, options: dict[str, str]) -> None:
-    """The replayed drafts would be right where the record was wrong, or shift the text."""
+    """A replay writes the plain text and accepts exactly the recorded tokens of every draft."""
     texts = load(acceptance)
     answer = plain(target("qwen2"), prompt(9), max_new_tokens=20)
     proposer = ReplayDrafter(drafter("canvas_shift", seed=1), texts, [(9, answer)])
@@ -83,7 +83,7 @@ def test_a_replay_is_lossless_and_accepts_what_was_recorded(acceptance: Path, op
 
 
 def test_document_of_a_replay(acceptance: Path, configs: tuple[Path, Path], tmp_path: Path) -> None:
-    """A number would be missing, a figure not drawn, or a replay not be called one."""
+    """The document has every number of every method and says that it is a replay; all figures are drawn."""
     folders = ["--target", configs[0], "--drafter", configs[1]]
     result = run(*folders, "--replay", acceptance, "--plots", tmp_path / "plots", *SHORT)
     assert result.exit_code == 0, result.output
@@ -121,7 +121,7 @@ def test_the_table_says_that_it_is_a_replay(acceptance: Path, configs: tuple[Pat
 
 
 def test_assisted_by_an_autoregressive_model(folder: Path) -> None:
-    """The arm would be missing, run without the draft model, or change the text."""
+    """The assisted method runs the draft model and writes the plain text."""
     calls = []
     forward = LlamaForCausalLM.forward
 
@@ -150,7 +150,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], N
 
 
 def test_plain_generate_compiled(backend: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing would be compiled on a CPU, each prompt be compiled anew, or the text be another one."""
+    """On a CPU one compilation serves all prompts, and the text stays the plain one."""
     monkeypatch.setattr("hf_failfast.measure.methods.COMPILES_ASSISTED", False)
     graphs = []
 
@@ -172,7 +172,7 @@ def test_plain_generate_compiled(backend: Any, folder: Path, monkeypatch: pytest
 
 @pytest.mark.skipif(not COMPILES_ASSISTED, reason="transformers before 5.24 compiles plain `generate` only")
 def test_prompt_lookup_compiled(backend: Any, folder: Path) -> None:
-    """The compiled arm writes the plain text, and is timed as a method of its own."""
+    """The compiled method writes the plain text, and is timed as a method of its own."""
     graphs = []
 
     def counted(graph: Any, inputs: Any, **_: Any) -> Any:
@@ -191,7 +191,7 @@ def test_prompt_lookup_compiled(backend: Any, folder: Path) -> None:
 
 
 def test_a_failed_compilation_is_a_note(backend: Any, folder: Path) -> None:
-    """Without a C++ compiler the whole benchmark would end in a traceback, or the arm be missing without a word."""
+    """Without a C++ compiler the benchmark goes on without that method and says why."""
 
     def broken(graph: Any, inputs: Any, **_: Any) -> Any:
         raise RuntimeError("No working C++ compiler\n\nand much more")
@@ -220,7 +220,7 @@ def test_a_file_that_is_no_record(tmp_path: Path, content: str) -> None:
 
 
 def test_plots_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The run would end in an error after minutes of timing."""
+    """A missing matplotlib is named before anything is timed."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     result = run("--plots", tmp_path, *SHORT)
     assert result.exit_code == 1
@@ -228,7 +228,7 @@ def test_plots_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_bytes_of_a_forward() -> None:
-    """A tied head would be counted twice, an embedding that is only looked up at all, or K/V not."""
+    """Counts a tied head once, an embedding that is only looked up not at all, and K/V of the context."""
     tied, untied = (tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
     body = sum(value.nbytes for value in untied.model.layers.parameters()) + untied.model.norm.weight.nbytes
     table = VOCAB_SIZE * 32 * 4
@@ -237,5 +237,5 @@ def test_bytes_of_a_forward() -> None:
 
 
 def test_bandwidth() -> None:
-    """No memory reads a terabyte per second into two cores, and none less than a hundred megabytes."""
+    """The measured bandwidth is between 100 MB and 2 TB per second."""
     assert 1e8 < bandwidth(torch.device("cpu")) < 2e12

@@ -47,7 +47,7 @@ def test_only_causal_canvases_with_shift_read_as_one() -> None:
 
 
 def test_a_drafter_s_folder_loads_as_its_twin_or_not_at_all() -> None:
-    """As a plain checkpoint it would load with random weights for whatever it borrows, and never be accepted."""
+    """A drafter's folder gives its twin, with the target's weights where it borrows them; others are refused."""
     twin = load_assistant(saved_drafter("canvas_shift"), target("qwen2"))
     assert torch.equal(twin(prompt(5)).logits[..., :120], target("qwen2")(prompt(5)).logits)
     with pytest.raises(ValueError, match="cannot be read autoregressively"):

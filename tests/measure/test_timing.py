@@ -20,7 +20,7 @@ def recording(calls: list[tuple[str, int]]) -> dict[str, Callable[[int], int]]:
 
 
 def test_every_arm_answers_an_input_before_the_next_is_asked() -> None:
-    """Runs far apart would be compared, or an arm be asked more often than another."""
+    """All arms have `repeats` runs of an input before the next input is asked, after one warm-up each."""
     calls: list[tuple[str, int]] = []
     outputs = [[(run.arm, run.output) for run in runs] for runs in side_by_side(recording(calls), [10, 20], 4, 7)]
     assert calls[:3] == [("a", 7), ("b", 7), ("c", 7)], "the warm-up"
@@ -31,7 +31,7 @@ def test_every_arm_answers_an_input_before_the_next_is_asked() -> None:
 
 
 def test_the_order_is_random_and_repeatable() -> None:
-    """One arm would always run behind the same other one, whose heat or garbage it pays for."""
+    """Arms run in changing order, so that none always pays for the same other one; a seed repeats it."""
 
     def orders(seed: int) -> list[str]:
         [runs] = side_by_side(recording([]), [1], 8, 1, seed)
@@ -43,7 +43,7 @@ def test_the_order_is_random_and_repeatable() -> None:
 
 
 def test_the_seconds_are_those_of_the_arm() -> None:
-    """What happens between two runs would be counted, or one arm's time be another's."""
+    """An arm's seconds are its own call's, without what the caller does between two runs."""
     [runs] = side_by_side({"slow": lambda _: time.sleep(0.05), "fast": lambda _: None}, [None], 2, None)
     measured = []
     for run in runs:
@@ -55,6 +55,6 @@ def test_the_seconds_are_those_of_the_arm() -> None:
 
 
 def test_seconds_by_arm_keeps_the_repeats_in_order() -> None:
-    """Ratios of runs made side by side would be of runs from different repeats."""
+    """Entry i of two arms comes from the same repeat, whatever the order of the runs."""
     runs = [Run("a", None, 1.0), Run("b", None, 2.0), Run("b", None, 3.0), Run("a", None, 4.0)]
     assert seconds_by_arm(runs) == {"a": [1.0, 4.0], "b": [2.0, 3.0]}

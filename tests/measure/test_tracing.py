@@ -55,14 +55,14 @@ def test_judged_tokens_end_with_the_first_rejected_one(text: torch.Tensor) -> No
 
 
 def test_a_draft_cut_by_the_end_of_the_text_has_no_rejected_token() -> None:
-    """The text ended behind the second token: the third was not refused."""
+    """Where the text ended after the second token, the third has no verdict."""
     cut = TracedRound([1, 2, 3], [0.9, 0.8, 0.7], 2, [1, 2], [0.5, 0.5], 1, 0.1, 0.1)
     assert cut.judged == [(0.9, True), (0.8, True)]
     assert not cut.has_bonus
 
 
 def test_sampled_drafts_are_traced_as_they_are_without() -> None:
-    """The drafter must learn the temperature that it is to draw at."""
+    """Traced and untraced sampling write the same: the recorder hands the request's temperature on."""
     model, ids, sampled = target("qwen2"), prompt(9), drafter("canvas_shift")
     arguments = {"max_new_tokens": 20, "do_sample": True, "verifier": "rejection"}
     torch.manual_seed(3)

@@ -5,7 +5,7 @@ A page says which table it wants, and where:
     <!-- table: demo -->
     <!-- /table -->
 
-`make tables` fills in what `table()` of `tools/tables/demo.py` returns; words behind the name are its arguments
+`make tables` fills in what `table()` of `tools/tables/demo.py` returns; words after the name are its arguments
 (`<!-- table: experiment tau -->` calls `table("tau")`). A test fails while a page differs from its results. A new
 table is a new file here with a function `table`, and the two markers.
 """
@@ -35,7 +35,7 @@ def filled(page: str) -> str:
     """
     blocks = list(_BLOCK.finditer(page))
     if len(_MARKER.findall(page)) != 2 * len(blocks) or any(_MARKER.search(block["body"]) for block in blocks):
-        raise ValueError("Every `<!-- table: NAME -->` line needs one `<!-- /table -->` line behind it.")
+        raise ValueError("Every `<!-- table: NAME -->` line needs one `<!-- /table -->` line after it.")
     return _BLOCK.sub(lambda block: f"{block['start']}{_made(block['call'])}\n{block['end']}", page)
 
 
