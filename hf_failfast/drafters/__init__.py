@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..engine.ragged import RaggedIds
 from .base import DiffusionDrafter, Draft, DraftRequest, DraftSession, PerRow
 from .denoising import Warp
 from .loading import load_drafter
@@ -24,6 +25,7 @@ __all__ = [
     "DrafterSpec",
     "FallbackSession",
     "PerRow",
+    "RaggedIds",
     "Warp",
     "Wrapper",
     "load_drafter",

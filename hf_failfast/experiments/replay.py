@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..drafters import DiffusionDrafter, DraftRequest, DraftSession, PerRow, Wrapper
+from ..drafters import DiffusionDrafter, DraftRequest, DraftSession, PerRow, RaggedIds, Wrapper
 from ..drafters.chunks import Chunk, ChunkedSession
-from ..engine.ragged import RaggedIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

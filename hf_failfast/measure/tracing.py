@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from ..decoding.stats import SpecDecodingStats
-from ..drafters import DiffusionDrafter, Draft, DraftRequest, DraftSession, Wrapper
-from ..engine.ragged import RaggedIds
+from ..drafters import DiffusionDrafter, Draft, DraftRequest, DraftSession, RaggedIds, Wrapper
 from ..policies.base import LengthPolicy
 
 if TYPE_CHECKING:
