@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -31,3 +32,9 @@ def attention_name(model: CausalLM) -> str | None:
     """The model's attention implementation; another thread may just have put one of ours in the place of SDPA."""
     name: str | None = model.config.get_text_config(decoder=True)._attn_implementation
     return "sdpa" if name is not None and name.startswith(PREFIX) else name
+
+
+def takes_logits_to_keep(model: CausalLM) -> bool:
+    """Whether the forward can leave out logits, as transformers itself finds it out; remote code often cannot."""
+    forward = getattr(model, "forward", type(model).__call__)
+    return "logits_to_keep" in inspect.signature(forward).parameters

@@ -8,7 +8,7 @@ import torch
 from transformers import Cache
 
 from ..compatibility import CACHE
-from .causal_lm import CausalLM, attention_name
+from .causal_lm import CausalLM, attention_name, takes_logits_to_keep
 from .cpu.grouped_attention import in_place_of_sdpa, is_usable
 from .ragged import indices, is_even
 from .slot_cache import SlotCache, layer_windows
@@ -64,6 +64,7 @@ class EagerRunner:
         self.is_grouped = is_usable(model)
         self.takes_bool_masks = self.is_grouped or (self.layer_types is not None and attention_name(model) == "sdpa")
         self.num_positions = getattr(config, "max_position_embeddings", None)
+        self.leaves_out_logits = takes_logits_to_keep(model)
         self.hidden_layers = hidden_layers
         self.recorded = recorded
 
@@ -119,14 +120,15 @@ class EagerRunner:
             attention_mask=mask,
             **{CACHE: cache},
             use_cache=True,
-            logits_to_keep=read,
             return_dict=True,
+            **({"logits_to_keep": read} if self.leaves_out_logits else {}),
             **{f"output_{name}": True for name in wanted},
         )
         hidden_states = None
         if self.hidden_layers:
             hidden_states = torch.cat([outputs.hidden_states[layer] for layer in self.hidden_layers], dim=-1)
-        return outputs.logits, hidden_states, {name: outputs[name] for name in self.recorded}
+        logits = _of_read(outputs.logits, read)
+        return logits, hidden_states, {name: outputs[name] for name in self.recorded}
 
     def _mask(self, positions: torch.Tensor, limit: torch.Tensor, end: int) -> Mask:
         """The 4-D mask; one per layer type where the model's layers differ in type."""
@@ -147,3 +149,10 @@ class EagerRunner:
         return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
             ~visible, torch.finfo(dtype).min
         )
+
+
+def _of_read(logits: torch.Tensor, read: int | torch.Tensor) -> torch.Tensor:
+    """The logits of the tokens read, where a model may have returned those of the whole window."""
+    if logits.shape[1] == (read if isinstance(read, int) else len(read)):
+        return logits
+    return logits[:, -read:] if isinstance(read, int) else logits[:, read]

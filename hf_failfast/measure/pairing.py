@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..engine.causal_lm import takes_logits_to_keep
 from ..eval.options import Latencies
 from .arms import Answer
 from .records import SpeedRecord
@@ -47,7 +48,8 @@ def difference_margin(
     """
     shared = next(index for index, (a, b) in enumerate(zip_longest(token_ids, plain_ids)) if a != b)
     prefix = torch.cat([prompt_ids, prompt_ids.new_tensor([plain_ids[:shared]])], dim=1)
-    best, second = model(input_ids=prefix, logits_to_keep=1).logits[0, -1].float().topk(2).values.tolist()
+    kept = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
+    best, second = model(input_ids=prefix, **kept).logits[0, -1].float().topk(2).values.tolist()
     return best - second
 
 

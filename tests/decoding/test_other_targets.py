@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LOOPS, VOCAB_SIZE, assisted, drafter, plain, prompt, tiny_model
+from conftest import LOOPS, VOCAB_SIZE, assisted, drafter, failfast, plain, prompt, target, tiny_model
 from scripted import ScriptedDrafter
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+from test_batch import ScriptedRows, batch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, LlamaForCausalLM
+
+from hf_failfast.compatibility import CACHE
 
 LINEAR: dict[str, Any] = {f"linear_{kind}_head_dim": 8 for kind in ("key", "value")} | {"head_dim": 8}
 LINEAR |= {
@@ -106,3 +109,57 @@ def test_text_for_a_multimodal_model(name: str, loop: str) -> None:
     output = LOOPS[loop](model, input_ids, script, max_new_tokens=20, return_dict_in_generate=True)
     assert torch.equal(output.sequences, reference)
     assert output.speculation.accepted > 8
+
+
+class IgnoresLogitsToKeep(LlamaForCausalLM):
+    """As much remote code: takes any argument, and returns all logits."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, **inputs: Any) -> Any:
+        inputs.pop("logits_to_keep", None)
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+
+
+class RefusesLogitsToKeep(LlamaForCausalLM):
+    """As older remote code: an argument that it does not know is a TypeError."""
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        cache: Any = None,
+        inputs_embeds: Any = None,
+        use_cache: Any = None,
+        return_dict: Any = None,
+    ) -> Any:
+        own = {CACHE: past_key_values if cache is None else cache, "use_cache": use_cache}
+        return super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **own
+        )
+
+
+class AlwaysReturnsAllLogits(LlamaForCausalLM):
+    """Names the argument and does not heed it."""
+
+    def forward(self, input_ids: Any = None, logits_to_keep: Any = 0, **inputs: Any) -> Any:
+        return super().forward(input_ids=input_ids, **inputs)
+
+
+@pytest.mark.parametrize("lengths", [(9,), (23, 9, 16)])
+@pytest.mark.parametrize("kind", [IgnoresLogitsToKeep, RefusesLogitsToKeep, AlwaysReturnsAllLogits])
+def test_a_forward_that_returns_all_logits(kind: type[LlamaForCausalLM], lengths: tuple[int, ...]) -> None:
+    """Targets whose forward leaves out no logits keep their text, alone and in a batch, with and without scores."""
+    model = kind(target("llama").config).eval()
+    model.load_state_dict(target("llama").state_dict())
+    ids, mask = batch(lengths)
+    options = {"attention_mask": mask, "max_new_tokens": 20}
+    reference = plain(model, ids, **options)
+    proposer = ScriptedRows(
+        [ScriptedDrafter(plain(model, prompt(n), max_new_tokens=30), [3, 0, 10, 1]) for n in lengths]
+    )
+    output = failfast(model, ids, proposer, return_dict_in_generate=True, output_logits=True, **options)
+    assert torch.equal(output.sequences, reference)
+    assert output.speculation.accepted > 8 * len(lengths)
+    own = drafter("canvas_shift", "llama")
+    assert torch.equal(failfast(model, ids, own, **options), reference)
