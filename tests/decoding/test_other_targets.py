@@ -134,9 +134,7 @@ class RefusesLogitsToKeep(LlamaForCausalLM):
         return_dict: Any = None,
     ) -> Any:
         own = {CACHE: past_key_values if cache is None else cache, "use_cache": use_cache}
-        return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **own
-        )
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **own)
 
 
 class AlwaysReturnsAllLogits(LlamaForCausalLM):
