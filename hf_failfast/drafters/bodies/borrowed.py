@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class ReducedHeads(WeakKeyDictionary[nn.Module, nn.Linear]):
+    """What is left of each target's head; made anew in a copy or another process."""
+
+    def __reduce__(self) -> tuple[type[ReducedHeads], tuple[()]]:
+        return ReducedHeads, ()
+
+    def __deepcopy__(self, memo: object) -> ReducedHeads:
+        return ReducedHeads()
+
+
 class SharedBody(nn.Module):
     """Decoder layers, final norm and one mask embedding; optionally a reduced draft vocabulary.
 
@@ -42,7 +52,7 @@ class SharedBody(nn.Module):
         self.mask_embedding = nn.Parameter(mask_embedding)
         self.draft_vocabulary: torch.Tensor | None
         self.register_buffer("draft_vocabulary", None if draft_vocabulary is None else draft_vocabulary.long())
-        self._reduced_heads: WeakKeyDictionary[nn.Module, nn.Linear] = WeakKeyDictionary()
+        self._reduced_heads = ReducedHeads()
 
     def attach(self, target: PreTrainedModel) -> BorrowingLM:
         """The drafter as a causal LM on this target's embedding and head; moves the layers to the target's device."""
