@@ -10,6 +10,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .drafters import BUNDLED_DRAFTER, DiffusionDrafter, DraftRequest, load_drafter
+from .engine.causal_lm import execution_device
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 # The package of a registry that brings its weights, for machines that reach no model hub.
@@ -47,7 +48,7 @@ def load_pair(target: str | None, drafter: str | None, dtype: Any, device: str) 
     else:
         model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(target)
-    loaded = load_drafter(drafter or BUNDLED_DRAFTER, dtype=model.dtype, device_map=model.device)
+    loaded = load_drafter(drafter or BUNDLED_DRAFTER, dtype=model.dtype, device_map=execution_device(model))
     loaded.start(DraftRequest(model, capacity=1))  # refuses a drafter that does not fit this target
     names = {"target": target or SMOLLM2, "drafter": drafter or BUNDLED_DRAFTER.name}
     return Pair(model, tokenizer, loaded, names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,28 @@ class CausalLM(Protocol):
     def modules(self) -> Iterator[torch.nn.Module]: ...
 
     def __call__(self, *, input_ids: torch.Tensor, logits_to_keep: int | torch.Tensor, **inputs: Any) -> Any: ...
+
+
+def execution_device(model: torch.nn.Module) -> torch.device:
+    """Where a model or module computes: where its weights are, or if these are offloaded (`meta`), where the hooks of
+    accelerate bring them."""
+    device = next((weights.device for weights in model.parameters()), torch.device("cpu"))
+    if device.type != "meta":
+        return device
+    hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
+    each = (part for hook in hooks for part in getattr(hook, "hooks", [hook]))
+    named = (getattr(hook, "execution_device", None) for hook in each)
+    return torch.device(next((name for name in named if name is not None), device))
+
+
+def in_place(module: torch.nn.Module) -> AbstractContextManager[None]:
+    """In this context the weights of an offloaded module are where it computes."""
+    if not hasattr(module, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    context: AbstractContextManager[None] = align_module_device(module)
+    return context
 
 
 def attention_name(model: CausalLM) -> str | None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ..cli.output.progress import progress_bar
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, DraftRequest, load_drafter
+from ..engine.causal_lm import execution_device
 from ..eval.options import Latencies
 from ..eval.preflight import check_prompts
 from ..measure.arms import Prompts
@@ -136,7 +137,7 @@ def load_autoregressive(name: str, target: PreTrainedModel) -> DiffusionDrafter:
         shift=1,
         mask_token_id=0,
         dtype=target.dtype,
-        device_map=target.device,
+        device_map=execution_device(target),
     )
     drafter.start(DraftRequest(target, capacity=1))  # refuses a model that does not fit
     return drafter

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..drafters import load_drafter
 from ..drafters.checkpoints.reading import find_file
+from ..engine.causal_lm import execution_device
 from ..generate import generate as decode
 from ..version import __version__
 
@@ -36,7 +37,7 @@ def _own_drafter(repository: Any, model: Any, hub: dict[str, Any]) -> Any:
         raise ValueError(
             "This repository holds no drafter: pass `assistant_model`, the folder or Hub id of a diffusion drafter."
         )
-    return _load_once(repository, dtype=model.dtype, device_map=model.device, **hub)
+    return _load_once(repository, dtype=model.dtype, device_map=execution_device(model), **hub)
 
 
 try:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config import FailFastConfig
 from ..decoding.stats import SpecDecodingStats
 from ..drafters import DiffusionDrafter, DraftRequest, load_drafter
+from ..engine.causal_lm import execution_device
 from ..eval.options import EvalOptions
 from .assistants import load_assistant
 from .exact_stops import ExactStops
@@ -114,7 +115,7 @@ def load_arm(options: EvalOptions, target: PreTrainedModel) -> Arm:
             assistant.generation_config.num_assistant_tokens = options.num_assistant_tokens
             assistant.generation_config.num_assistant_tokens_schedule = "constant"
         return Arm("assisted", {"assistant_model": assistant}, counts_forwards=True)
-    drafter = load_drafter(options.assistant, dtype=target.dtype, device_map=target.device)
+    drafter = load_drafter(options.assistant, dtype=target.dtype, device_map=execution_device(target))
     drafter.start(DraftRequest(target, capacity=1))  # refuses a drafter that does not fit this target
     config = drafter.config.with_options(options.failfast_options)
     if options.method == "fixed":  # a cap of one chunk leaves nothing to extend

@@ -10,6 +10,7 @@ from ..drafters import DiffusionDrafter, load_drafter
 from ..drafters.bodies.borrowed import SharedBody
 from ..drafters.masked.session import MaskedDrafter
 from ..drafters.spec import SECTION
+from ..engine.causal_lm import execution_device
 
 
 def load_assistant(name: str, target: PreTrainedModel) -> PreTrainedModel:
@@ -19,9 +20,9 @@ def load_assistant(name: str, target: PreTrainedModel) -> PreTrainedModel:
     checkpoint most of them would load, with random weights where they borrow the target's.
     """
     if not hasattr(AutoConfig.from_pretrained(name), SECTION):
-        placement: dict[str, Any] = {"dtype": target.dtype, "device_map": {"": target.device}}
+        placement: dict[str, Any] = {"dtype": target.dtype, "device_map": {"": execution_device(target)}}
         return AutoModelForCausalLM.from_pretrained(name, **placement).eval()
-    drafter = load_drafter(name, dtype=target.dtype, device_map=target.device)
+    drafter = load_drafter(name, dtype=target.dtype, device_map=execution_device(target))
     return autoregressive_twin(drafter, target)
 
 
