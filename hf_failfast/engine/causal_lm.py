@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedConfig
 
 PREFIX = "hf_failfast_"  # of the names of attention implementations that are ours
@@ -55,6 +56,19 @@ def attention_name(model: CausalLM) -> str | None:
     """The model's attention implementation; another thread may just have put one of ours in the place of SDPA."""
     name: str | None = model.config.get_text_config(decoder=True)._attn_implementation
     return "sdpa" if name is not None and name.startswith(PREFIX) else name
+
+
+def has_foreign_hooks(module: torch.nn.Module) -> bool:
+    """Whether a forward of this very module calls hooks of the user's. transformers' own collect hidden states."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks)
+
+
+def is_watched(model: CausalLM) -> bool:
+    """Whether code that is not the model's own may keep what the forwards of its parts compute."""
+    if _has_any_global_hook():
+        return True
+    return any("forward" in vars(module) or has_foreign_hooks(module) for module in model.modules())
 
 
 def takes_logits_to_keep(model: CausalLM) -> bool:

@@ -8,7 +8,7 @@ import torch
 from transformers import Cache
 
 from ..compatibility import CACHE
-from .causal_lm import CausalLM, attention_name, takes_logits_to_keep
+from .causal_lm import CausalLM, attention_name, is_watched, takes_logits_to_keep
 from .cpu.grouped_attention import in_place_of_sdpa, is_usable
 from .ragged import indices, is_even
 from .slot_cache import SlotCache, layer_windows
@@ -64,6 +64,7 @@ class EagerRunner:
         self.is_grouped = is_usable(model)
         self.takes_bool_masks = self.is_grouped or (self.layer_types is not None and attention_name(model) == "sdpa")
         self.num_positions = getattr(config, "max_position_embeddings", None)
+        self.is_watched = is_watched(model)
         self.leaves_out_logits = takes_logits_to_keep(model)
         self.hidden_layers = hidden_layers
         self.recorded = recorded
@@ -90,8 +91,10 @@ class EagerRunner:
             mask = self._mask(position_ids, limit, end)
         elif width == 1 and self.layer_types is not None and self._sees_all(end):
             mask = dict.fromkeys(self.layer_types)  # the model need not find that out
-        # A tenth less time than no_grad where a forward is mostly overhead; K/V that graphs write must be ordinary.
-        mode = torch.inference_mode() if window.input_ids.device.type == "cpu" else nullcontext()
+        # A tenth less time than no_grad where a forward is mostly overhead. K/V that graphs write must be ordinary
+        # tensors, and so must be what hooks keep.
+        is_private = window.input_ids.device.type == "cpu" and not self.is_watched
+        mode = torch.inference_mode() if is_private else torch.no_grad()
         is_grouped = self.is_grouped and (limit is not None or width == 1)
         attention = in_place_of_sdpa(self.model) if is_grouped else nullcontext()
         with mode, attention:

@@ -89,6 +89,58 @@ def test_targets(kind: str, folder: Path) -> None:
     assert_lossless(TARGETS[kind](folder))
 
 
+Keeps = Callable[[PreTrainedModel, list[torch.Tensor]], Any]
+WATCHED: dict[str, Keeps] = {
+    "forward hook": lambda model, kept: model.model.layers[0].register_forward_hook(
+        lambda module, inputs, output: kept.append(output)
+    ),
+    "pre-hook": lambda model, kept: model.model.norm.register_forward_pre_hook(
+        lambda module, inputs: kept.append(inputs[0])
+    ),
+    "a method as a hook": lambda model, kept: model.model.norm.register_forward_pre_hook(Keeper(kept).keep),
+    "global hook": lambda model, kept: torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: kept.append(output) if isinstance(output, torch.Tensor) else None
+    ),
+    "a forward of one's own": lambda model, kept: setattr(
+        model.lm_head, "forward", Keeper(kept).around(model.lm_head.forward)
+    ),
+}
+
+
+class Keeper:
+    """Keeps tensors in a list."""
+
+    def __init__(self, kept: list[torch.Tensor]) -> None:
+        self.kept = kept
+
+    def keep(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.kept += inputs[:1]
+
+    def around(self, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watched(hidden: torch.Tensor) -> torch.Tensor:
+            self.kept.append(forward(hidden))
+            return self.kept[-1]
+
+        return watched
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+def test_activations_that_hooks_keep(kind: str) -> None:
+    """What the caller's hooks on a target keep of a drafted text can be used in autograd."""
+    model, kept = copy.deepcopy(target("llama")), list[torch.Tensor]()
+    reference = plain(model, prompt(9), max_new_tokens=12)
+    handle = WATCHED[kind](model, kept)
+    try:
+        output = failfast(model, prompt(9), ScriptedDrafter(reference, [3, 0, 10, 1]), max_new_tokens=12)
+    finally:
+        if handle is not None:
+            handle.remove()
+    assert torch.equal(output, reference)
+    assert kept and not any(tensor.is_inference() for tensor in kept)
+    probe = torch.nn.Parameter(torch.ones(kept[-1].shape[-1]))
+    (kept[-1] * probe).sum().backward()
+
+
 def dflash_target() -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(DATA / "dflash/case_1/target", dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
