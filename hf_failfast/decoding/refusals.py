@@ -32,6 +32,11 @@ DERIVED_MODEL_KWARGS = frozenset(
     }
 )
 
+# Of which kind each token of a prompt is. Zero is text, except where a family gives zeros another meaning: GPT-2 adds
+# an embedding, and PaliGemma's zeros see each other both ways.
+TOKEN_TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
+ZEROS_ARE_TEXT = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "shieldgemma2")
+
 # Arguments of `generate` that replace what the loop derives.
 UNSUPPORTED_ARGUMENTS = (
     "cache_position",
@@ -145,6 +150,7 @@ def check_request(
     refusals |= _cache_refusals(model_kwargs.get(CACHE), input_ids, config.max_length)
     # For a prompt without images, image models put an empty dict there.
     given = {name for name, value in model_kwargs.items() if not _is_nothing(value)}
+    given = {name for name in given if not _are_text(model, name, model_kwargs[name])}
     refusals |= {f"`{name}`": True for name in given - DERIVED_MODEL_KWARGS}
     for name, refused in refusals.items():
         if refused:
@@ -156,6 +162,14 @@ def check_request(
 
 def _is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and not value)
+
+
+def _are_text(model: PreTrainedModel, name: str, value: Any) -> bool:
+    """Whether the argument says no more than that all tokens are text; processors of image models always say so."""
+    if name not in TOKEN_TYPES or not isinstance(value, torch.Tensor) or bool(value.any()):
+        return False
+    is_bert = getattr(model.config, "type_vocab_size", None) is not None  # zeros are its default
+    return name != "token_type_ids" or is_bert or model.config.model_type in ZEROS_ARE_TEXT
 
 
 def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: Cache | None) -> dict[str, bool]:

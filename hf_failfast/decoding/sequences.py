@@ -73,16 +73,17 @@ class Sequences:
         ids = self._ids if self._compact is None else self._compact
         if len(lengths) < self.num_rows:
             ids = ids[self.running]
-        return RaggedIds(ids[:, : max(lengths)], lengths)
+        return RaggedIds(ids[:, : max(lengths)].long(), lengths)
 
     def ids(self, rows: Sequence[int] | None = None) -> torch.Tensor:
-        """The columns (B, longest) of all or the given rows: what processors, criteria and the caller see."""
+        """The columns (B, longest) of all or the given rows, contiguous: what processors, criteria and the caller
+        see."""
         lengths = self.lengths if rows is None else [self.lengths[row] for row in rows]
         ids = self._ids[:, : max(lengths)]
         if rows is not None and len(rows) < self.num_rows:
             ids = ids[list(rows)]
         if is_even(lengths) or self.pad_token_id is None:
-            return ids
+            return ids.contiguous()
         is_after = torch.arange(ids.shape[1], device=self.device) >= indices(lengths, 1, self.device)
         return torch.where(is_after, self.pad_token_id.to(self.device), ids)
 
@@ -128,7 +129,7 @@ class Sequences:
             self.streamed = self.length
             return
         complete = min((self.lengths[row] for row in self.unfinished), default=self.length)
-        for column in self.ids()[:, self.streamed : complete].cpu().unbind(dim=1):
+        for column in self.ids()[:, self.streamed : complete].T.contiguous().cpu():
             streamer.put(column)
         self.streamed = complete
 
@@ -151,7 +152,8 @@ class Record:
             return tuple(self._rows[0 if rows is None else rows[0]])
         for step in range(len(self._steps), max(map(len, self._rows))):
             values = [row[step] if step < len(row) else None for row in self._rows]
-            after = torch.full_like(next(value for value in values if value is not None), torch.finfo().min)
+            like = next(value for value in values if value is not None)
+            after = torch.full_like(like, torch.finfo(like.dtype).min)
             if pad_token_id is not None:
                 after[:, pad_token_id] = 0
             self._steps.append(torch.cat([after if value is None else value for value in values]))
@@ -159,7 +161,9 @@ class Record:
 
 
 def _write(buffer: torch.Tensor, rows: Sequence[int], starts: Sequence[int], token_ids: torch.Tensor) -> torch.Tensor:
-    """The buffer with tokens (r, m) written from `starts` on; twice as wide when it is full."""
+    """The buffer with tokens (r, m) written from `starts` on; twice as wide when it is full. As in plain `generate`
+    int32 ids become int64 with the first token."""
+    buffer = buffer.to(torch.promote_types(buffer.dtype, token_ids.dtype))
     end = max(starts) + token_ids.shape[1]
     if end > buffer.shape[1]:
         buffer = pad(buffer, (0, 2 * end - buffer.shape[1]))

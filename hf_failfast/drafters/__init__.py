@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from ..engine.causal_lm import execution_device
 from ..engine.ragged import RaggedIds
 from .base import DiffusionDrafter, Draft, DraftRequest, DraftSession, PerRow
 from .denoising import Warp
-from .loading import load_drafter
+from .loading import load_drafter, load_drafter_for
 from .spec import DrafterSpec
 from .wrappers.base import Wrapper
 from .wrappers.conversation import Conversation
@@ -28,5 +29,7 @@ __all__ = [
     "RaggedIds",
     "Warp",
     "Wrapper",
+    "execution_device",
     "load_drafter",
+    "load_drafter_for",
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..config import FailFastConfig
+from ..engine.causal_lm import execution_device
 from ..engine.runner_pool import RunnerName, RunnerPool
-from .base import DiffusionDrafter
+from .base import DiffusionDrafter, DraftRequest
 from .bodies.dit import load_dit
 from .checkpoints.reading import read_checkpoint
 from .checkpoints.target_fit import MadeFor
@@ -24,6 +25,9 @@ from .spec import OWN_WINDOW, Alignment, AttentionKind, DrafterSection, Noise
 
 # A window is as long as a draft may be, so that it must hold one.
 LEAST_WINDOW = 16
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def load_drafter(
@@ -90,6 +94,14 @@ def load_drafter(
     drafter.window = window
     drafter.made_for = MadeFor.of(section)
     drafter.runners = runners
+    return drafter
+
+
+def load_drafter_for(target: PreTrainedModel, name_or_path: str | Path, **options: Any) -> DiffusionDrafter:
+    """`load_drafter` in the target's dtype, where the target computes. Raises ValueError also if they do not fit."""
+    placement = {"dtype": target.dtype, "device_map": execution_device(target)}
+    drafter = load_drafter(name_or_path, **placement, **options)
+    drafter.start(DraftRequest(target, capacity=1))
     return drafter
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedConfig
 
 PREFIX = "hf_failfast_"  # of the names of our own attention implementations
@@ -27,7 +30,48 @@ class CausalLM(Protocol):
     def __call__(self, *, input_ids: torch.Tensor, logits_to_keep: int | torch.Tensor, **inputs: Any) -> Any: ...
 
 
+def execution_device(model: torch.nn.Module) -> torch.device:
+    """Where a model or module computes: where its weights are, or if these are offloaded (`meta`), where the hooks of
+    accelerate bring them."""
+    device = next((weights.device for weights in model.parameters()), torch.device("cpu"))
+    if device.type != "meta":
+        return device
+    hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
+    each = (part for hook in hooks for part in getattr(hook, "hooks", [hook]))
+    named = (getattr(hook, "execution_device", None) for hook in each)
+    return torch.device(next((name for name in named if name is not None), device))
+
+
+def in_place(module: torch.nn.Module) -> AbstractContextManager[None]:
+    """In this context the weights of an offloaded module are where it computes."""
+    if not hasattr(module, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    context: AbstractContextManager[None] = align_module_device(module)
+    return context
+
+
 def attention_name(model: CausalLM) -> str | None:
     """The model's attention implementation; SDPA where one of ours replaces it, perhaps in another thread."""
     name: str | None = model.config.get_text_config(decoder=True)._attn_implementation
     return "sdpa" if name is not None and name.startswith(PREFIX) else name
+
+
+def has_foreign_hooks(module: torch.nn.Module) -> bool:
+    """Whether a forward of this very module calls hooks of the user's. transformers' own collect hidden states."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks)
+
+
+def is_watched(model: CausalLM) -> bool:
+    """Whether code that is not the model's own may keep what the forwards of its parts compute."""
+    if _has_any_global_hook():
+        return True
+    return any("forward" in vars(module) or has_foreign_hooks(module) for module in model.modules())
+
+
+def takes_logits_to_keep(model: CausalLM) -> bool:
+    """Whether the forward can leave out logits, as transformers itself finds it out; remote code often cannot."""
+    forward = getattr(model, "forward", type(model).__call__)
+    return "logits_to_keep" in inspect.signature(forward).parameters

@@ -8,7 +8,7 @@ import torch
 from transformers import Cache
 
 from ..compatibility import CACHE
-from .causal_lm import CausalLM, attention_name
+from .causal_lm import CausalLM, attention_name, is_watched, takes_logits_to_keep
 from .cpu.grouped_attention import in_place_of_sdpa, is_usable
 from .ragged import indices, is_even
 from .slot_cache import SlotCache, layer_windows
@@ -64,6 +64,8 @@ class EagerRunner:
         self.is_grouped = is_usable(model)
         self.takes_bool_masks = self.is_grouped or (self.layer_types is not None and attention_name(model) == "sdpa")
         self.num_positions = getattr(config, "max_position_embeddings", None)
+        self.is_watched = is_watched(model)
+        self.leaves_out_logits = takes_logits_to_keep(model)
         self.hidden_layers = hidden_layers
         self.recorded = recorded
 
@@ -89,8 +91,10 @@ class EagerRunner:
             mask = self._mask(position_ids, limit, end)
         elif width == 1 and self.layer_types is not None and self._sees_all(end):
             mask = dict.fromkeys(self.layer_types)  # spares the model the check
-        # A tenth less time than no_grad where a forward is mostly overhead; K/V that graphs write must be ordinary.
-        mode = torch.inference_mode() if window.input_ids.device.type == "cpu" else nullcontext()
+        # A tenth less time than no_grad where a forward is mostly overhead. K/V that graphs write must be ordinary
+        # tensors, and so must be what hooks keep.
+        is_private = window.input_ids.device.type == "cpu" and not self.is_watched
+        mode = torch.inference_mode() if is_private else torch.no_grad()
         is_grouped = self.is_grouped and (limit is not None or width == 1)
         attention = in_place_of_sdpa(self.model) if is_grouped else nullcontext()
         with mode, attention:
@@ -119,14 +123,15 @@ class EagerRunner:
             attention_mask=mask,
             **{CACHE: cache},
             use_cache=True,
-            logits_to_keep=read,
             return_dict=True,
+            **({"logits_to_keep": read} if self.leaves_out_logits else {}),
             **{f"output_{name}": True for name in wanted},
         )
         hidden_states = None
         if self.hidden_layers:
             hidden_states = torch.cat([outputs.hidden_states[layer] for layer in self.hidden_layers], dim=-1)
-        return outputs.logits, hidden_states, {name: outputs[name] for name in self.recorded}
+        logits = _of_read(outputs.logits, read)
+        return logits, hidden_states, {name: outputs[name] for name in self.recorded}
 
     def _mask(self, positions: torch.Tensor, limit: torch.Tensor, end: int) -> Mask:
         """The 4-D mask; one per layer type where the model's layers differ in type."""
@@ -147,3 +152,10 @@ class EagerRunner:
         return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
             ~visible, torch.finfo(dtype).min
         )
+
+
+def _of_read(logits: torch.Tensor, read: int | torch.Tensor) -> torch.Tensor:
+    """The logits of the tokens read, where a model may have returned those of the whole window."""
+    if logits.shape[1] == (read if isinstance(read, int) else len(read)):
+        return logits
+    return logits[:, -read:] if isinstance(read, int) else logits[:, read]

@@ -40,6 +40,10 @@ class RunnerPool:
         """A copied drafter has no graphs yet: the existing ones read the original's weights."""
         return RunnerPool(self.name, self.graphs)
 
+    def __reduce__(self) -> tuple[type[RunnerPool], tuple[RunnerName]]:
+        """Nor has one that was sent to another process."""
+        return RunnerPool, (self.name,)
+
     def target(
         self, target: PreTrainedModel, hidden_layers: tuple[int, ...] = (), recorded: tuple[LayerOutput, ...] = ()
     ) -> EagerRunner:

@@ -24,8 +24,8 @@ def read_prompts(path: str | Path | None) -> list[dict[str, str]]:
         raise ValueError('`prompts` must name a JSONL file: --metadata \'{"prompts": "<file>"}\'.')
     if not Path(path).is_file():
         raise ValueError(f"`prompts` must name a JSONL file, but there is none at {str(path)!r}.")
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    with open(path, encoding="utf-8-sig") as file:  # a byte-order mark is no part of the text
+        rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(file, 1) if line.strip()]
     if not rows:
         raise ValueError(f"`prompts` must hold at least one prompt, but {str(path)!r} is empty.")
     return rows

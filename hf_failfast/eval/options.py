@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from transformers import PreTrainedModel
 
 from ..config import FailFastConfig, Verifier
-from ..drafters import DraftRequest, load_drafter
+from ..drafters import load_drafter_for
 from ..measure.methods import PLAIN, Method, assisted, drafted, fixed, load_assistant, prompt_lookup
 from ..measure.records import Latencies
 
@@ -108,7 +108,6 @@ def load_method(options: EvalOptions, target: PreTrainedModel) -> Method:
     assert options.assistant is not None
     if options.method == "assisted":
         return assisted(load_assistant(options.assistant, target), options.num_assistant_tokens)
-    drafter = load_drafter(options.assistant, dtype=target.dtype, device_map=target.device)
-    drafter.start(DraftRequest(target, capacity=1))  # refuses a drafter that does not fit this target
+    drafter = load_drafter_for(target, options.assistant)
     config = drafter.config.with_options(options.failfast_options)
     return fixed(drafter, config) if options.method == "fixed" else drafted(drafter, config)

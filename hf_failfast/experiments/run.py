@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..config import FailFastConfig
-from ..drafters import DiffusionDrafter, DraftRequest, load_drafter
+from ..drafters import DiffusionDrafter, load_drafter_for
 from ..eval.preflight import check_prompts
 from ..eval.task_prompts import task_prompts
 from ..measure.provenance import provenance
@@ -124,8 +124,4 @@ def _facts(options: SetupOptions, pair: Pair, setup: Setup) -> dict[str, Any]:
 
 def load_autoregressive(name: str, target: PreTrainedModel) -> DiffusionDrafter:
     """Any causal LM of the target's tokenizer as a drafter. At one token per pass it never sees a mask."""
-    drafter = load_drafter(
-        name, attention="causal_canvas", shift=1, mask_token_id=0, dtype=target.dtype, device_map=target.device
-    )
-    drafter.start(DraftRequest(target, capacity=1))  # refuses a model that does not fit
-    return drafter
+    return load_drafter_for(target, name, attention="causal_canvas", shift=1, mask_token_id=0)

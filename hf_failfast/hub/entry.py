@@ -9,7 +9,7 @@ import importlib
 import sys
 from typing import Any
 
-from ..drafters import load_drafter
+from ..drafters import execution_device, load_drafter
 from ..drafters.checkpoints.reading import find_file
 from ..generate import generate as decode
 from ..version import __version__
@@ -36,7 +36,7 @@ def _own_drafter(repository: Any, model: Any, hub: dict[str, Any]) -> Any:
         raise ValueError(
             "This repository holds no drafter: pass `assistant_model`, the folder or Hub id of a diffusion drafter."
         )
-    return _load_once(repository, dtype=model.dtype, device_map=model.device, **hub)
+    return _load_once(repository, dtype=model.dtype, device_map=execution_device(model), **hub)
 
 
 try:

@@ -11,10 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig, PreTra
 
 from ..compatibility import CACHE, COMPILES_ASSISTED
 from ..config import FailFastConfig
-from ..drafters import DiffusionDrafter, load_drafter
+from ..drafters import DiffusionDrafter, load_drafter_for
 from ..drafters.bodies.borrowed import SharedBody
 from ..drafters.masked.session import MaskedDrafter
 from ..drafters.spec import SECTION
+from ..engine.causal_lm import execution_device
 from .exact_stops import ExactStops
 from .records import SpeedRecord, counts_of
 from .timing import Prompts, Stopwatch
@@ -203,10 +204,9 @@ def load_assistant(name: str, target: PreTrainedModel) -> PreTrainedModel:
     checkpoint most of them would load, with random weights where they borrow the target's.
     """
     if not hasattr(AutoConfig.from_pretrained(name), SECTION):
-        placement: dict[str, Any] = {"dtype": target.dtype, "device_map": {"": target.device}}
+        placement: dict[str, Any] = {"dtype": target.dtype, "device_map": {"": execution_device(target)}}
         return AutoModelForCausalLM.from_pretrained(name, **placement).eval()
-    drafter = load_drafter(name, dtype=target.dtype, device_map=target.device)
-    return autoregressive_twin(drafter, target)
+    return autoregressive_twin(load_drafter_for(target, name), target)
 
 
 def is_autoregressive(drafter: DiffusionDrafter) -> bool:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..decoding.stats import SpecDecodingStats
+from ..engine.causal_lm import takes_logits_to_keep
 
 # lm-eval filters and caches strings; a request object is the one thing that model and task share.
 _ATTRIBUTE = "failfast_records"
@@ -115,7 +116,8 @@ def difference_margin(
     """
     shared = next(index for index, (a, b) in enumerate(zip_longest(token_ids, plain_ids)) if a != b)
     prefix = torch.cat([prompt_ids, prompt_ids.new_tensor([plain_ids[:shared]])], dim=1)
-    best, second = model(input_ids=prefix, logits_to_keep=1).logits[0, -1].float().topk(2).values.tolist()
+    kept = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
+    best, second = model(input_ids=prefix, **kept).logits[0, -1].float().topk(2).values.tolist()
     return best - second
 
 

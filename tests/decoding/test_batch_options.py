@@ -11,6 +11,8 @@ from test_stopping import StopAt
 from transformers import PreTrainedTokenizerFast, StoppingCriteria, TextStreamer, WatermarkingConfig
 from transformers.generation import BaseStreamer
 
+from hf_failfast.decoding.sequences import Record
+
 PROCESSORS: dict[str, dict[str, Any]] = {
     "repetition_penalty": {"repetition_penalty": 1.5},
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
@@ -139,6 +141,59 @@ def test_num_return_sequences() -> None:
     assert len({tuple(row) for row in output.tolist()}) == 6
 
 
+class LooksAtLayout(StoppingCriteria):
+    """Never stops; remembers the dtypes, sizes in memory and contiguity of what it and a processor are shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, ...]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.seen.append((input_ids.dtype, input_ids.shape, input_ids.is_contiguous()))
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    def process(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self(input_ids, scores)
+        return scores
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("lengths", [(9,), (23, 9, 16), (9, 9)])
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_layout_of_ids(joint: bool, lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Criteria, processors and the caller get ids of plain `generate`'s dtype and layout, without spare columns."""
+    model, (ids, mask) = target("llama"), batch(lengths)
+    options = {"attention_mask": mask, "max_new_tokens": 20, "eos_token_id": 119, "pad_token_id": 7}
+    expected, actual = LooksAtLayout(), LooksAtLayout()
+
+    def watched(layout: LooksAtLayout) -> dict[str, Any]:
+        return {"stopping_criteria": [layout], "logits_processor": [layout.process]} if joint else {}
+
+    reference = plain(model, ids.to(dtype), **options, **watched(expected))
+    texts = [plain(model, prompt(length), max_new_tokens=40) for length in lengths]
+    proposer = scripts(texts, *[[10, 0, 3]] * len(lengths))
+    output = failfast(model, ids.to(dtype), proposer, **options, **watched(actual))
+    assert torch.equal(output, reference)
+    assert output.dtype == reference.dtype == torch.int64
+    assert output.is_contiguous()
+    assert output.untyped_storage().nbytes() == reference.untyped_storage().nbytes()
+    assert actual.seen == expected.seen
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_scores_after_an_end_have_a_dtype_of_their_own(default: torch.dtype) -> None:
+    """Whatever torch's default dtype is, the scores of ended rows are finite."""
+    record = Record(2)
+    record.add(0, torch.zeros(2, 5))
+    record.add(1, torch.zeros(1, 5))
+    torch.set_default_dtype(default)
+    try:
+        steps = record.steps(None, torch.tensor(3))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    lowest = torch.finfo(torch.float32).min
+    assert steps[1][1].tolist() == [lowest, lowest, lowest, 0, lowest]
+
+
 class Columns(BaseStreamer):
     """Remembers the values it is given."""
 
@@ -147,6 +202,7 @@ class Columns(BaseStreamer):
         self.is_ended = False
 
     def put(self, value: torch.Tensor) -> None:
+        assert value.is_contiguous()
         self.values.append(value)
 
     def end(self) -> None:

@@ -1,5 +1,6 @@
 """Targets that are quantised, split, compiled, adapted, or called by a pipeline."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, drafter, failfast, plain, prompt, saved_drafter, target, tiny_model
+from accelerate import cpu_offload
+from conftest import REPOSITORY, drafter, failfast, plain, prompt, saved_drafter, shared_drafter, target, tiny_model
+from family_support import DATA
 from scripted import ScriptedDrafter
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, pipeline
 
@@ -84,6 +87,91 @@ COMPILED = "`torch.compile`d forward"  # traces the loop's many shapes
 def test_targets(kind: str, folder: Path) -> None:
     """Every kind of target keeps its own text."""
     assert_lossless(TARGETS[kind](folder))
+
+
+Keeps = Callable[[PreTrainedModel, list[torch.Tensor]], Any]
+WATCHED: dict[str, Keeps] = {
+    "forward hook": lambda model, kept: model.model.layers[0].register_forward_hook(
+        lambda module, inputs, output: kept.append(output)
+    ),
+    "pre-hook": lambda model, kept: model.model.norm.register_forward_pre_hook(
+        lambda module, inputs: kept.append(inputs[0])
+    ),
+    "a method as a hook": lambda model, kept: model.model.norm.register_forward_pre_hook(Keeper(kept).keep),
+    "global hook": lambda model, kept: torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: kept.append(output) if isinstance(output, torch.Tensor) else None
+    ),
+    "a forward of one's own": lambda model, kept: setattr(
+        model.lm_head, "forward", Keeper(kept).around(model.lm_head.forward)
+    ),
+}
+
+
+class Keeper:
+    """Keeps tensors in a list."""
+
+    def __init__(self, kept: list[torch.Tensor]) -> None:
+        self.kept = kept
+
+    def keep(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.kept += inputs[:1]
+
+    def around(self, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watched(hidden: torch.Tensor) -> torch.Tensor:
+            self.kept.append(forward(hidden))
+            return self.kept[-1]
+
+        return watched
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+def test_activations_that_hooks_keep(kind: str) -> None:
+    """What the caller's hooks on a target keep of a drafted text can be used in autograd."""
+    model, kept = copy.deepcopy(target("llama")), list[torch.Tensor]()
+    reference = plain(model, prompt(9), max_new_tokens=12)
+    handle = WATCHED[kind](model, kept)
+    try:
+        output = failfast(model, prompt(9), ScriptedDrafter(reference, [3, 0, 10, 1]), max_new_tokens=12)
+    finally:
+        if handle is not None:
+            handle.remove()
+    assert torch.equal(output, reference)
+    assert kept and not any(tensor.is_inference() for tensor in kept)
+    probe = torch.nn.Parameter(torch.ones(kept[-1].shape[-1]))
+    (kept[-1] * probe).sum().backward()
+
+
+def dflash_target() -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(DATA / "dflash/case_1/target", dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+OFFLOADED: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[], Any]]] = {
+    "by path": (lambda: target("llama"), lambda: saved_drafter("canvas_shift", "llama")),
+    "shared": (lambda: target("llama"), lambda: copy.deepcopy(shared_drafter())),
+    "shared, fewer tokens": (lambda: target("llama"), lambda: copy.deepcopy(shared_drafter(3))),
+    "dflash": (dflash_target, lambda: hf_failfast.load_drafter(DATA / "dflash/case_1/checkpoint")),
+}
+
+
+@pytest.mark.parametrize("kind", OFFLOADED)
+def test_drafters_of_an_offloaded_target(kind: str) -> None:
+    """A target whose weights are on `meta` between forwards keeps its text, and its drafter drafts as for any other:
+    one named by path, and one that borrows the target's embedding and head."""
+    make_target, make_drafter = OFFLOADED[kind]
+    model = make_target()
+    options: dict[str, Any] = {"max_new_tokens": 24, "return_dict_in_generate": True, "drafter_errors": "raise"}
+    input_ids = prompt(9) % model.config.vocab_size
+    expected = failfast(model, input_ids, make_drafter(), **options)
+    away = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+    assert away.device.type == "meta"
+    proposer = make_drafter()
+    for _ in range(2):  # a drafter that lost its weights in the first call would fail in the second
+        output = failfast(away, input_ids, proposer, **options)
+        assert torch.equal(output.sequences, expected.sequences)
+        assert output.speculation.records == expected.speculation.records
+    assert expected.speculation.drafted > 0
 
 
 def test_int8_with_outliers_is_warned_of(folder: Path) -> None:

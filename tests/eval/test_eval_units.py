@@ -1,5 +1,6 @@
 """The parts of the suite that need no model."""
 
+import json
 import re
 from argparse import Namespace
 from dataclasses import fields
@@ -64,6 +65,16 @@ def test_bad_prompt_files_name_the_line(text: str, message: str, tmp_path: Path)
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("mark", ["", "\N{BYTE ORDER MARK}"])
+@pytest.mark.parametrize("text", ["one\u2028two", "one\u2029two", "one\u0085two"])
+def test_only_newlines_end_a_line(text: str, mark: str, tmp_path: Path) -> None:
+    """Prompts with other separators stay whole, and a byte-order mark is no part of the first."""
+    path = tmp_path / "prompts.jsonl"
+    line = json.dumps({"prompt": text}, ensure_ascii=False)
+    path.write_bytes(f"{mark}{line}\r\n\n{line}".encode())
+    assert [row["prompt"] for row in read_prompts(path)] == [text, text]
 
 
 def command(**arguments: Any) -> Namespace:

@@ -12,7 +12,7 @@ from training_support import VOCABULARY, talkative_target, tiny_target, tiny_tok
 from hf_failfast.training.config import DataConfig
 from hf_failfast.training.data import synthesis as data_module
 from hf_failfast.training.data.answers import Writer
-from hf_failfast.training.data.prompts import OwnQuestions
+from hf_failfast.training.data.prompts import OwnQuestions, read_records
 from hf_failfast.training.data.shards import Example
 from hf_failfast.training.data.synthesis import load_examples, synthesise
 
@@ -139,6 +139,30 @@ def test_sampled_answers_stand_beside_the_greedy_one_and_train_only(tmp_path: Pa
         tokens = tuple(example.tokens.tolist())
         by_prompt.setdefault(tokens[: example.prompt_length], set()).add(tokens[example.prompt_length :])
     assert sum(len(answers) for answers in by_prompt.values()) > 2 * len(by_prompt)  # they differ
+
+
+# Texts as json.dumps(..., ensure_ascii=False) writes them: valid JSON, though Unicode and Python end lines there.
+SEPARATED = ["one\u2028two", "one\u2029two", "one\u0085two", "one\x7ftwo", "one two"]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\N{BYTE ORDER MARK}"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_only_newlines_end_a_line(kind: str, mark: str, newline: str, tmp_path: Path) -> None:
+    """Texts with other separators stay whole, a byte-order mark is no text, and blank JSON lines are skipped."""
+    texts = SEPARATED + ([] if kind == "jsonl" else ["a\x0bb\x0cc\x1cd\x1de\x1ef", ""])
+    lines = [json.dumps({"question": text}, ensure_ascii=False) for text in texts] + [" "]
+    path = tmp_path / f"source.{kind}"
+    path.write_bytes((mark + "".join(line + newline for line in (texts if kind == "txt" else lines))).encode())
+    assert read_records(replace(DATA, source=str(path), field="question")) == texts
+
+
+def test_a_file_without_lines(tmp_path: Path) -> None:
+    """An empty file has no texts, and a last line needs no newline."""
+    path = tmp_path / "source.txt"
+    for content, texts in (("", []), ("a", ["a"]), ("\n", [""])):
+        path.write_text(content)
+        assert read_records(replace(DATA, source=str(path))) == texts
 
 
 @pytest.mark.parametrize(

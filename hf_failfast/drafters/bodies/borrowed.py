@@ -11,11 +11,22 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from ...engine.causal_lm import execution_device, in_place
 from ..checkpoints.target_fit import check_width
 from ..spec import DrafterSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class ReducedHeads(WeakKeyDictionary[nn.Module, nn.Linear]):
+    """What is left of each target's head; made anew in a copy or another process."""
+
+    def __reduce__(self) -> tuple[type[ReducedHeads], tuple[()]]:
+        return ReducedHeads, ()
+
+    def __deepcopy__(self, memo: object) -> ReducedHeads:
+        return ReducedHeads()
 
 
 class SharedBody(nn.Module):
@@ -42,12 +53,12 @@ class SharedBody(nn.Module):
         self.mask_embedding = nn.Parameter(mask_embedding)
         self.draft_vocabulary: torch.Tensor | None
         self.register_buffer("draft_vocabulary", None if draft_vocabulary is None else draft_vocabulary.long())
-        self._reduced_heads: WeakKeyDictionary[nn.Module, nn.Linear] = WeakKeyDictionary()
+        self._reduced_heads = ReducedHeads()
 
     def attach(self, target: PreTrainedModel) -> BorrowingLM:
         """The drafter as a causal LM on this target's embedding and head; moves the layers to the target's device."""
         check_width(self.config.hidden_size, target.get_input_embeddings().embedding_dim)
-        self.to(target.get_input_embeddings().weight.device)
+        self.to(execution_device(target.get_input_embeddings()))
         return BorrowingLM(self, target.get_input_embeddings(), self._head(target))
 
     def _head(self, target: PreTrainedModel) -> nn.Module:
@@ -55,11 +66,12 @@ class SharedBody(nn.Module):
         if self.draft_vocabulary is None:
             return full
         if full not in self._reduced_heads:
-            weight = full.weight[self.draft_vocabulary].detach()
-            head = nn.Linear(weight.shape[1], weight.shape[0], bias=full.bias is not None, device="meta")
-            head.weight = nn.Parameter(weight, requires_grad=False)
-            if full.bias is not None:
-                head.bias = nn.Parameter(full.bias[self.draft_vocabulary].detach(), requires_grad=False)
+            with in_place(full):
+                weight = full.weight[self.draft_vocabulary].detach()
+                head = nn.Linear(weight.shape[1], weight.shape[0], bias=full.bias is not None, device="meta")
+                head.weight = nn.Parameter(weight, requires_grad=False)
+                if full.bias is not None:
+                    head.bias = nn.Parameter(full.bias[self.draft_vocabulary].detach(), requires_grad=False)
             self._reduced_heads[full] = head
         return self._reduced_heads[full]
 

@@ -90,6 +90,10 @@ class MadeFor:
         self.fingerprint = fingerprint
         self._seen: WeakSet[PreTrainedModel] = WeakSet()
 
+    def __reduce__(self) -> tuple[type[MadeFor], tuple[str, str | None]]:
+        """A copy or pickle carries no targets."""
+        return MadeFor, (self.name, self.fingerprint)
+
     @classmethod
     def of(cls, section: DrafterSection) -> MadeFor | None:
         """None if the section names no target."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,7 @@ class HiddenStateInjection:
         self._states: torch.Tensor | None = None
         layers: Any = decoder.layers
         for index, layer in enumerate(layers):
-            layer.register_forward_pre_hook(self._hook(index))
+            layer.register_forward_pre_hook(partial(self._inject, index))  # a copy's belongs to the copy
 
     @contextmanager
     def of(self, states: torch.Tensor | None) -> Iterator[None]:
@@ -49,15 +50,13 @@ class HiddenStateInjection:
         finally:
             self._states = None
 
-    def _hook(self, index: int) -> Any:
-        def replace(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if self._states is None:
-                return None
-            hidden = arguments[0]
-            given = self._states[:, :, index].to(hidden.dtype)
-            return (torch.cat([given, hidden[:, given.shape[1] :]], dim=1), *arguments[1:])
-
-        return replace
+    def _inject(self, index: int, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """The pre-hook of layer `index`."""
+        if self._states is None:
+            return None
+        hidden = arguments[0]
+        given = self._states[:, :, index].to(hidden.dtype)
+        return (torch.cat([given, hidden[:, given.shape[1] :]], dim=1), *arguments[1:])
 
 
 class ConditionedDrafter(DiffusionDrafter):

@@ -15,6 +15,7 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from ...compatibility import CACHE
 from ...config import FailFastConfig
+from ...engine.causal_lm import execution_device, in_place
 from ...engine.slot_cache import SlotCache
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..checkpoints.target_fit import check_layers, check_mask_token, check_vocabulary, check_width
@@ -200,7 +201,7 @@ class DFlashSession(BlockSession):
         self.features = torch.cat([self.features, states[0].to(self.device, self.body.dtype)], dim=1)
 
     def draft_block(self, last: torch.Tensor) -> DraftTokens:
-        device = self.embedding.weight.device
+        device = execution_device(self.embedding)
         masks = torch.full((1, self.block_length), self.mask_token_id, device=device)
         window = torch.cat([last.to(device), masks], dim=1)
         embedded = self._embed(window).to(self.device, self.body.dtype)
@@ -208,14 +209,14 @@ class DFlashSession(BlockSession):
         hidden = self.body(embedded, self.features, self.cache)
         self.cache.rollback(context)
         self.features = self.features[:, :0]
-        weight = self.head.weight
-        logits = self.head(hidden[:, 1:].to(weight.device, weight.dtype)).to(self.device)
+        logits = self.head(hidden[:, 1:].to(execution_device(self.head), self.head.weight.dtype)).to(self.device)
         return choose_tokens(logits, self.vocab_size, self.mask_token_id, self.warp)
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The target's embedding, without its normalisation if it has one: DFlash was trained without."""
         if hasattr(self.embedding, "embed_norm"):
-            return embedding(token_ids, self.embedding.weight)
+            with in_place(self.embedding):
+                return embedding(token_ids, self.embedding.weight)
         embedded: torch.Tensor = self.embedding(token_ids)
         return embedded
 

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,15 +32,28 @@ class Conversation(Wrapper):
 
     Raises ValueError on batches, on another target than the first call's, and on `assistant_tokenizer`; RuntimeError
     on a call while another one runs.
+
+    A copy, also in another process, begins anew: it reads all of its first prompt.
     """
 
     def __init__(self, drafter: DiffusionDrafter) -> None:
         if isinstance(drafter, Conversation) or not isinstance(drafter, DiffusionDrafter):
             raise ValueError(f"`drafter` must be a drafter of `load_drafter`, but is {type(drafter).__name__}.")
         super().__init__(drafter)
+        self._begin()
+
+    def _begin(self) -> None:
         self._target: weakref.ref[PreTrainedModel] | None = None
         self._last: ConversationSession | None = None
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_target", "_last", "_lock")
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     def start(self, request: DraftRequest) -> ConversationSession:
         if request.num_rows > 1:

@@ -1,8 +1,6 @@
 """Whether a model's forwards can be captured, and whether what was captured is still of the same model."""
 
-import torch
-
-from ..causal_lm import CausalLM, attention_name
+from ..causal_lm import CausalLM, attention_name, has_foreign_hooks
 
 
 def fingerprint(model: CausalLM) -> tuple[object, ...]:
@@ -30,12 +28,6 @@ def obstacle(model: CausalLM) -> str | None:
         return "the model is in training mode"
     if any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in modules):
         return "the model is compiled"
-    if any("_hf_hook" in vars(module) or _has_foreign_hooks(module) for module in modules):
+    if any("_hf_hook" in vars(module) or has_foreign_hooks(module) for module in modules):
         return "the model has forward hooks, which a replay would skip"
     return None
-
-
-def _has_foreign_hooks(module: torch.nn.Module) -> bool:
-    """Whether hooks are not transformers' own; those collect hidden states, already at capture."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)

@@ -66,17 +66,23 @@ def read_records(config: DataConfig) -> list[str]:
     assert config.source is not None
     path = Path(config.source)
     if path.suffix == ".txt":
-        return path.read_text(encoding="utf-8").splitlines()
+        return _lines(path)
     field = config.field or config.records.removesuffix("s")
     if path.suffix == ".jsonl":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [_field(_json(line, f"{path}:{i}"), field, f"{path}:{i}") for i, line in enumerate(lines, 1) if line]
+        lines = [(line, f"{path}:{number}") for number, line in enumerate(_lines(path), 1) if line.strip()]
+        return [_field(_json(line, place), field, place) for line, place in lines]
     from datasets import load_dataset
 
     dataset = load_dataset(config.source, split="train", streaming=True)
     # Some records will be empty, too long or repeated: as many again are read.
     limit = 2 * config.questions + config.shard_questions
     return [_field(record, field, f"{path}: record {i}") for i, record in enumerate(islice(dataset, limit))]
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file, with or without a byte-order mark; of Unicode's separators only newlines end one."""
+    with path.open(encoding="utf-8-sig") as file:
+        return [line.removesuffix("\n") for line in file]
 
 
 def _json(line: str, place: str) -> Any:
