@@ -15,6 +15,7 @@ from ..compatibility import CACHE, with_cache_name
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, Draft, DrafterErrors, DraftRequest, FallbackSession
 from ..engine.kernels.reference import RowOutcome
+from ..engine.positions import rope_change
 from ..engine.runner import EagerRunner, Forward
 from ..engine.slot_cache import RowStates, SlotCache, store
 from ..engine.window import Window
@@ -24,7 +25,7 @@ from .layer_outputs import LayerOutputs, asked_layers
 from .refusals import check_request
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
-from .stopping import StopRules, draft_bound
+from .stopping import DraftRoom, StopRules
 from .token_choice import TokenChoice, draft_warp
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def failfast_decoding(
 class Generation:
     """One call at work.
 
-    longest: per sequence the length that its text may get by drafting.
+    rooms: per sequence how far drafts may go.
+    read_again_from: the length beyond which the target reads the whole text again, once; None: it never does.
     past: the caller's cache, which is given what the rounds have read if `complete` is a dictionary: the K/V of the
         sequences that have left the batch.
     """
@@ -82,7 +84,8 @@ class Generation:
     cache: SlotCache
     acceptance: Acceptance
     layer_outputs: LayerOutputs | None  # None: none are asked for
-    longest: list[int]
+    rooms: list[DraftRoom]
+    read_again_from: int | None
     past: Cache
     complete: dict[int, RowStates] | None
     returns_dict: bool
@@ -143,6 +146,7 @@ def prepare(
     if past.get_seq_length():
         cache.load(past, [sequences.columns(row) for row in sequences.running])
     policy.start(sequences.num_rows, max(sequences.known.lengths))
+    change = rope_change(model.config.get_text_config(decoder=True))
     stats = SpecDecodingStats()
     return Generation(
         sequences=sequences,
@@ -152,7 +156,8 @@ def prepare(
         cache=cache,
         acceptance=Acceptance(choice, stops, sequences, stats),
         layer_outputs=LayerOutputs(sequences, asked, past) if asked else None,
-        longest=[draft_bound(model, stops.max_length, hidden) for hidden in sequences.num_hidden],
+        rooms=[DraftRoom.of(model, stops.max_length, hidden) for hidden in sequences.num_hidden],
+        read_again_from=change.length if change is not None and change.reads_again else None,
         past=past,
         complete={} if returns_dict or getattr(past, "_is_user_defined", False) else None,
         returns_dict=returns_dict,
@@ -167,7 +172,8 @@ def propose(generation: Generation) -> Draft:
     started = perf_counter()
     sequences = generation.sequences
     room = [
-        0 if sequences.finished[row] else generation.longest[row] - sequences.lengths[row] for row in sequences.running
+        0 if sequences.finished[row] else generation.rooms[row].after(sequences.lengths[row])
+        for row in sequences.running
     ]
     draft = generation.session.draft(sequences.known, generation.policy, room).to(sequences.device)
     generation.stats.draft_seconds += perf_counter() - started
@@ -179,7 +185,9 @@ def verify(generation: Generation, draft: Draft) -> Verified:
     started = perf_counter()
     known, cache = generation.sequences.known, generation.cache
     seen = cache.lengths
-    window = Window.over(known, draft.token_ids, seen, num_read=len(draft) + 1)
+    if generation.read_again_from is not None and max(seen) <= generation.read_again_from < max(known.lengths):
+        cache.rollback(0)
+    window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1)
     forward = generation.runner.run(window, cache, generation.acceptance.head)
     generation.stats.verify_seconds += perf_counter() - started
     return Verified(forward, seen, known.lengths)
