@@ -213,7 +213,7 @@ def _rope_refusals(
         f"`original_max_position_embeddings`={change.length}"
         if change.kind == "longrope"
         else f"with `max_length`={config.max_length} for a target whose rotary embeddings ({change.kind!r}) change from "
-        f"`max_position_embeddings`={change.length} on"
+        f"`max_position_embeddings`={change.length + 1} on"
     )
     return {
         f"a batch of {num_rows} prompts {text} (one prompt at a time is fine)": (

@@ -40,7 +40,7 @@ def rope_change(config: PreTrainedConfig) -> RopeChange | None:
     for parameters in _rope_parameters(config):
         kind = str(parameters.get("rope_type", "default"))
         if "dynamic" in kind:
-            return RopeChange(num_positions(config), "dynamic", False)
+            return RopeChange(num_positions(config) - 1, "dynamic", False)  # forgets a longer text before this length
         if kind == "longrope":
             length = parameters["original_max_position_embeddings"]
             reads_again = config.model_type in _READS_AGAIN and hasattr(config, "original_max_position_embeddings")
