@@ -15,7 +15,7 @@ from ..compatibility import CACHE, with_cache_name
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, Draft, DrafterErrors, DraftRequest, FallbackSession
 from ..engine.kernels.reference import RowOutcome
-from ..engine.positions import rope_change
+from ..engine.positions import position_table, rope_change
 from ..engine.runner import EagerRunner, Forward
 from ..engine.slot_cache import RowStates, SlotCache, store
 from ..engine.window import Window
@@ -72,6 +72,7 @@ class Generation:
     """One call at work.
 
     rooms: per sequence how far drafts may go.
+    table: positions that the target has an embedding of; None: any.
     read_again_from: the length beyond which the target reads the whole text again, once; None: it never does.
     past: the caller's cache, which is given what the rounds have read if `complete` is a dictionary: the K/V of the
         sequences that have left the batch.
@@ -85,6 +86,7 @@ class Generation:
     acceptance: Acceptance
     layer_outputs: LayerOutputs | None  # None: none are asked for
     rooms: list[DraftRoom]
+    table: int | None
     read_again_from: int | None
     past: Cache
     complete: dict[int, RowStates] | None
@@ -146,7 +148,8 @@ def prepare(
     if past.get_seq_length():
         cache.load(past, [sequences.columns(row) for row in sequences.running])
     policy.start(sequences.num_rows, max(sequences.known.lengths))
-    change = rope_change(model.config.get_text_config(decoder=True))
+    text_config = model.config.get_text_config(decoder=True)
+    change = rope_change(text_config)
     stats = SpecDecodingStats()
     return Generation(
         sequences=sequences,
@@ -157,6 +160,7 @@ def prepare(
         acceptance=Acceptance(choice, stops, sequences, stats),
         layer_outputs=LayerOutputs(sequences, asked, past) if asked else None,
         rooms=[DraftRoom.of(model, stops.max_length, hidden) for hidden in sequences.num_hidden],
+        table=position_table(text_config),
         read_again_from=change.length if change is not None and change.reads_again else None,
         past=past,
         complete={} if returns_dict or getattr(past, "_is_user_defined", False) else None,
@@ -184,7 +188,11 @@ def verify(generation: Generation, draft: Draft) -> Verified:
     """One target forward over what the target has not read yet, the draft included."""
     started = perf_counter()
     known, cache = generation.sequences.known, generation.cache
-    seen = cache.lengths
+    seen, table = cache.lengths, generation.table
+    if table is not None and len(seen) > 1 and max(known.lengths) > table:  # of one row the target says so itself
+        raise IndexError(
+            f"index out of range: a text of {max(known.lengths)} tokens for a target of {table} positions"
+        )
     if generation.read_again_from is not None and max(seen) <= generation.read_again_from < max(known.lengths):
         cache.rollback(0)
     window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1)

@@ -133,6 +133,8 @@ def check_request(
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
         "`use_cache=False`": config.use_cache is False,
         f"a target without `{CACHE}`": config.use_cache is not False and CACHE not in model_kwargs,
+        f"a `{model.config.model_type}` whose tokens see later ones (`is_decoder=False`, "
+        "`use_bidirectional_attention`)": _sees_later_tokens(model),
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,
         "an `attention_mask` that hides a whole prompt": mask is not None and not bool(mask.any(dim=-1).all()),
@@ -153,6 +155,13 @@ def check_request(
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(f"The generation mode {mode.value!r} is not supported by hf_failfast yet.")
+
+
+def _sees_later_tokens(model: PreTrainedModel) -> bool:
+    """Whether a draft would change what the target makes of the tokens before it."""
+    config = model.config.get_text_config(decoder=True)
+    is_encoder = getattr(config, "is_decoder", None) is False and not config.model_type.startswith("gpt_neox")
+    return is_encoder or getattr(config, "use_bidirectional_attention", None) in (True, "all")
 
 
 def _is_nothing(value: Any) -> bool:
@@ -208,13 +217,12 @@ def _rope_refusals(
     crosses = min(lengths) <= change.length
     cached = 0 if past is None else int(past.get_seq_length())
     asked = bool(config.return_dict_in_generate and (config.output_hidden_states or config.output_attentions))
-    text = (
-        f"with `max_length`={config.max_length} for a target whose rotary embeddings ({change.kind!r}) change at "
+    where = (
         f"`original_max_position_embeddings`={change.length}"
         if change.kind == "longrope"
-        else f"with `max_length`={config.max_length} for a target whose rotary embeddings ({change.kind!r}) change from "
-        f"`max_position_embeddings`={change.length + 1} on"
+        else f"`max_position_embeddings`={change.length + 1}"
     )
+    text = f"with `max_length`={config.max_length} for a target whose rotary embeddings ({change.kind!r}) change at {where}"
     return {
         f"a batch of {num_rows} prompts {text} (one prompt at a time is fine)": (
             num_rows > 1 and (crosses or change.kind == "dynamic")

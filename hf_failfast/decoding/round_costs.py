@@ -52,7 +52,11 @@ def measured_costs(target: PreTrainedModel, drafter: DiffusionDrafter, num_rows:
             f"`{target.config.model_type}` target: use the default policy with `hf_failfast.assisted_generate`."
         )
     context = min(max(1 << (num_tokens - 1).bit_length(), SHORTEST_CONTEXT), LONGEST_CONTEXT)
-    context = min(context, num_positions(target.config.get_text_config(decoder=True)) // 2, drafter.window // 2 or LONGEST_CONTEXT)
+    context = min(
+        context,
+        num_positions(target.config.get_text_config(decoder=True)) // 2,
+        drafter.window // 2 or LONGEST_CONTEXT,
+    )
     packing = is_prepacked(target), is_prepacked(drafter)
     key = (target.dtype, target.device, packing, torch.get_num_threads(), num_rows, context)
     with _one_at_a_time:

@@ -1,4 +1,4 @@
-"""What a model makes of its tokens' positions: tables, rotary embeddings that change, and places that it counts itself."""
+"""What a model makes of positions: tables, rotary embeddings that change, and places that it counts itself."""
 
 from __future__ import annotations
 

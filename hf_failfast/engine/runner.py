@@ -92,7 +92,7 @@ class EagerRunner:
             mask = self._mask(position_ids, limit, end)
         elif width == 1 and self.layer_types is not None and self._sees_all(end):
             mask = dict.fromkeys(self.layer_types)  # the model need not find that out
-        if bound is not None and cache.cursor.end < bound < end:  # what is beyond it is padding
+        if bound is not None and num_rows > 1 and bound < end:  # one row has no padding
             position_ids = position_ids.clamp(max=bound - 1)
         # A tenth less time than no_grad where a forward is mostly overhead; K/V that graphs write must be ordinary.
         mode = torch.inference_mode() if window.input_ids.device.type == "cpu" else nullcontext()

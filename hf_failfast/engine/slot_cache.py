@@ -124,15 +124,13 @@ class SlotCache(Cache):
     """One `SlotLayer` per decoder layer. Sliding-window layers keep all slots too; the mask hides the old ones.
 
     capacity: the slots a row is expected to fill at most; no more are allocated ahead of need.
-    position_bound: all tokens of a row are at positions below it; what is beyond is padding. None: padding may be
-        anywhere.
+    position_bound: tokens of a batch that count are at positions below it; what is beyond is padding, or of a row
+        that no one asks about any more. None: padding may be at any position.
     """
 
     layers: list[SlotLayer]
 
-    def __init__(
-        self, num_layers: int, capacity: int, num_rows: int = 1, position_bound: int | None = None
-    ) -> None:
+    def __init__(self, num_layers: int, capacity: int, num_rows: int = 1, position_bound: int | None = None) -> None:
         self.cursor = Cursor(num_rows)
         self.position_bound = position_bound
         self.is_checked = False

@@ -103,7 +103,10 @@ BEYOND |= {
     "llama4_text, chunks of every layer": ("llama4_text", CHUNKS | {"no_rope_layers": [1, 1]}),
     "ministral3": ("ministral3", {"head_dim": 8, "rope_parameters": SCALED | {"llama_4_scaling_beta": 0.5}}),
 }
-RUNNERS: dict[str, Any] = {"eager": lambda: RunnerPool("eager"), "graphs": lambda: RunnerPool("cuda_graphs", Recorder())}
+RUNNERS: dict[str, Any] = {
+    "eager": lambda: RunnerPool("eager"),
+    "graphs": lambda: RunnerPool("cuda_graphs", Recorder()),
+}
 
 
 def beyond(name: str) -> Any:

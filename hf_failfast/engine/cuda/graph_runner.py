@@ -15,8 +15,8 @@ import torch
 from transformers.cache_utils import Cache
 
 from ..causal_lm import CausalLM
-from ..runner import EagerRunner, Forward, Head, raw_logits
 from ..positions import counted_from
+from ..runner import EagerRunner, Forward, Head, raw_logits
 from ..slot_cache import LayerWindow, SlotCache
 from ..window import Window
 from . import slot_attention
