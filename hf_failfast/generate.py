@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from .compatibility import with_cache_name
 from .config import FailFastConfig
 from .decoding.loop import failfast_decoding
-from .decoding.refusals import check_arguments, check_state, warn_of_int8_outliers
+from .decoding.refusals import check_arguments, check_own_loop, check_state, warn_of_int8_outliers
 from .decoding.round_costs import measured_costs
 from .decoding.token_choice import draft_warp
 from .decoding.transformers_loop import FailFastCandidateGenerator
@@ -109,6 +109,7 @@ def assisted_generate(
         return generators[0]
 
     def decode(view: PreTrainedModel, input_ids: torch.Tensor, **prepared: Any) -> Any:
+        check_own_loop(model, prepared["generation_config"].max_length)
         return GenerationMixin._assisted_decoding(view, input_ids, **prepared)
 
     view = _view(model)

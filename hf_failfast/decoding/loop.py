@@ -15,6 +15,7 @@ from ..compatibility import CACHE, with_cache_name
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, Draft, DrafterErrors, DraftRequest, FallbackSession
 from ..engine.kernels.reference import RowOutcome
+from ..engine.positions import position_table, rope_change
 from ..engine.runner import EagerRunner, Forward
 from ..engine.slot_cache import RowStates, SlotCache, store
 from ..engine.window import Window
@@ -24,7 +25,7 @@ from .layer_outputs import LayerOutputs, asked_layers
 from .refusals import check_request
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
-from .stopping import StopRules, draft_bound
+from .stopping import DraftRoom, StopRules
 from .token_choice import TokenChoice, draft_warp
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ def failfast_decoding(
 class Generation:
     """The state of one call.
 
-    longest: per sequence, the longest text that drafting may make.
+    rooms: per sequence, how far drafts may go.
+    table: positions that the target has an embedding of; None: any.
+    read_again_from: the length beyond which the target reads the whole text again, once; None: it never does.
     past: the caller's cache. At the end it gets the K/V of what the rounds have read, unless `complete` is None.
     complete: K/V of the sequences that have left the batch.
     """
@@ -81,7 +84,9 @@ class Generation:
     cache: SlotCache
     acceptance: Acceptance
     layer_outputs: LayerOutputs | None  # None: the caller asked for none
-    longest: list[int]
+    rooms: list[DraftRoom]
+    table: int | None
+    read_again_from: int | None
     past: Cache
     complete: dict[int, RowStates] | None
     returns_dict: bool
@@ -142,6 +147,8 @@ def prepare(
     if past.get_seq_length():
         cache.load(past, [sequences.columns(row) for row in sequences.running])
     policy.start(sequences.num_rows, max(sequences.known.lengths))
+    text_config = model.config.get_text_config(decoder=True)
+    change = rope_change(text_config)
     stats = SpecDecodingStats()
     return Generation(
         sequences=sequences,
@@ -151,7 +158,9 @@ def prepare(
         cache=cache,
         acceptance=Acceptance(choice, stops, sequences, stats),
         layer_outputs=LayerOutputs(sequences, asked, past) if asked else None,
-        longest=[draft_bound(model, stops.max_length, hidden) for hidden in sequences.num_hidden],
+        rooms=[DraftRoom.of(model, stops.max_length, hidden) for hidden in sequences.num_hidden],
+        table=position_table(text_config),
+        read_again_from=change.length if change is not None and change.reads_again else None,
         past=past,
         complete={} if returns_dict or getattr(past, "_is_user_defined", False) else None,
         returns_dict=returns_dict,
@@ -166,7 +175,8 @@ def propose(generation: Generation) -> Draft:
     started = perf_counter()
     sequences = generation.sequences
     room = [
-        0 if sequences.finished[row] else generation.longest[row] - sequences.lengths[row] for row in sequences.running
+        0 if sequences.finished[row] else generation.rooms[row].after(sequences.lengths[row])
+        for row in sequences.running
     ]
     draft = generation.session.draft(sequences.known, generation.policy, room).to(sequences.device)
     generation.stats.draft_seconds += perf_counter() - started
@@ -177,8 +187,14 @@ def verify(generation: Generation, draft: Draft) -> Verified:
     """One target forward over what the target has not read yet, the draft included."""
     started = perf_counter()
     known, cache = generation.sequences.known, generation.cache
-    seen = cache.lengths
-    window = Window.over(known, draft.token_ids, seen, num_read=len(draft) + 1)
+    seen, table = cache.lengths, generation.table
+    if table is not None and len(seen) > 1 and max(known.lengths) > table:  # of one row the target says so itself
+        raise IndexError(
+            f"index out of range: a text of {max(known.lengths)} tokens for a target of {table} positions"
+        )
+    if generation.read_again_from is not None and max(seen) <= generation.read_again_from < max(known.lengths):
+        cache.rollback(0)
+    window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1)
     forward = generation.runner.run(window, cache, generation.acceptance.head)
     generation.stats.verify_seconds += perf_counter() - started
     return Verified(forward, seen, known.lengths)

@@ -12,8 +12,8 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from ..compatibility import CACHE
 from ..engine.causal_lm import attention_name
+from ..engine.positions import counted_from, position_table, rope_change
 from ..engine.slot_cache import layer_windows
-from .stopping import num_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -132,21 +132,24 @@ def check_request(
     for name, highest in (("temperature", float("inf")), ("top_p", 1.0)):  # plain `generate` ignores a larger `top_p`
         if not 0 <= (value := getattr(config, name) or 0) <= highest:
             raise ValueError(f"`{name}` must be between 0 and {highest}, but is {value}.")
-    positions = num_positions(model)
+    positions = position_table(model.config.get_text_config(decoder=True))
     mask = model_kwargs.get("attention_mask")
     refusals = {
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
         "`use_cache=False`": config.use_cache is False,
         f"a target without `{CACHE}`": config.use_cache is not False and CACHE not in model_kwargs,
+        f"a `{model.config.model_type}` whose tokens see later ones (`is_decoder=False`, "
+        "`use_bidirectional_attention`)": _sees_later_tokens(model),
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,
         "an `attention_mask` that hides a whole prompt": mask is not None and not bool(mask.any(dim=-1).all()),
         f"a prompt of {input_ids.shape[-1]} tokens for a target with `max_position_embeddings`={positions}": (
-            input_ids.shape[-1] > positions
+            positions is not None and input_ids.shape[-1] > positions
         ),
     }
     refusals |= _attention_refusals(model, config, model_kwargs.get(CACHE))
-    refusals |= _batch_refusals(model, input_ids.shape[0])
+    refusals |= _batch_refusals(model, input_ids.shape[0], config.max_length)
+    refusals |= _rope_refusals(model, input_ids, mask, config, model_kwargs.get(CACHE))
     refusals |= _cache_refusals(model_kwargs.get(CACHE), input_ids, config.max_length)
     # For a prompt without images, image models put an empty dict there.
     given = {name for name, value in model_kwargs.items() if not _is_nothing(value)}
@@ -158,6 +161,13 @@ def check_request(
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(f"The generation mode {mode.value!r} is not supported by hf_failfast yet.")
+
+
+def _sees_later_tokens(model: PreTrainedModel) -> bool:
+    """Whether a draft would change what the target makes of the tokens before it."""
+    config = model.config.get_text_config(decoder=True)
+    is_encoder = getattr(config, "is_decoder", None) is False and not config.model_type.startswith("gpt_neox")
+    return is_encoder or getattr(config, "use_bidirectional_attention", None) in (True, "all")
 
 
 def _is_nothing(value: Any) -> bool:
@@ -185,17 +195,71 @@ def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: 
     }
 
 
-def _batch_refusals(model: PreTrainedModel, num_rows: int) -> dict[str, bool]:
+def _batch_refusals(model: PreTrainedModel, num_rows: int, max_length: int) -> dict[str, bool]:
     """Refuses batches where the attention cannot take a 4-D mask with each sequence's own positions."""
     config = model.config.get_text_config(decoder=True)
     attention = attention_name(model)
+    counted = counted_from(config)
     has_alibi = config.model_type == "bloom" or getattr(config, "alibi", False) is True
     return {
         f"a batch of {num_rows} prompts for `{config.model_type}` with ALiBi, which it computes from a mask of two "
         "dimensions (one prompt at a time is fine)": num_rows > 1 and has_alibi,
         f"a batch of {num_rows} prompts with `attn_implementation`={attention!r} (only 'sdpa' and 'eager' take the "
         "mask of a batch; one prompt at a time is fine)": num_rows > 1 and attention not in ("sdpa", "eager"),
+        # A row's tokens are taken for at most as many places later as a draft is long.
+        f"a batch of {num_rows} prompts with `max_length`={max_length} for `{config.model_type}`, whose attention "
+        f"takes the place of a token from the longest row (one prompt at a time is fine)": (
+            num_rows > 1 and counted is not None and 2 * max_length > counted
+        ),
     }
+
+
+def _rope_refusals(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    config: GenerationConfig,
+    past: Cache | None,
+) -> dict[str, bool]:
+    """A forward has one set of rotary frequencies for all rows, and transformers counts padding where it reads the
+    text again with another set."""
+    change = rope_change(model.config.get_text_config(decoder=True))
+    num_rows, width = input_ids.shape
+    if change is None or config.max_length <= change.length:
+        return {}
+    lengths = [width] if mask is None else mask.sum(dim=-1).tolist()
+    crosses = min(lengths) <= change.length
+    cached = 0 if past is None else int(past.get_seq_length())
+    asked = bool(config.return_dict_in_generate and (config.output_hidden_states or config.output_attentions))
+    where = (
+        f"`original_max_position_embeddings`={change.length}"
+        if change.kind == "longrope"
+        else f"`max_position_embeddings`={change.length + 1}"
+    )
+    text = (
+        f"with `max_length`={config.max_length} for a target whose rotary embeddings ({change.kind!r}) change at "
+        f"{where}"
+    )
+    return {
+        f"a batch of {num_rows} prompts {text} (one prompt at a time is fine)": (
+            num_rows > 1 and (crosses or change.kind == "dynamic")
+        ),
+        f"a padded prompt {text}": change.reads_again and min(lengths) < width and crosses,
+        f"`{CACHE}` of {cached} tokens {text}": change.reads_again and 0 < cached <= change.length,
+        f"`output_hidden_states` or `output_attentions` {text}": change.reads_again and asked and crosses,
+    }
+
+
+def check_own_loop(model: PreTrainedModel, max_length: int) -> None:
+    """Raises ValueError on a target that reads its text again in the middle, which transformers' assisted loop
+    cannot do."""
+    change = rope_change(model.config.get_text_config(decoder=True))
+    if change is not None and change.reads_again and max_length > change.length:
+        raise ValueError(
+            f"`assisted_generate` with `max_length`={max_length} is not supported for `{model.config.model_type}`, "
+            f"which reads its text again beyond `original_max_position_embeddings`={change.length}: use "
+            '`custom_generate="hf_failfast"`.'
+        )
 
 
 def _cache_refusals(past: Cache | None, input_ids: torch.Tensor, max_length: int) -> dict[str, bool]:

@@ -14,12 +14,12 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter
 from ..engine.cpu.packed_weights import is_prepacked
+from ..engine.positions import num_positions
 from ..policies.base import RoundCosts
 from ..policies.confidence import FixedLength
 from ..policies.goodput import LONGEST_CHUNK
 from .loop import Generation, accept, commit, prepare, propose, verify
 from .refusals import fits_slots
-from .stopping import num_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +52,11 @@ def measured_costs(target: PreTrainedModel, drafter: DiffusionDrafter, num_rows:
             f"`{target.config.model_type}` target: use the default policy with `hf_failfast.assisted_generate`."
         )
     context = min(max(1 << (num_tokens - 1).bit_length(), SHORTEST_CONTEXT), LONGEST_CONTEXT)
-    context = min(context, num_positions(target) // 2, drafter.window // 2 or LONGEST_CONTEXT)
+    context = min(
+        context,
+        num_positions(target.config.get_text_config(decoder=True)) // 2,
+        drafter.window // 2 or LONGEST_CONTEXT,
+    )
     packing = is_prepacked(target), is_prepacked(drafter)
     key = (target.dtype, target.device, packing, torch.get_num_threads(), num_rows, context)
     with _one_at_a_time:
@@ -78,7 +82,7 @@ def measure(
 
     Raises DrafterFailed if the drafter does.
     """
-    positions = num_positions(target)
+    positions = num_positions(target.config.get_text_config(decoder=True))
     room = positions - context
     if room < SHORTEST_ROOM:
         raise ValueError(f"`length_policy='goodput'` cannot measure a target of {positions} positions.")

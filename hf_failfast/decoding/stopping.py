@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from transformers import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation import MaxTimeCriteria, StopStringCriteria
 
+from ..engine.positions import position_table, rope_change
 from .sequences import Sequences
 
 if TYPE_CHECKING:
@@ -78,12 +78,31 @@ class StopRules:
         return [self._was_told[row] and not waits for row in rows]
 
 
-def num_positions(model: PreTrainedModel) -> int:
-    """The positions the target was trained for; unlimited where its config names none."""
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
+class DraftRoom(NamedTuple):
+    """How far a draft may go after a text; lengths include leading padding.
 
+    longest: how long the text may get by drafting: the target adds a token to every round, so a draft leaves room for
+        it, and it stays within a table of positions.
+    change: no forward reads tokens on both sides of this length; None: any may.
+    is_open: whether there are drafts beyond the change.
+    """
 
-def draft_bound(model: PreTrainedModel, max_length: int, padding: int = 0) -> int:
-    """The length, leading padding included, up to which drafts may take a text of at most `max_length` tokens: a draft
-    leaves room for the token that the target adds in every round, and stays within the target's positions."""
-    return min(max_length - 1, padding + num_positions(model))
+    longest: int
+    change: int | None = None
+    is_open: bool = True
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, max_length: int, padding: int = 0) -> DraftRoom:
+        """The room of a text of at most `max_length` tokens, `padding` hidden ones included."""
+        config = model.config.get_text_config(decoder=True)
+        table, change = position_table(config), rope_change(config)
+        longest = max_length - 1 if table is None else min(max_length - 1, padding + table)
+        if change is None:
+            return cls(longest)
+        return cls(longest, padding + change.length, change.kind == "longrope")
+
+    def after(self, length: int) -> int:
+        """How many tokens may be drafted after a text of `length` tokens; less than 1: none."""
+        if self.change is None or (length > self.change and self.is_open):
+            return self.longest - length
+        return min(self.longest, self.change) - length

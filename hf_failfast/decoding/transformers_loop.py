@@ -11,7 +11,7 @@ from ..drafters import DiffusionDrafter, DraftRequest, Warp
 from ..engine.ragged import RaggedIds
 from ..policies.base import LengthPolicy
 from .stats import RoundRecord, SpecDecodingStats
-from .stopping import draft_bound
+from .stopping import DraftRoom
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ class FailFastCandidateGenerator(CandidateGenerator):
     ) -> None:
         self.policy = policy
         policy.start(1, max_length)
-        self.longest_drafted = draft_bound(target, max_length)
+        self.room = DraftRoom.of(target, max_length)
         self.session = drafter.start(DraftRequest(target, max_length, 1, eos_token_ids, warp))
         self.requires_model_outputs = bool(self.session.target_layers)
         self.num_observed = 0  # tokens whose hidden states the session has
@@ -57,8 +57,7 @@ class FailFastCandidateGenerator(CandidateGenerator):
             layers = [model_outputs.hidden_states[layer][:, :count] for layer in self.session.target_layers]
             self.session.observe([torch.cat(layers, dim=-1)])
             self.num_observed += count
-        room = self.longest_drafted - input_ids.shape[1]
-        draft = self.session.draft(RaggedIds.full(input_ids), self.policy, [room])
+        draft = self.session.draft(RaggedIds.full(input_ids), self.policy, [self.room.after(input_ids.shape[1])])
         self._draft = draft.to(input_ids.device)
         self.stats.host_reads += draft.host_reads
         logits = None if self._draft.probs is None else self._draft.probs.log()

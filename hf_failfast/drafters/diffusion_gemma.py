@@ -98,7 +98,7 @@ class DiffusionGemmaSession(ChunkedSession):
         """The slots in the form of the decoder's cache; sliding layers are cut to what transformers would keep."""
         layers = []
         for layer, window in zip(self.cache.layers, self.windows, strict=True):
-            visible = slice(0 if window is None else max(length - window + 1, 0), length)
+            visible = slice(0 if window is None else max(length - window.size + 1, 0), length)
             layers.append(SimpleNamespace(keys=layer.keys[:, :, visible], values=layer.values[:, :, visible]))
         return SimpleNamespace(layers=layers, is_compileable=False, get_seq_length=lambda *_, **__: length)
 

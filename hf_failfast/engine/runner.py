@@ -10,8 +10,9 @@ from transformers import Cache
 from ..compatibility import CACHE
 from .causal_lm import CausalLM, attention_name, is_watched, takes_logits_to_keep
 from .cpu.grouped_attention import in_place_of_sdpa, is_usable
+from .positions import position_table, rope_change
 from .ragged import indices, is_even
-from .slot_cache import SlotCache, layer_windows
+from .slot_cache import LayerWindow, SlotCache, layer_windows
 from .window import Window
 
 LayerOutput = Literal["hidden_states", "attentions"]
@@ -63,7 +64,8 @@ class EagerRunner:
         self.is_eager_attention = attention_name(model) == "eager"
         self.is_grouped = is_usable(model)
         self.takes_bool_masks = self.is_grouped or (self.layer_types is not None and attention_name(model) == "sdpa")
-        self.num_positions = getattr(config, "max_position_embeddings", None)
+        self.position_table = position_table(config)
+        self.rope_change = rope_change(config)
         self.is_watched = is_watched(model)
         self.leaves_out_logits = takes_logits_to_keep(model)
         self.hidden_layers = hidden_layers
@@ -71,7 +73,10 @@ class EagerRunner:
 
     def new_cache(self, capacity: int, num_rows: int = 1) -> SlotCache:
         """Empty slots for up to `capacity` positions of each of `num_rows` sequences."""
-        return SlotCache(len(self.windows), capacity, num_rows)
+        bound = self.position_table
+        if self.rope_change is not None and capacity <= self.rope_change.length:
+            bound = self.rope_change.length  # padding beyond it would change the embeddings of all
+        return SlotCache(len(self.windows), capacity, num_rows, bound)
 
     def run(self, window: Window, cache: SlotCache, head: Head = raw_logits) -> Forward:
         """Feeds the window to the model; afterwards the slots hold all of it."""
@@ -79,11 +84,9 @@ class EagerRunner:
         num_rows, width = window.input_ids.shape
         limit = None if window.sight is None else window.sight.limit
         position_ids = indices(cache.lengths, width, window.input_ids.device).expand(num_rows, -1)
-        if not is_even(cache.lengths):
-            limit = position_ids + 1 if limit is None else limit
-            if self.num_positions is not None:  # the window may reach beyond them after a shorter sequence
-                position_ids = position_ids.clamp(max=self.num_positions - 1)
-        end = cache.cursor.end + width
+        if limit is None and not is_even(cache.lengths):
+            limit = position_ids + 1
+        end, bound = cache.cursor.end + width, cache.position_bound
         if limit is None and self.takes_bool_masks and 1 < width < end:  # faster than the model does
             limit = position_ids + 1
         mask: Mask | None = None
@@ -91,6 +94,8 @@ class EagerRunner:
             mask = self._mask(position_ids, limit, end)
         elif width == 1 and self.layer_types is not None and self._sees_all(end):
             mask = dict.fromkeys(self.layer_types)  # spares the model the check
+        if bound is not None and num_rows > 1 and bound < end:  # one sequence has no padding
+            position_ids = position_ids.clamp(max=bound - 1)
         # A tenth less time than no_grad where a forward is mostly overhead. K/V that graphs write must be ordinary
         # tensors, and so must be what hooks keep.
         is_private = window.input_ids.device.type == "cpu" and not self.is_watched
@@ -100,12 +105,14 @@ class EagerRunner:
         with mode, attention:
             logits, hidden_states, recorded = self._forward(window.input_ids, position_ids, mask, cache, window.read)
             outputs = window.own(head(logits))
+        if not cache.is_checked:
+            cache.check(width)
         cache.advance(width)
         return Forward(outputs, hidden_states, recorded)
 
     def _sees_all(self, num_slots: int) -> bool:
         """Whether the last of `num_slots` slots sees all of them in every layer."""
-        return all(window is None or num_slots <= window for window in self.windows)
+        return all(window is None or num_slots <= window.size for window in self.windows)
 
     def _forward(
         self,
@@ -140,11 +147,13 @@ class EagerRunner:
         by_type = dict(zip(self.layer_types, self.windows, strict=False))
         return {name: self._window_mask(positions, limit, end, window) for name, window in by_type.items()}
 
-    def _window_mask(self, positions: torch.Tensor, limit: torch.Tensor, end: int, window: int | None) -> torch.Tensor:
+    def _window_mask(
+        self, positions: torch.Tensor, limit: torch.Tensor, end: int, window: LayerWindow | None
+    ) -> torch.Tensor:
         slots = torch.arange(end, device=positions.device)
         visible = slots < limit.expand_as(positions)[..., None]
         if window is not None:
-            visible &= slots > positions[..., None] - window
+            visible &= slots >= window.first(positions)[..., None]
         visible = visible[:, None]
         if not self.is_eager_attention:
             return visible

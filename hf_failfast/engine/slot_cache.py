@@ -1,6 +1,7 @@
 """K/V slots: written in place, rolled back by moving a length."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedConfig
@@ -19,6 +20,18 @@ FIRST_SLOTS = 256
 
 # K/V of one sequence: keys and values (heads, length, head_dim) of every layer.
 RowStates = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class LayerWindow(NamedTuple):
+    """How far back the tokens of a layer see: `size` slots, their own included, or to the start of their chunk, where
+    positions are cut into chunks of that size."""
+
+    size: int
+    is_chunk: bool = False
+
+    def first(self, positions: torch.Tensor) -> torch.Tensor:
+        """The first slot that a token at each position sees; less than 0 where that is any."""
+        return positions - positions % self.size if self.is_chunk else positions - self.size + 1
 
 
 class Cursor:
@@ -56,6 +69,7 @@ class SlotLayer(CacheLayerMixin):
         super().__init__()
         self.cursor = cursor
         self.capacity = capacity
+        self.num_written = 0  # slots up to the end of the last update
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.keys = key_states.new_zeros(*key_states.shape[:2], 0, key_states.shape[-1])
@@ -81,6 +95,7 @@ class SlotLayer(CacheLayerMixin):
         the end of the longest sequence. The lengths do not change: see `SlotCache.advance`."""
         width = key_states.shape[-2]
         start, end = self.cursor.start, self.cursor.end + width
+        self.num_written = end
         if not self.is_initialized or end > self.keys.shape[2]:
             self.reserve(key_states, value_states, end)
         if start + width == end:
@@ -109,12 +124,16 @@ class SlotCache(Cache):
     """One `SlotLayer` per decoder layer. Sliding-window layers keep all slots too; the mask hides the old ones.
 
     capacity: the slots a sequence is expected to fill at most; no more are allocated ahead of need.
+    position_bound: tokens of a batch that count are at positions below it; what is beyond is padding, or of a sequence
+        that no one asks about any more. None: padding may be at any position.
     """
 
     layers: list[SlotLayer]
 
-    def __init__(self, num_layers: int, capacity: int, num_rows: int = 1) -> None:
+    def __init__(self, num_layers: int, capacity: int, num_rows: int = 1, position_bound: int | None = None) -> None:
         self.cursor = Cursor(num_rows)
+        self.position_bound = position_bound
+        self.is_checked = False
         super().__init__(layers=[SlotLayer(self.cursor, capacity) for _ in range(num_layers)])
 
     @property
@@ -125,6 +144,18 @@ class SlotCache(Cache):
     def advance(self, count: int) -> None:
         """Makes valid the `count` entries that a pass has written after each sequence's valid ones."""
         self.cursor.move([length + count for length in self.lengths])
+
+    def check(self, width: int) -> None:
+        """Raises ValueError unless the first pass, over `width` tokens, has stored their K/V in every layer."""
+        end = self.cursor.end + width
+        missing = [index for index, layer in enumerate(self.layers) if layer.num_written != end]
+        if missing:
+            raise ValueError(
+                f"A model whose forward stores nothing in the cache (here in {len(missing)} of {len(self.layers)} "
+                "layers) is not supported by hf_failfast: it has none, or `is_decoder=False`, or it trains with "
+                "gradient checkpointing, which `model.eval()` ends."
+            )
+        self.is_checked = True
 
     def rollback(self, lengths: int | Sequence[int]) -> None:
         """Forgets each sequence's slots from its length on. Nothing is moved or cleared: the next pass overwrites."""
@@ -196,14 +227,19 @@ def store(past: Cache, rows: Sequence[RowStates], columns: Sequence[torch.Tensor
         past.update(*new, index)
 
 
-def layer_windows(config: PreTrainedConfig) -> list[int | None]:
-    """Each decoder layer's sliding window; None: full attention. Raises ValueError if slots cannot hold a state."""
-    windows: list[int | None] = []
-    for layer in DynamicCache(config=config).layers:
+def layer_windows(config: PreTrainedConfig) -> list[LayerWindow | None]:
+    """Each decoder layer's window; None: full attention. Raises ValueError if slots cannot hold a state."""
+    windows: list[LayerWindow | None] = []
+    layers = DynamicCache(config=config).layers
+    # To a cache, a chunk is a sliding window of the same size: the config tells them apart.
+    types = getattr(config, "layer_types", None) or [
+        "sliding_attention" if getattr(config, "sliding_window", None) else "chunked_attention"
+    ] * len(layers)
+    for layer, layer_type in zip(layers, types, strict=False):
         if type(layer) is DynamicLayer:
             windows.append(None)
         elif type(layer) is DynamicSlidingWindowLayer:
-            windows.append(layer.sliding_window)
+            windows.append(LayerWindow(layer.sliding_window, layer_type == "chunked_attention"))
         else:
             raise ValueError(
                 f"`{config.model_type}` keeps {type(layer).__name__} state, which cannot be rolled back by slots; "

@@ -1,15 +1,33 @@
 """Wrong or unsupported requests give a clear error or the target's own text, never a wrong one."""
 
+import copy
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import VOCAB_SIZE, drafter, failfast, plain, prompt, target, tiny_model
+from conftest import (
+    DRAFTER_VOCAB_SIZE,
+    DRAFTERS,
+    MASK_ID,
+    VOCAB_SIZE,
+    assisted,
+    drafter,
+    failfast,
+    plain,
+    prompt,
+    target,
+    tiny_model,
+)
+from graph_support import Recorder
 from scripted import ScriptedDrafter
+from test_batch import LENGTHS, batch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache
 
+import hf_failfast
 from hf_failfast.compatibility import CACHE
+from hf_failfast.engine.runner_pool import RunnerPool
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "num_beams": ({"num_beams": 4}, "`num_beams`=4"),
@@ -76,6 +94,120 @@ def test_a_text_longer_than_the_positions(family: str) -> None:
     else:
         expected = plain(model, prompt(20), **options)
         assert torch.equal(failfast(model, prompt(20), drafter("canvas_shift", "llama"), **options), expected)
+
+
+def test_a_batch_longer_than_learned_positions() -> None:
+    """A row that outgrows learned positions raises IndexError in a batch as alone, instead of going on at the last."""
+    model = tiny_model("gpt2", max_position_embeddings=32)
+    ids, mask = batch()
+    for generate in (plain, functools.partial(failfast, drafter=drafter("canvas"))):
+        with pytest.raises(IndexError, match="out of range"):
+            generate(model, ids, attention_mask=mask, max_new_tokens=12)
+
+
+@pytest.mark.parametrize("kind", ["canvas_shift", "bidirectional"])
+def test_a_drafter_near_its_last_position(kind: str, tmp_path: Path) -> None:
+    """A row that fills a drafter's learned positions keeps no other row from being drafted for."""
+    model, (ids, mask) = tiny_model("llama"), batch()
+    short = copy.deepcopy(target("gpt2"))
+    short.config.max_position_embeddings = 32
+    short.transformer.wpe.weight.data = short.transformer.wpe.weight.data[:32]
+    short.resize_token_embeddings(DRAFTER_VOCAB_SIZE, mean_resizing=False)
+    short.save_pretrained(tmp_path)
+    body = hf_failfast.load_drafter(str(tmp_path), mask_token_id=MASK_ID, dtype=torch.float32, **DRAFTERS[kind])
+    output = failfast(
+        model,
+        ids,
+        body,
+        attention_mask=mask,
+        max_new_tokens=24,
+        confidence_threshold=0.0,
+        return_dict_in_generate=True,
+    )
+    references = [plain(model, prompt(length), max_new_tokens=24) for length in LENGTHS]
+    expected = [reference[0, length:].tolist() for reference, length in zip(references, LENGTHS, strict=True)]
+    assert output.sequences[:, ids.shape[1] :].tolist() == expected
+    assert output.speculation.drafter_errors == 0
+
+
+@pytest.mark.parametrize("kind", ["llama4_text", "gpt_neo"])
+def test_places_counted_from_the_cache_in_a_batch(kind: str) -> None:
+    """Refuses batches whose rows would take their places from the longest one; alone, the text is plain's."""
+    options: dict[str, Any] = {"head_dim": 8, "num_local_experts": 2, "no_rope_layers": [1, 0], "floor_scale": 16}
+    if kind == "gpt_neo":
+        options = {"num_layers": 2, "num_heads": 4, "window_size": 8, "attention_types": [[["global", "local"], 1]]}
+    model = tiny_model(kind, **options)
+    with pytest.raises(ValueError, match=f"batch of 2 prompts with `max_length`=12 for `{kind}`"):
+        failfast(model, prompt(9).repeat(2, 1), drafter("canvas"), max_new_tokens=3)
+    for runner in (RunnerPool("eager"), RunnerPool("cuda_graphs", Recorder())):
+        reference = plain(model, prompt(9), max_new_tokens=40)
+        script = ScriptedDrafter(reference, [3, 0, 10, 1])
+        script.runners = runner
+        assert torch.equal(failfast(model, prompt(9), script, max_new_tokens=40), reference)
+
+
+def test_a_text_that_is_read_again_in_transformers_loop() -> None:
+    """Refuses Phi-3 beyond the original length in transformers' loop, which keeps the old K/V, and names ours."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "partial_rotary_factor": 1.0}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32} | factors
+    model = tiny_model("phi3", original_max_position_embeddings=32, rope_parameters=rope)
+    with pytest.raises(ValueError, match='`phi3`, which reads .*=32: use `custom_generate="hf_failfast"`'):
+        assisted(model, prompt(9), drafter("canvas"), max_new_tokens=30)
+    assert torch.equal(
+        assisted(model, prompt(9), drafter("canvas"), max_new_tokens=12), plain(model, prompt(9), max_new_tokens=12)
+    )
+
+
+def forgetful(model: Any) -> Any:
+    """The model, its last layer without a cache, as layers are that train with gradient checkpointing."""
+    layer = model.model.layers[-1]
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: forward(*args, **(kwargs | {CACHE: None}))
+    return model
+
+
+def test_a_model_that_stores_nothing() -> None:
+    """Refuses a forward that leaves out a layer, before the first token, and says what it may be."""
+    model = forgetful(tiny_model("llama"))
+    with pytest.raises(ValueError, match=r"stores nothing in the cache \(here in 1 of 2 .*gradient checkpointing"):
+        failfast(model, prompt(9), drafter("canvas"), max_new_tokens=3)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_gradient_checkpointing_while_training() -> None:
+    """Between training steps the text is plain's, or refused where transformers drops the cache."""
+    model = tiny_model("llama")
+    model.gradient_checkpointing_enable()
+    model.train()
+    reference = plain(model, prompt(9), max_new_tokens=12)
+    try:
+        output = failfast(model, prompt(9), ScriptedDrafter(reference), max_new_tokens=12)
+    except ValueError as error:
+        assert "gradient checkpointing" in str(error)
+    else:
+        assert torch.equal(output, reference)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("bert", {"is_decoder": False}), ("gemma3_text", {"head_dim": 8, "use_bidirectional_attention": True})],
+)
+def test_tokens_that_see_later_ones(kind: str, options: dict[str, Any]) -> None:
+    """Refuses targets whose tokens see later ones: a draft would change what comes before it."""
+    with pytest.raises(ValueError, match=f"`{kind}` whose tokens see later ones"):
+        failfast(tiny_model(kind, **options), prompt(9), drafter("canvas"), max_new_tokens=3)
+    if kind == "bert":
+        model = tiny_model(kind, is_decoder=True)
+        reference = plain(model, prompt(9), max_new_tokens=20)
+        script = ScriptedDrafter(reference, [3, 0, 10, 1])
+        assert torch.equal(failfast(model, prompt(9), script, max_new_tokens=20), reference)
+
+
+def test_a_model_without_a_cache() -> None:
+    """Refuses models that take no cache, and names it."""
+    model = tiny_model("openai-gpt", n_positions=64)
+    with pytest.raises(ValueError, match=f"(`{CACHE}`|stores nothing in the cache)"):
+        failfast(model, prompt(9), drafter("canvas"), max_new_tokens=3)
 
 
 def test_an_empty_prompt() -> None:

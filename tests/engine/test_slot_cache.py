@@ -12,7 +12,7 @@ from transformers import AutoConfig, DynamicCache
 
 from hf_failfast.compatibility import CACHE
 from hf_failfast.engine.runner import EagerRunner
-from hf_failfast.engine.slot_cache import SlotCache, SlotLayer, layer_windows, store
+from hf_failfast.engine.slot_cache import LayerWindow, SlotCache, SlotLayer, layer_windows, store
 
 
 def states(values: list[float]) -> torch.Tensor:
@@ -158,8 +158,8 @@ def test_store(family: str, length: int) -> None:
 def test_layer_windows() -> None:
     """Returns each layer's sliding window, None for full attention; rejects recurrent layers."""
     assert layer_windows(target("llama").config) == [None, None]
-    assert layer_windows(target("mistral").config) == [16, 16]
-    assert sorted(layer_windows(target("gemma2").config), key=str) == [16, None]
+    assert layer_windows(target("mistral").config) == [LayerWindow(16)] * 2
+    assert sorted(layer_windows(target("gemma2").config), key=str) == [LayerWindow(16), None]
     recurrent = AutoConfig.for_model("lfm2", num_hidden_layers=2, layer_types=["conv", "full_attention"])
     with pytest.raises(ValueError, match="`lfm2` keeps .* cannot be rolled back"):
         layer_windows(recurrent)

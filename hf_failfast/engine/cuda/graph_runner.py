@@ -15,8 +15,9 @@ import torch
 from transformers.cache_utils import Cache
 
 from ..causal_lm import CausalLM
+from ..positions import counted_from
 from ..runner import EagerRunner, Forward, Head, raw_logits
-from ..slot_cache import SlotCache
+from ..slot_cache import LayerWindow, SlotCache
 from ..window import Window
 from . import slot_attention
 from .capture import Outputs
@@ -38,6 +39,7 @@ class CudaGraphRunner(EagerRunner):
         super().__init__(model, hidden_layers)
         self.kept = kept
         self.replays = 0
+        self.counted_from = counted_from(model.config.get_text_config(decoder=True))
         self._is_fused = False
         self._slots: weakref.WeakKeyDictionary[SlotCache, StaticSlots] = weakref.WeakKeyDictionary()
 
@@ -75,6 +77,11 @@ class CudaGraphRunner(EagerRunner):
             if not slots.hold(cache) or max(window.starts) + shape.width > slots.num_slots:
                 self.kept.warn(f"a batch has lost rows, or a text has outgrown its {slots.num_slots} slots")
                 return None
+            if self.counted_from is not None and shape.num_slots >= self.counted_from:
+                self.kept.warn(f"from {self.counted_from} slots on the forward depends on how many are filled")
+                return None
+            if self._is_at_an_edge(max(window.starts), shape.width):
+                return None
             captured = slots.forwards.get(shape)
             if captured is not None:
                 captured.fill(window)
@@ -89,6 +96,12 @@ class CudaGraphRunner(EagerRunner):
             self.kept.give_up(f"{type(error).__name__}: {error}")
             return None
         return captured
+
+    def _is_at_an_edge(self, start: int, width: int) -> bool:
+        """Whether padding would change the rotary embeddings, or tokens lie beyond the model's table of positions."""
+        if self.position_table is not None and start >= self.position_table:
+            return True
+        return self.rope_change is not None and start < self.rope_change.length < start + width
 
     def _capture(self, forward: CapturedForward, slots: StaticSlots) -> None:
         """Captures with our attention kernel where it can stand in, else with the model's own attention."""
@@ -120,7 +133,7 @@ class CudaGraphRunner(EagerRunner):
         rows = torch.arange(len(positions), device=positions.device)[:, None]
         shown = Cache(layers=[ShownLayer(*states, rows, positions, shape.num_slots) for states in slots.buffers])
         limit = forward.limit if shape.is_limited else positions + 1
-        position_ids = positions if self.num_positions is None else positions.clamp(max=self.num_positions - 1)
+        position_ids = positions if self.position_table is None else positions.clamp(max=self.position_table - 1)
         self._is_fused = is_fused
         mask = self._mask(positions, limit, shape.num_slots)
         self._is_fused = False
@@ -128,7 +141,9 @@ class CudaGraphRunner(EagerRunner):
             logits, hidden_states, _ = self._forward(forward.input_ids, position_ids, mask, shown, forward.read)
         return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))
 
-    def _window_mask(self, positions: torch.Tensor, limit: torch.Tensor, end: int, window: int | None) -> torch.Tensor:
+    def _window_mask(
+        self, positions: torch.Tensor, limit: torch.Tensor, end: int, window: LayerWindow | None
+    ) -> torch.Tensor:
         if self._is_fused:
             return slot_attention.sight(positions, limit, window)
         return super()._window_mask(positions, limit, end, window)

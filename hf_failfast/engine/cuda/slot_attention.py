@@ -15,6 +15,7 @@ import torch
 
 from .. import kernels
 from ..causal_lm import PREFIX, CausalLM, attention_name
+from ..slot_cache import LayerWindow
 
 NAME = f"{PREFIX}slots"
 
@@ -25,13 +26,13 @@ _NAMED = threading.RLock()
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 
-def sight(positions: torch.Tensor, limit: torch.Tensor, window: int | None) -> torch.Tensor:
+def sight(positions: torch.Tensor, limit: torch.Tensor, window: LayerWindow | None) -> torch.Tensor:
     """Replaces a mask: the first slot that each token (B, q) sees and the end (exclusive) of its slots, as
     (B, 1, 2, q), four dimensions so that transformers takes it as it is.
 
-    window: slots that a token of a sliding-window layer sees at most, its own included; None for all.
+    window: how far back the tokens of the layer see; None for all.
     """
-    first = torch.zeros_like(positions) if window is None else (positions - window + 1).clamp(min=0)
+    first = torch.zeros_like(positions) if window is None else window.first(positions).clamp(min=0)
     return torch.stack([first, limit.expand_as(positions)], dim=1)[:, None]
 
 
