@@ -31,7 +31,7 @@ def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Calibration, 
         asked: list[FailFastConfig] = []
 
         def timed(setup: Setup, variants: Sequence[Variant]) -> list[dict[str, Any]]:
-            configs = [variant.arm.arguments["failfast_config"] for variant in variants]
+            configs = [variant.method.arguments["failfast_config"] for variant in variants]
             asked.extend(configs)
             return [
                 variant.label | {"speedup": speed(config)} for variant, config in zip(variants, configs, strict=True)
