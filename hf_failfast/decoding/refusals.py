@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,24 @@ UNSUPPORTED_ARGUMENTS = (
     "position_ids",
 )
 
+# Model types whose `prepare_inputs_for_generation` makes other inputs than the loop does, which never calls it, and
+# what these are.
+OWN_INPUTS = {
+    "cpmant": "whose forward takes the whole text each time",
+    "kosmos-2.5": "whose positions begin after its padding id",
+    "mllama": "whose layers of cross-attention are left out for a text",
+    "musicgen_decoder": "which delays its codebooks",
+    "musicgen_melody_decoder": "which delays its codebooks",
+    "openai-gpt": "which has no cache",
+    "paligemma": "which counts positions from one and reads a prompt in both directions",
+    "reformer": "which keeps buckets of its own",
+    "xlm": "which reads a mask token after the text",
+    "xlnet": "which reads a permutation of the text",
+}
+
+# Those that transformers' own assisted loop makes the right inputs for.
+OWN_INPUTS_OF_OTHER_LOOP = ("kosmos-2.5", "mllama")
+
 # Fields of other decoding methods, of transformers' own ways to draft and of its prefill.
 UNSUPPORTED_FIELDS = (
     "assistant_confidence_threshold",
@@ -65,6 +84,18 @@ UNSUPPORTED_FIELDS = (
     "use_mtp",
 )
 
+# Those among them that say how another model drafts: with a target they are notes, which plain `generate` ignores.
+ASSISTANT_FIELDS = (
+    "assistant_confidence_threshold",
+    "assistant_ensemble_weight",
+    "assistant_lookbehind",
+    "max_matching_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "speculation_type",
+    "target_lookbehind",
+)
+
 # Values of `cache_implementation` for caches that keep K/V elsewhere or in another form than the loop can read them.
 UNSUPPORTED_CACHES = (
     "offloaded",
@@ -77,13 +108,19 @@ UNSUPPORTED_CACHES = (
 
 
 def check_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> None:
-    """Raises ValueError on arguments of `generate` that drafting cannot honour."""
+    """Raises ValueError on arguments of `generate` that drafting cannot honour, and on targets that make inputs of
+    their own."""
+    kind = model.config.model_type
+    if kind in OWN_INPUTS:
+        in_other_loop = "; `hf_failfast.assisted_generate` drafts for it" if kind in OWN_INPUTS_OF_OTHER_LOOP else ""
+        raise ValueError(f"A `{kind}` target, {OWN_INPUTS[kind]}, is not supported by hf_failfast yet{in_other_loop}.")
     given = arguments.get("generation_config")
     values = {name: arguments.get(name) for name in UNSUPPORTED_ARGUMENTS}
     values |= {name: arguments.get(name, getattr(given, name, None)) for name in UNSUPPORTED_FIELDS}
     for name, value in values.items():
         if value is not None and value is not False:
             raise ValueError(f"`{name}` is not supported by hf_failfast yet.")
+    _check_saved_fields(model, {name for name in UNSUPPORTED_FIELDS if name not in arguments})
     kept = arguments.get("logits_to_keep", 0)  # `generate` reads the last logits only, however many are kept
     if not isinstance(kept, int) or kept < 0:
         raise ValueError(f"`logits_to_keep` must be a number >= 0, but is {kept!r}.")
@@ -93,6 +130,19 @@ def check_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> None:
         raise ValueError(
             f"`cache_implementation`={cache!r} is not supported by hf_failfast: 'dynamic' and 'static' are."
         )
+
+
+def _check_saved_fields(model: PreTrainedModel, names: Collection[str]) -> None:
+    """Raises ValueError on fields of the target's own `generation_config`, which the call says nothing of; warns of
+    those that plain `generate` ignores too."""
+    for name in sorted(names):
+        value = getattr(model.generation_config, name, None)
+        if value is None or value is False:
+            continue
+        saved = f"`{name}`={value!r} of the target's `generation_config`"
+        if name not in ASSISTANT_FIELDS:
+            raise ValueError(f"{saved} is not supported by hf_failfast yet: pass `{name}=None`.")
+        warnings.warn(f"{saved} is for assistants of transformers and has no effect here.", stacklevel=2)
 
 
 def check_state(model: PreTrainedModel) -> None:
@@ -136,7 +186,9 @@ def check_request(
     mask = model_kwargs.get("attention_mask")
     refusals = {
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
-        "`use_cache=False`": config.use_cache is False,
+        "`use_cache=False` (if it is saved in the target's `generation_config`, pass `use_cache=True`)": (
+            config.use_cache is False
+        ),
         f"a target without `{CACHE}`": config.use_cache is not False and CACHE not in model_kwargs,
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,

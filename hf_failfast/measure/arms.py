@@ -81,10 +81,10 @@ class Arm:
                 attention_mask=prompts.attention_mask,
                 max_length=prompts.max_length,
                 stopping_criteria=[stops],
-                pad_token_id=tokenizer.pad_token_id,
-                use_cache=True,
-                return_dict_in_generate=True,
-                **self.arguments | prompts.generation_kwargs,
+                **{"pad_token_id": tokenizer.pad_token_id, "use_cache": True}
+                | self.arguments
+                | prompts.generation_kwargs
+                | {"return_dict_in_generate": True},
             )
             seconds = _stop(device) - started
         answers = stops.cut(output.sequences, prompts.ids.shape[1])
