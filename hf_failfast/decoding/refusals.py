@@ -13,7 +13,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from ..compatibility import CACHE
 from ..engine.causal_lm import attention_name
-from ..engine.slot_cache import layer_windows
+from ..engine.slot_cache import layer_windows, storing_layers
 from .stopping import num_positions
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ DERIVED_MODEL_KWARGS = frozenset(
     }
 )
 
-# Of which kind each token of a prompt is. Zero is text, except where a family gives zeros another meaning: GPT-2 adds
+# The kind of each token of a prompt. Zero is text, except where a family gives zeros another meaning: GPT-2 adds
 # an embedding, and PaliGemma's zeros see each other both ways.
 TOKEN_TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
 ZEROS_ARE_TEXT = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "shieldgemma2")
@@ -229,7 +229,15 @@ def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: 
     empty slots too."""
     attention = attention_name(model)
     is_asked = bool(config.return_dict_in_generate and config.output_attentions)
+    text_config, kind = model.config.get_text_config(decoder=True), model.config.model_type
+    is_altup = getattr(text_config, "altup_num_inputs", 1) > 1
     return {
+        f"`output_hidden_states` of `{kind}`, which are several per layer": (
+            is_altup and bool(config.return_dict_in_generate and config.output_hidden_states)
+        ),
+        f"`output_attentions` of `{kind}`, whose last layers read the K/V of earlier ones": (
+            is_asked and bool(getattr(text_config, "num_kv_shared_layers", 0))
+        ),
         f"`output_attentions` with `attn_implementation`={attention!r} (only 'eager' returns weights)": (
             is_asked and attention != "eager"
         ),
@@ -263,7 +271,7 @@ def _cache_refusals(past: Cache | None, input_ids: torch.Tensor, max_length: int
     held = len(keys[0]) if keys else num_rows
     slots = [
         layer.max_cache_len
-        for layer in past.layers
+        for layer in storing_layers(past)
         if isinstance(past, StaticCache) and not isinstance(layer, StaticSlidingWindowLayer)
     ]
     return {

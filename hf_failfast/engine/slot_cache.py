@@ -1,6 +1,7 @@
 """K/V slots: written in place, rolled back by moving a length."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -12,6 +13,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
+from ..compatibility import SHARING_LAYER
 from .ragged import indices
 
 # The fewest slots that are allocated, where the capacity allows so many.
@@ -106,7 +108,8 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """One `SlotLayer` per decoder layer. Sliding-window layers keep all slots too; the mask hides the old ones.
+    """One `SlotLayer` per decoder layer that stores K/V. Sliding-window layers keep all slots too; the mask hides the
+    old ones.
 
     capacity: the slots a row is expected to fill at most; no more are allocated ahead of need.
     """
@@ -165,7 +168,7 @@ class SlotCache(Cache):
         """
         stored = int(past.get_seq_length())
         visible = [row[row < stored] for row in columns]
-        for slots, layer in zip(self.layers, past.layers, strict=True):
+        for slots, layer in zip(self.layers, storing_layers(past), strict=True):
             first = max(stored - layer.keys.shape[-2], 0)  # the oldest column that the layer still holds
             slots.reserve(layer.keys, layer.values, max(len(row) for row in visible))
             for index, row in enumerate(visible):
@@ -196,10 +199,18 @@ def store(past: Cache, rows: Sequence[RowStates], columns: Sequence[torch.Tensor
         past.update(*new, index)
 
 
+def storing_layers(past: Cache) -> list[Any]:
+    """A cache's layers, but those at the end that store nothing since they read what an earlier one has stored."""
+    layers = list(past.layers)
+    while layers and type(layers[-1]) is SHARING_LAYER:
+        layers.pop()
+    return layers
+
+
 def layer_windows(config: PreTrainedConfig) -> list[int | None]:
     """Each decoder layer's sliding window (None: full attention). Raises ValueError on state slots cannot hold."""
     windows: list[int | None] = []
-    for layer in DynamicCache(config=config).layers:
+    for layer in storing_layers(DynamicCache(config=config)):
         if type(layer) is DynamicLayer:
             windows.append(None)
         elif type(layer) is DynamicSlidingWindowLayer:
