@@ -15,12 +15,14 @@ from hf_failfast.decoding.refusals import OWN_INPUTS
 # What the method does beyond transformers' own. For a text these make the inputs that the loop makes; arguments for
 # images and audio are refused by name.
 SAME_FOR_TEXT = {
+    "BloomForCausalLM": "the mask of a static cache (transformers before 5.23)",
     "CTRLLMHeadModel": "drops `token_type_ids`",
     "Ernie4_5_VLMoeForConditionalGeneration": "`mm_token_type_ids` of the prompt",
     "Exaone4_5_ForConditionalGeneration": "lets the forward count positions",
     "Gemma3ForConditionalGeneration": "`token_type_ids` of the prompt",
     "Gemma4ForConditionalGeneration": "`mm_token_type_ids` and `per_layer_inputs` of the prompt",
     "Gemma4UnifiedForConditionalGeneration": "`mm_token_type_ids` of the prompt",
+    "HunYuanVLForConditionalGeneration": "positions of images (transformers before 5.23)",
     "HyperCLOVAXVisionV2ForConditionalGeneration": "lets the forward count positions",
     "IdeficsForVisionText2Text": "images",
     "InklingForConditionalGeneration": "images and audio",
