@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 from packaging.version import Version
+from transformers import cache_utils
 
 # UNTESTED is the first version that no test has run with: it warns. From TOO_NEW on the import is refused.
 OLDEST, UNTESTED, TOO_NEW = "5.17", "5.25", "6"
@@ -35,6 +36,8 @@ COMPILES_ASSISTED = Version("5.24.0.dev0") <= INSTALLED
 CACHE_NAMES = ("cache", "past_key_values")
 # What a forward, an output and `generate` call the cache: transformers 5.24 renamed it.
 CACHE = CACHE_NAMES[0] if Version("5.24.0.dev0") <= INSTALLED else CACHE_NAMES[1]
+# What a layer has in a cache that reads another layer's K/V; older versions leave such layers out.
+SHARING_LAYER: type | None = getattr(cache_utils, "DummyLayer", None)
 
 
 def with_cache_name(arguments: Mapping[str, Any]) -> dict[str, Any]:

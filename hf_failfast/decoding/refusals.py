@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from ..compatibility import CACHE
 from ..engine.causal_lm import attention_name
 from ..engine.positions import counted_from, position_table, rope_change
-from ..engine.slot_cache import layer_windows
+from ..engine.slot_cache import layer_windows, storing_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +33,7 @@ DERIVED_MODEL_KWARGS = frozenset(
     }
 )
 
-# Of which kind each token of a prompt is. Zero is text, except where a family gives zeros another meaning: GPT-2 adds
+# The kind of each token of a prompt. Zero is text, except where a family gives zeros another meaning: GPT-2 adds
 # an embedding, and PaliGemma's zeros see each other both ways.
 TOKEN_TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
 ZEROS_ARE_TEXT = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "shieldgemma2")
@@ -43,6 +44,24 @@ UNSUPPORTED_ARGUMENTS = (
     "inputs_embeds",
     "position_ids",
 )
+
+# Model types whose `prepare_inputs_for_generation` makes other inputs than the loop does, which never calls it, and
+# what these are.
+OWN_INPUTS = {
+    "cpmant": "whose forward takes the whole text each time",
+    "kosmos-2.5": "whose positions begin after its padding id",
+    "mllama": "whose layers of cross-attention are left out for a text",
+    "musicgen_decoder": "which delays its codebooks",
+    "musicgen_melody_decoder": "which delays its codebooks",
+    "openai-gpt": "which has no cache",
+    "paligemma": "which counts positions from one and reads a prompt in both directions",
+    "reformer": "which keeps buckets of its own",
+    "xlm": "which reads a mask token after the text",
+    "xlnet": "which reads a permutation of the text",
+}
+
+# Those that transformers' own assisted loop makes the right inputs for.
+OWN_INPUTS_OF_OTHER_LOOP = ("kosmos-2.5", "mllama")
 
 # Fields of other decoding methods, of transformers' own ways to draft and of its prefill.
 UNSUPPORTED_FIELDS = (
@@ -65,6 +84,18 @@ UNSUPPORTED_FIELDS = (
     "use_mtp",
 )
 
+# Those among them that say how another model drafts: with a target they are notes, which plain `generate` ignores.
+ASSISTANT_FIELDS = (
+    "assistant_confidence_threshold",
+    "assistant_ensemble_weight",
+    "assistant_lookbehind",
+    "max_matching_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "speculation_type",
+    "target_lookbehind",
+)
+
 # Values of `cache_implementation` for caches that keep K/V in a place or form that the loop cannot read.
 UNSUPPORTED_CACHES = (
     "offloaded",
@@ -77,13 +108,19 @@ UNSUPPORTED_CACHES = (
 
 
 def check_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> None:
-    """Raises ValueError on arguments of `generate` that drafting cannot honour."""
+    """Raises ValueError on arguments of `generate` that drafting cannot honour, and on targets that make inputs of
+    their own."""
+    kind = model.config.model_type
+    if kind in OWN_INPUTS:
+        in_other_loop = "; `hf_failfast.assisted_generate` drafts for it" if kind in OWN_INPUTS_OF_OTHER_LOOP else ""
+        raise ValueError(f"A `{kind}` target, {OWN_INPUTS[kind]}, is not supported by hf_failfast yet{in_other_loop}.")
     given = arguments.get("generation_config")
     values = {name: arguments.get(name) for name in UNSUPPORTED_ARGUMENTS}
     values |= {name: arguments.get(name, getattr(given, name, None)) for name in UNSUPPORTED_FIELDS}
     for name, value in values.items():
         if value is not None and value is not False:
             raise ValueError(f"`{name}` is not supported by hf_failfast yet.")
+    _check_saved_fields(model, {name for name in UNSUPPORTED_FIELDS if name not in arguments})
     kept = arguments.get("logits_to_keep", 0)  # `generate` reads the last logits only, however many are kept
     if not isinstance(kept, int) or kept < 0:
         raise ValueError(f"`logits_to_keep` must be a number >= 0, but is {kept!r}.")
@@ -93,6 +130,19 @@ def check_arguments(model: PreTrainedModel, arguments: dict[str, Any]) -> None:
         raise ValueError(
             f"`cache_implementation`={cache!r} is not supported by hf_failfast: 'dynamic' and 'static' are."
         )
+
+
+def _check_saved_fields(model: PreTrainedModel, names: Collection[str]) -> None:
+    """Raises ValueError on fields of the target's own `generation_config`, which the call says nothing of; warns of
+    those that plain `generate` ignores too."""
+    for name in sorted(names):
+        value = getattr(model.generation_config, name, None)
+        if value is None or value is False:
+            continue
+        saved = f"`{name}`={value!r} of the target's `generation_config`"
+        if name not in ASSISTANT_FIELDS:
+            raise ValueError(f"{saved} is not supported by hf_failfast yet: pass `{name}=None`.")
+        warnings.warn(f"{saved} is for assistants of transformers and has no effect here.", stacklevel=2)
 
 
 def check_state(model: PreTrainedModel) -> None:
@@ -136,7 +186,9 @@ def check_request(
     mask = model_kwargs.get("attention_mask")
     refusals = {
         f"`num_beams`={config.num_beams}": (config.num_beams or 1) > 1,
-        "`use_cache=False`": config.use_cache is False,
+        "`use_cache=False` (if it is saved in the target's `generation_config`, pass `use_cache=True`)": (
+            config.use_cache is False
+        ),
         f"a target without `{CACHE}`": config.use_cache is not False and CACHE not in model_kwargs,
         f"a `{model.config.model_type}` whose tokens see later ones (`is_decoder=False`, "
         "`use_bidirectional_attention`)": _sees_later_tokens(model),
@@ -187,7 +239,15 @@ def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: 
     caches (whose empty slots it returns, too)."""
     attention = attention_name(model)
     is_asked = bool(config.return_dict_in_generate and config.output_attentions)
+    text_config, kind = model.config.get_text_config(decoder=True), model.config.model_type
+    is_altup = getattr(text_config, "altup_num_inputs", 1) > 1
     return {
+        f"`output_hidden_states` of `{kind}`, which are several per layer": (
+            is_altup and bool(config.return_dict_in_generate and config.output_hidden_states)
+        ),
+        f"`output_attentions` of `{kind}`, whose last layers read the K/V of earlier ones": (
+            is_asked and bool(getattr(text_config, "num_kv_shared_layers", 0))
+        ),
         f"`output_attentions` with `attn_implementation`={attention!r} (only 'eager' returns weights)": (
             is_asked and attention != "eager"
         ),
@@ -275,7 +335,7 @@ def _cache_refusals(past: Cache | None, input_ids: torch.Tensor, max_length: int
     held = len(keys[0]) if keys else num_rows
     slots = [
         layer.max_cache_len
-        for layer in past.layers
+        for layer in storing_layers(past)
         if isinstance(past, StaticCache) and not isinstance(layer, StaticSlidingWindowLayer)
     ]
     return {

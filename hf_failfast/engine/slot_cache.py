@@ -1,7 +1,7 @@
 """K/V slots: written in place, rolled back by moving a length."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,6 +13,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
+from ..compatibility import SHARING_LAYER
 from .ragged import indices
 
 # The fewest slots that are allocated, if the capacity allows them.
@@ -121,7 +122,8 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """One `SlotLayer` per decoder layer. Sliding-window layers keep all slots too; the mask hides the old ones.
+    """One `SlotLayer` per decoder layer that stores K/V. Sliding-window layers keep all slots too; the mask hides the
+    old ones.
 
     capacity: the slots a sequence is expected to fill at most; no more are allocated ahead of need.
     position_bound: tokens of a batch that count are at positions below it; what is beyond is padding, or of a sequence
@@ -196,7 +198,7 @@ class SlotCache(Cache):
         """
         stored = int(past.get_seq_length())
         visible = [row[row < stored] for row in columns]
-        for slots, layer in zip(self.layers, past.layers, strict=True):
+        for slots, layer in zip(self.layers, storing_layers(past), strict=True):
             first = max(stored - layer.keys.shape[-2], 0)  # the oldest column that the layer still holds
             slots.reserve(layer.keys, layer.values, max(len(row) for row in visible))
             for index, row in enumerate(visible):
@@ -227,10 +229,18 @@ def store(past: Cache, rows: Sequence[RowStates], columns: Sequence[torch.Tensor
         past.update(*new, index)
 
 
+def storing_layers(past: Cache) -> list[Any]:
+    """A cache's layers, but those at the end that store nothing since they read what an earlier one has stored."""
+    layers = list(past.layers)
+    while layers and type(layers[-1]) is SHARING_LAYER:
+        layers.pop()
+    return layers
+
+
 def layer_windows(config: PreTrainedConfig) -> list[LayerWindow | None]:
     """Each decoder layer's window; None: full attention. Raises ValueError if slots cannot hold a state."""
     windows: list[LayerWindow | None] = []
-    layers = DynamicCache(config=config).layers
+    layers = storing_layers(DynamicCache(config=config))
     # To a cache, a chunk is a sliding window of the same size: the config tells them apart.
     types = getattr(config, "layer_types", None) or [
         "sliding_attention" if getattr(config, "sliding_window", None) else "chunked_attention"

@@ -71,10 +71,11 @@ class Method:
                 attention_mask=prompts.attention_mask,
                 max_length=prompts.max_length,
                 stopping_criteria=[stops] if prompts.stop else [],
-                use_cache=True,
-                return_dict_in_generate=True,
-                **self._static_cache(model),
-                **self.arguments | prompts.generation_kwargs,
+                **{"use_cache": True}
+                | self._static_cache(model)
+                | self.arguments
+                | prompts.generation_kwargs
+                | {"return_dict_in_generate": True},
             )
             seconds, memory = watch.read()
         counts: dict[str, Any] = {}

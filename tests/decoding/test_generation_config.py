@@ -10,6 +10,8 @@ from scripted import ScriptedDrafter
 from tokenizers import Tokenizer, models
 from transformers import CompileConfig, GenerationConfig, PreTrainedTokenizerFast, WatermarkingConfig
 
+from hf_failfast.decoding.refusals import ASSISTANT_FIELDS
+
 NEW = plain(target("llama"), prompt(9), max_new_tokens=20)[0, 9:].tolist()
 END = {"eos_token_id": NEW[5], "pad_token_id": 0}
 BANNED = NEW[4]
@@ -158,6 +160,34 @@ def test_fields_that_are_refused(name: str, given: str) -> None:
         options = {"generation_config": GenerationConfig(**options)}
     with pytest.raises(ValueError, match=f"`{name}`?=" if name in ("num_beams", "use_cache") else f"`{name}`"):
         failfast(tiny_model("llama"), prompt(9), drafter("canvas"), **options)
+
+
+SAVED_NOTES = [name for name in known(REFUSED) if name in ASSISTANT_FIELDS]
+
+
+@pytest.mark.parametrize("name", [name for name in known(REFUSED) if name not in SAVED_NOTES])
+def test_saved_fields_that_are_refused(name: str) -> None:
+    """Refuses the field of the target's own config by name, and says what to pass; passing it helps."""
+    model = tiny_model("llama")
+    for field, value in REFUSED[name].items():
+        setattr(model.generation_config, field, value)
+    message = f"`{name}`?=.*pass `{name}=" if name != "num_beams" else "`num_beams`=4"
+    with pytest.raises(ValueError, match=message):
+        failfast(model, prompt(9), drafter("canvas"), max_new_tokens=3)
+    neutral = {"use_cache": True, "num_beams": 1}.get(name)
+    model.generation_config.num_beams = model.generation_config.num_beams if name == "num_beams" else 1
+    output = failfast(model, prompt(9), drafter("canvas"), max_new_tokens=3, **{name: neutral})
+    assert output[0, 9:].tolist() == NEW[:3]
+
+
+@pytest.mark.parametrize("name", SAVED_NOTES)
+def test_saved_notes_on_assistants_are_warned_of(name: str) -> None:
+    """Warns of a field of the target's own config that says how an assistant drafts; the text stays as it is."""
+    model = tiny_model("llama")
+    setattr(model.generation_config, name, REFUSED[name][name])
+    with pytest.warns(UserWarning, match=f"`{name}`=.* has no effect here"):
+        output = failfast(model, prompt(9), drafter("canvas_shift", "llama"), max_new_tokens=20)
+    assert output[0, 9:].tolist() == NEW
 
 
 @pytest.mark.parametrize("name", [name for name in known(WITHOUT_EFFECT) if WITHOUT_EFFECT[name] is not None])

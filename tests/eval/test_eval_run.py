@@ -107,6 +107,14 @@ def test_batches_keep_texts_and_records_with_their_requests(load: Any, plain_tex
         assert results["results"][TASK]["identical,speed"] == 1.0
 
 
+def test_arguments_that_ask_for_more_output(load: Any, plain_texts: list[str]) -> None:
+    """`gen_kwargs` may ask for outputs that scoring has no use for."""
+    asked = {"max_gen_toks": 16, "return_dict_in_generate": True, "output_scores": True, "use_cache": True}
+    for method in ("plain", "failfast"):
+        results = evaluate_tasks(load(method), [TASK], gen_kwargs=asked)
+        assert responses(results) == plain_texts
+
+
 def test_stop_strings_inside_a_draft_are_not_overrun(load: Any, plain_texts: list[str]) -> None:
     """Every method stops at a stop string inside a draft, with plain decoding's token count."""
     stop = plain_texts[0][3]
