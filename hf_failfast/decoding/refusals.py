@@ -193,7 +193,7 @@ def _batch_refusals(model: PreTrainedModel, num_rows: int, max_length: int) -> d
         f"a batch of {num_rows} prompts with `attn_implementation`={attention!r} (only 'sdpa' and 'eager' take the "
         "mask of a batch; one prompt at a time is fine)": num_rows > 1 and attention not in ("sdpa", "eager"),
         # A row's tokens are taken for at most as many places later as a draft is long.
-        f"a batch of {num_rows} prompts with `max_length`={max_length} for `{config.model_type}`, whose attention "
+        f"a batch of {num_rows} prompts with `max_length`={max_length} for `{config.model_type}`, which "
         f"takes the place of a token from the longest row (one prompt at a time is fine)": (
             num_rows > 1 and counted is not None and 2 * max_length > counted
         ),

@@ -102,7 +102,7 @@ class DraftRoom(NamedTuple):
         return cls(longest, padding + change.length, change.kind == "longrope")
 
     def after(self, length: int) -> int:
-        """How many tokens may be drafted after a text of so many; less than 1: none."""
+        """How many tokens may be drafted after a text of `length` tokens; less than 1: none."""
         if self.change is None or (length > self.change and self.is_open):
             return self.longest - length
         return min(self.longest, self.change) - length
