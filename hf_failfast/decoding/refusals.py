@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
-from ..compatibility import CACHE
+from ..compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
 from ..engine.causal_lm import attention_name
 from ..engine.positions import counted_from, position_table, rope_change
 from ..engine.slot_cache import layer_windows, storing_layers
@@ -267,7 +267,7 @@ def _batch_refusals(model: PreTrainedModel, num_rows: int, max_length: int) -> d
         f"a batch of {num_rows} prompts with `attn_implementation`={attention!r} (only 'sdpa' and 'eager' take the "
         "mask of a batch; one prompt at a time is fine)": num_rows > 1 and attention not in ("sdpa", "eager"),
         # A row's tokens are taken for at most as many places later as a draft is long.
-        f"a batch of {num_rows} prompts with `max_length`={max_length} for `{config.model_type}`, whose attention "
+        f"a batch of {num_rows} prompts with `max_length`={max_length} for `{config.model_type}`, which "
         f"takes the place of a token from the longest row (one prompt at a time is fine)": (
             num_rows > 1 and counted is not None and 2 * max_length > counted
         ),
@@ -296,13 +296,13 @@ def _rope_refusals(
         if change.kind == "longrope"
         else f"`max_position_embeddings`={change.length + 1}"
     )
-    text = (
-        f"with `max_length`={config.max_length} for a target whose rotary embeddings ({change.kind!r}) change at "
-        f"{where}"
-    )
+    text = f"with `max_length`={config.max_length} for rotary embeddings ({change.kind!r}) that change at {where}"
     return {
         f"a batch of {num_rows} prompts {text} (one prompt at a time is fine)": (
             num_rows > 1 and (crosses or change.kind == "dynamic")
+        ),
+        f"with transformers before 5.24, whose plain `generate` forgets the text there, a prompt {text}": (
+            change.reads_again and crosses and not READS_WHOLE_TEXT_AGAIN
         ),
         f"a padded prompt {text}": change.reads_again and min(lengths) < width and crosses,
         f"`{CACHE}` of {cached} tokens {text}": change.reads_again and 0 < cached <= change.length,

@@ -11,6 +11,31 @@ from transformers import PreTrainedConfig
 # Their forward starts the cache anew when the text outgrows the original length.
 _READS_AGAIN = ("phi3", "phi4_multimodal", "phimoe")
 
+# Their forward takes no positions: it counts on from the slots that the cache shows.
+_COUNTING = frozenset(
+    {
+        "bart",
+        "bigbird_pegasus",
+        "blenderbot",
+        "blenderbot-small",
+        "bloom",
+        "cpmant",
+        "marian",
+        "mbart",
+        "mpt",
+        "musicgen",
+        "musicgen_melody",
+        "mvp",
+        "pegasus",
+        "plbart",
+        "prophetnet",
+        "roformer",
+        "trocr",
+        "whisper",
+        "xlnet",
+    }
+)
+
 
 class RopeChange(NamedTuple):
     """Rotary embeddings that depend on how long the text is at the time of the forward.
@@ -59,10 +84,10 @@ def counted_from(config: PreTrainedConfig) -> int | None:
     """From how many slots on a forward's result depends on how many the cache shows: the model takes its tokens for
     the last ones of those. None: it goes by the positions it is given.
 
-    Llama 4's layers without rotary embeddings scale their queries by that count, in steps of `floor_scale`; GPT-Neo's
-    local layers lay their window by it.
+    Decoders of BART's kind take no positions at all. Llama 4's layers without rotary embeddings scale their queries by
+    that count, in steps of `floor_scale`; GPT-Neo's local layers lay their window by it.
     """
-    if config.model_type == "gpt_neo":
+    if config.model_type == "gpt_neo" or config.model_type in _COUNTING:
         return 0
     if getattr(config, "attn_temperature_tuning", False) and not all(getattr(config, "no_rope_layers", None) or [1]):
         return int(config.floor_scale)

@@ -130,12 +130,20 @@ def test_a_drafter_near_its_last_position(kind: str, tmp_path: Path) -> None:
     assert output.speculation.drafter_errors == 0
 
 
-@pytest.mark.parametrize("kind", ["llama4_text", "gpt_neo"])
+@pytest.mark.parametrize("kind", ["llama4_text", "gpt_neo", "bart"])
 def test_places_counted_from_the_cache_in_a_batch(kind: str) -> None:
     """Refuses batches whose rows would take their places from the longest one; alone, the text is plain's."""
     options: dict[str, Any] = {"head_dim": 8, "num_local_experts": 2, "no_rope_layers": [1, 0], "floor_scale": 16}
     if kind == "gpt_neo":
         options = {"num_layers": 2, "num_heads": 4, "window_size": 8, "attention_types": [[["global", "local"], 1]]}
+    if kind == "bart":
+        options = {
+            "d_model": 32,
+            "decoder_layers": 2,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 64,
+            "init_std": 0.3,
+        }
     model = tiny_model(kind, **options)
     with pytest.raises(ValueError, match=f"batch of 2 prompts with `max_length`=12 for `{kind}`"):
         failfast(model, prompt(9).repeat(2, 1), drafter("canvas"), max_new_tokens=3)

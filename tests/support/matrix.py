@@ -15,6 +15,18 @@ class Row(NamedTuple):
 MATRIX: dict[str, list[Row]] = {
     "Decoding": [
         Row("32 architectures, alone and in a batch", "exact", "test_architectures::test_every_architecture"),
+        Row(
+            "texts beyond rotary positions, windows and chunks",
+            "exact",
+            "test_architectures::test_beyond_the_limits",
+            "eager and with graphs; learned positions end as in plain `generate`",
+        ),
+        Row(
+            "one text across a longrope change; dynamic NTK",
+            "exact",
+            "test_architectures::test_rotary_embeddings_change",
+            "no draft crosses the change, none follows it with dynamic NTK; Phi-3 needs transformers 5.24",
+        ),
         Row("greedy, 8 architectures, 6 kinds of drafter", "exact", "test_parity::test_every_drafter_on_every_target"),
         Row(
             "sampling: temperature, top-k, top-p, min-p, typical, penalties",
@@ -104,6 +116,12 @@ MATRIX: dict[str, list[Row]] = {
         Row("streamers that take a batch", "exact", "test_batch_options::test_a_streamer_of_a_batch_gets_columns"),
         Row("hidden states and attentions", "exact", "test_layer_outputs::test_a_ragged_batch"),
         Row("the returned `cache`", "exact", "test_batch::test_the_returned_cache_continues"),
+        Row(
+            "Llama 4 beyond `floor_scale`, GPT-Neo, decoders of BART's kind",
+            "refused",
+            "test_bad_input::test_places_counted_from_the_cache_in_a_batch",
+            "exact one by one",
+        ),
         Row("BLOOM, Falcon with ALiBi", "refused", "test_bad_input::test_alibi_in_a_batch", "exact one by one"),
         Row(
             "flash or flex attention",
