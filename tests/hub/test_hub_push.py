@@ -82,7 +82,7 @@ def push(hub, *arguments):
         "HF_TOKEN": "hf_secret",
         "NO_PROXY": "127.0.0.1",
     }
-    command = [sys.executable, "-m", "hf_failfast.cli.app", "push", *map(str, arguments)]
+    command = [sys.executable, "-m", "hf_failfast.cli", "push", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 

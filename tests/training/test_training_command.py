@@ -142,7 +142,7 @@ def process(command: list[str]) -> subprocess.Popen[str]:
 def test_two_processes_train_one_drafter(tmp_path: Path) -> None:
     """Two gloo processes of batch 2 end with the weights of one process with two micro-steps of batch 2."""
     options = [*small_run(tmp_path), "--steps", "2", "--data", str(tmp_path / "data")]
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hf_failfast.cli.app"]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hf_failfast.cli"]
     with process([*launch, "train", *options]) as run:
         output, _ = run.communicate(timeout=240)
     assert run.returncode == 0, output
@@ -157,7 +157,7 @@ def test_two_processes_train_one_drafter(tmp_path: Path) -> None:
 def test_a_run_killed_while_it_writes_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     options = [*small_run(tmp_path), "--steps", "1000", "--evaluation-steps", "1"]
     log = tmp_path / "drafter" / "train_log.jsonl"
-    with process(["hf_failfast.cli.app", "train", *options]) as run:
+    with process(["hf_failfast.cli", "train", *options]) as run:
         deadline = time.monotonic() + 120
         while not log.exists() or len(log.read_text().splitlines()) < 4:
             assert run.poll() is None and time.monotonic() < deadline
