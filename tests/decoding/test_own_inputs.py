@@ -10,6 +10,7 @@ from scripted import ScriptedDrafter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin
 from transformers.models.auto import modeling_auto
 
+from hf_failfast.compatibility import COMPILES_ASSISTED
 from hf_failfast.decoding.refusals import OWN_INPUTS
 
 # What the method does beyond transformers' own. For a text these make the inputs that the loop makes; arguments for
@@ -142,6 +143,8 @@ def test_those_that_are_refused(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["kosmos-2.5", "mllama"])
 def test_those_that_the_other_loop_takes(kind: str) -> None:
     """The error names `assisted_generate`, which writes plain `generate`'s text."""
+    if kind == "mllama" and not COMPILES_ASSISTED:
+        pytest.skip("transformers before 5.24 cannot crop this cache in its own assisted generation")
     model = model_of(kind)
     reference = plain(model, prompt(9), max_new_tokens=16)
     with pytest.raises(ValueError, match="`hf_failfast.assisted_generate` drafts for it"):
