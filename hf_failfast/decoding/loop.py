@@ -196,6 +196,8 @@ def verify(generation: Generation, draft: Draft) -> Verified:
         cache.rollback(0)
     window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1)
     forward = generation.runner.run(window, cache, generation.acceptance.head)
+    if not cache.is_checked:
+        cache.check()
     generation.stats.verify_seconds += perf_counter() - started
     return Verified(forward, seen, known.lengths)
 

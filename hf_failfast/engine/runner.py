@@ -105,8 +105,6 @@ class EagerRunner:
         with mode, attention:
             logits, hidden_states, recorded = self._forward(window.input_ids, position_ids, mask, cache, window.read)
             outputs = window.own(head(logits))
-        if not cache.is_checked:
-            cache.check(width)
         cache.advance(width)
         return Forward(outputs, hidden_states, recorded)
 

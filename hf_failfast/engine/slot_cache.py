@@ -147,10 +147,9 @@ class SlotCache(Cache):
         """Makes valid the `count` entries that a pass has written after each sequence's valid ones."""
         self.cursor.move([length + count for length in self.lengths])
 
-    def check(self, width: int) -> None:
-        """Raises ValueError unless the first pass, over `width` tokens, has stored their K/V in every layer."""
-        end = self.cursor.end + width
-        missing = [index for index, layer in enumerate(self.layers) if layer.num_written != end]
+    def check(self) -> None:
+        """Raises ValueError unless the first pass, which has just ended, has stored its K/V in every layer."""
+        missing = [index for index, layer in enumerate(self.layers) if layer.num_written != self.cursor.end]
         if missing:
             raise ValueError(
                 f"A model whose forward stores nothing in the cache (here in {len(missing)} of {len(self.layers)} "
