@@ -6,7 +6,6 @@ from typing import Any
 
 import transformers
 from packaging.version import Version
-from transformers import cache_utils
 
 # UNTESTED is the first version that no test has run with: it warns. From TOO_NEW on the import is refused.
 OLDEST, UNTESTED, TOO_NEW = "5.17", "5.25", "6"
@@ -28,6 +27,8 @@ def check_transformers(installed: str) -> None:
 
 
 check_transformers(transformers.__version__)
+
+from transformers import cache_utils  # noqa: E402  (an old version may not have it)
 
 INSTALLED = Version(transformers.__version__)
 # Whether transformers' own assisted generation and prompt lookup take a static cache and compile their forwards.
