@@ -149,9 +149,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], N
     )
 
 
-def test_plain_generate_compiled(backend: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU one compilation serves all prompts, and the text stays the plain one."""
-    monkeypatch.setattr("hf_failfast.measure.methods.COMPILES_ASSISTED", False)
+def compiled(backend: Any, folder: Path) -> tuple[str, dict[str, Any], dict[str, Any], list[Any]]:
+    """Output, document, records by method, and the graphs that were compiled, of a benchmark with `--compiled`."""
     graphs = []
 
     def counted(graph: Any, inputs: Any, **_: Any) -> Any:
@@ -162,9 +161,16 @@ def test_plain_generate_compiled(backend: Any, folder: Path, monkeypatch: pytest
     pair = ["--target", folder, "--drafter", folder, "--prompt", "a b", "--prompt", "x y z a b c d"]
     result = run(*pair, "--compiled", *SHORT[:-1])
     assert result.exit_code == 0, result.output
-    assert re.search(r"plain generate, compiled: \d+ s to compile", result.stdout)
     document = json.loads(result.stdout.strip().splitlines()[-1])
     records = {each["method"]: each for each in document["results"]}
+    return result.stdout, document, records, graphs
+
+
+def test_plain_generate_compiled(backend: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU one compilation serves all prompts, and the text stays the plain one."""
+    monkeypatch.setattr("hf_failfast.measure.methods.COMPILES_ASSISTED", False)
+    output, document, records, graphs = compiled(backend, folder)
+    assert re.search(r"plain generate, compiled: \d+ s to compile", output)
     assert records["plain generate, compiled"]["identical"] == 2
     assert document["compiled"]["first_call_seconds"] > 0
     assert len(graphs) == 1
@@ -173,18 +179,7 @@ def test_plain_generate_compiled(backend: Any, folder: Path, monkeypatch: pytest
 @pytest.mark.skipif(not COMPILES_ASSISTED, reason="transformers before 5.24 compiles plain `generate` only")
 def test_prompt_lookup_compiled(backend: Any, folder: Path) -> None:
     """The compiled method writes the plain text, and is timed as a method of its own."""
-    graphs = []
-
-    def counted(graph: Any, inputs: Any, **_: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    backend(counted)
-    pair = ["--target", folder, "--drafter", folder, "--prompt", "a b", "--prompt", "x y z a b c d"]
-    result = run(*pair, "--compiled", *SHORT[:-1])
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout.strip().splitlines()[-1])
-    records = {each["method"]: each for each in document["results"]}
+    _, document, records, graphs = compiled(backend, folder)
     assert records["HF prompt lookup, compiled"]["identical"] == 2
     assert document["compiled_hf"]["HF prompt lookup, compiled"]["first_call_seconds"] > 0
     assert len(graphs) > 1, "only plain `generate` was compiled"
