@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
-from .target_fit import check_layers, check_mask_token, check_vocabulary, check_width
+from .target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -131,5 +131,6 @@ def _check(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
     if family.borrows_embedding:
         check_width(config["hidden_size"], target.hidden_size)
     if family.reads_hidden_states:
+        check_states(target)
         layers = section.source_layers if section.conditioned else config.get("target_layer_ids", ())
         check_layers(layers, target.num_hidden_layers, config.get("num_target_layers"))
