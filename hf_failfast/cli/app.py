@@ -11,6 +11,7 @@ from .experiment import experiment
 from .generate import demo, generate
 from .hub import export_hub, push
 from .inspect import inspect
+from .serve import PASSES_ON, export_vllm, serve
 from .trace import trace
 from .train import train
 
@@ -72,8 +73,9 @@ def main(
     """Lossless speculative decoding with diffusion drafters."""
 
 
-for command in (demo, generate, bench, trace, calibrate, experiment, train, inspect, export_hub, push):
+for command in (demo, generate, bench, trace, calibrate, experiment, train, inspect, export_hub, push, export_vllm):
     app.command()(command)
+app.command(context_settings=PASSES_ON)(serve)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def _elements(checkpoint: Checkpoint) -> Counter[str]:
         access = {key: checkpoint.hub_kwargs[key] for key in ("revision", "token") if key in checkpoint.hub_kwargs}
         counts.update(get_safetensors_metadata(checkpoint.name, **access).parameter_count)
         return counts
-    for path in _weight_files(checkpoint):
+    for path in weight_files(checkpoint):
         for shape, dtype in weight_shapes(path).values():
             size = 1
             for dimension in shape:
@@ -100,7 +100,7 @@ def _elements(checkpoint: Checkpoint) -> Counter[str]:
     return counts
 
 
-def _weight_files(checkpoint: Checkpoint) -> list[str]:
+def weight_files(checkpoint: Checkpoint) -> list[str]:
     single = checkpoint.file("model.safetensors")
     if single is not None:
         return [single]
@@ -114,14 +114,16 @@ def _weight_files(checkpoint: Checkpoint) -> list[str]:
 def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
     config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs).get_text_config(decoder=True)
     try:
-        _check(checkpoint, config)
+        check_fit(checkpoint, config)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _check(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
-    """The checks of the drafters' `start`, in their order, from configs alone. Raises ValueError."""
+def check_fit(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
+    """The checks of the drafters' `start`, in their order, from configs alone. Raises ValueError.
+
+    target: of the target's text model."""
     config, family, section = checkpoint.config, checkpoint.family, checkpoint.section
     vocab_size = (config.get("text_config") or config).get("vocab_size")
     if vocab_size is not None:

@@ -39,7 +39,7 @@ class BlockSession(ChunkedSession):
     def accept(self, counts: Sequence[int]) -> None:
         """Nothing to forget: the slots hold context only."""
 
-    def inherit(self, previous: Self, num_tokens: int) -> int:
+    def inherit(self, previous: Self, num_tokens: int, rows: tuple[int, int] = (0, 0)) -> int:
         self.cache.adopt(previous.cache, num_tokens)
         self.features = previous.features[:, : num_tokens - self.cache.get_seq_length()]
         return num_tokens
