@@ -1,16 +1,19 @@
 """What a drafter checkpoint is and whether it fits a target, without loading a weight."""
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-from transformers import AutoConfig, PreTrainedConfig
+from typing import TYPE_CHECKING, Any, cast
 
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
 from .target_fit import check_layers, check_mask_token, check_vocabulary, check_width
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -112,6 +115,8 @@ def weight_files(checkpoint: Checkpoint) -> list[str]:
 
 
 def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
+    from transformers import AutoConfig
+
     config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs).get_text_config(decoder=True)
     try:
         check_fit(checkpoint, config)
