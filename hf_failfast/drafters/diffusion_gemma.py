@@ -41,6 +41,7 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
     def start(self, request: DraftRequest) -> DraftSession:
         vocab_size = request.target.config.get_text_config(decoder=True).vocab_size
         check_vocabulary(self.model.config.text_config.vocab_size, vocab_size)
+        self.runners.explain(request.target, "DiffusionGemma's canvas reads slots of any number")
         return PerRow.of(request, lambda one: DiffusionGemmaSession(self.model, vocab_size, one))
 
     def modules(self) -> Iterator[nn.Module]:

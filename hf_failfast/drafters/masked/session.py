@@ -72,7 +72,10 @@ class MaskedDrafter(DiffusionDrafter):
     def start(self, request: DraftRequest) -> DraftSession:
         model, vocab_size = self._fit(request.target)
         if self.options.mode == "reference":
+            self.runners.explain(request.target, "`mode='reference'` reads every pass on the host")
             return PerRow.of(request, lambda one: ReferenceSession(model, self.spec, vocab_size, one))
+        if self.spec.attention == "bidirectional" and self.options.prefix_block is None:
+            self.runners.explain(request.target, "a bidirectional drafter reads the whole text in every pass")
         runner = self.runners.drafter(model, request.target)
         return MaskedSession(runner, self.spec, vocab_size, request, self.options, self.window)
 
