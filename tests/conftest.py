@@ -194,13 +194,18 @@ def accelerate_begins_anew() -> Iterator[None]:
 # Text
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def character_tokenizer(shift: int = 0) -> PreTrainedTokenizerFast:
     """One character per id."""
-    inner = Tokenizer(models.WordLevel({chr(33 + i): i for i in range(VOCAB_SIZE)}, unk_token="!"))
+    inner = Tokenizer(models.WordLevel({chr(33 + i): (i + shift) % VOCAB_SIZE for i in range(VOCAB_SIZE)}, "!"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
     inner.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="!")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One character per id."""
+    return character_tokenizer()
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ class ShownLayer(CacheLayerMixin):
         self.is_initialized = True
         self.rows, self.slots = rows, slots
         self.num_slots = num_slots
+        self.is_written = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """The slots are there already."""
@@ -77,6 +78,7 @@ class ShownLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.is_written = True
         self.keys[self.rows, :, self.slots] = key_states.transpose(1, 2)
         self.values[self.rows, :, self.slots] = value_states.transpose(1, 2)
         return self.keys[:, :, : self.num_slots], self.values[:, :, : self.num_slots]
