@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.constants import HF_HOME
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .drafters import BUNDLED_DRAFTER, DiffusionDrafter, load_drafter_for
 
@@ -41,15 +50,28 @@ def load_pair(target: str | None, drafter: str | None, dtype: Any, device: str) 
     """
     if (target is None) != (drafter is None):
         raise ValueError("`target` and `drafter` must be given together, or neither for SmolLM2 and its drafter.")
-    if target is None:
-        model, tokenizer = load_smollm2(torch.bfloat16 if dtype == "auto" else dtype)
-        model.to(device)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(target)
+    model, tokenizer = load_target(target, dtype, device)
     loaded = load_drafter_for(model, drafter or BUNDLED_DRAFTER)
     names = {"target": target or SMOLLM2, "drafter": drafter or BUNDLED_DRAFTER.name}
     return Pair(model, tokenizer, loaded, names)
+
+
+def load_target(target: str | None, dtype: Any, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(target, tokenizer) in evaluation mode; SmolLM2-135M-Instruct where none is named."""
+    if target is None:
+        model, tokenizer = load_smollm2(torch.bfloat16 if dtype == "auto" else dtype)
+        return model.to(device), tokenizer
+    config = AutoConfig.from_pretrained(target)
+    kind = AutoModelForSeq2SeqLM if _is_only_encoder_decoder(config) else AutoModelForCausalLM
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    if getattr(config, "quantization_config", None) is not None:  # quantised weights are loaded where they stay
+        return kind.from_pretrained(target, dtype=dtype, device_map=device).eval(), tokenizer
+    return kind.from_pretrained(target, dtype=dtype).to(device).eval(), tokenizer
+
+
+def _is_only_encoder_decoder(config: PreTrainedConfig) -> bool:
+    """Such targets are loaded all the same: what cannot draft for them says so, and names what can."""
+    return bool(config.is_encoder_decoder) and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def load_smollm2(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

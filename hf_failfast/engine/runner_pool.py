@@ -56,6 +56,21 @@ class RunnerPool:
         """The runner that drafts for this target."""
         return self._runner(model, target, "drafter", ())
 
+    def why_eager(self, model: CausalLM, target: PreTrainedModel, role: str) -> str | None:
+        """Why forwards of this model run eagerly in generations of this target; None if they are replayed.
+
+        role: `target` or `drafter`.
+        """
+        if self.name == "eager":
+            return "`runner='eager'` was asked for"
+        kept = self._kept.get(target, {}).get(role)
+        return self._obstacle(model, role) or (None if kept is None else kept.problem)
+
+    def _obstacle(self, model: CausalLM, role: str) -> str | None:
+        if not self.graphs.is_available(model.device):
+            return f"they need an NVIDIA GPU, and the {role} is on {model.device}"
+        return obstacle(model)
+
     def _runner(
         self, model: CausalLM, target: PreTrainedModel, role: str, hidden_layers: tuple[int, ...]
     ) -> EagerRunner:
@@ -64,7 +79,7 @@ class RunnerPool:
             return EagerRunner(model, hidden_layers)
         with self._lock:
             kept = self._kept.setdefault(target, {}).setdefault(role, KeptGraphs(self.graphs))
-        reason = obstacle(model) if is_possible else f"they need an NVIDIA GPU, and the {role} is on {model.device}"
+        reason = self._obstacle(model, role)
         if reason is not None:
             kept.warn(reason)
             return EagerRunner(model, hidden_layers)

@@ -64,6 +64,11 @@ def is_prepacked(model: HasModules) -> bool:
     return any(isinstance(module, PackedLinear) for module in model.modules())
 
 
+def is_packable(model: HasModules) -> bool:
+    """Whether any layer of the model is an ordinary one that `prepack` would pack."""
+    return any(isinstance(module, nn.Linear) and _is_plain(module) for module in model.modules())
+
+
 class Prepacked:
     """Layers that are packed until `undo()`, or until the end of the `with` block."""
 
