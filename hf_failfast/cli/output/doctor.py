@@ -70,6 +70,8 @@ def _fit(found: dict[str, Any]) -> Rows:
 
 def _tokenizer(fit: dict[str, Any]) -> str:
     pair = fit["tokenizers"]
+    if fit["unread_tokenizer"]:
+        return f"the drafter's cannot be read, and is taken to have the target's ids: {fit['unread_tokenizer']}"
     if pair is None:
         return "the target's (the drafter has none of its own)"
     lines = [
@@ -140,7 +142,10 @@ def _by_position(acceptance: dict[str, Any]) -> Table:
 
 def _costs(costs: dict[str, Any]) -> Table:
     table = Table("costs", f"plain forwards of {costs['plain_forward_ms']:.1f} ms")
-    for key, what in (("pass_by_tokens_read", "drafter pass, {} tokens"), ("verification_by_rows", "{} rows")):
+    for key, what in (
+        ("pass_by_tokens_read", "drafter pass, tokens: {}"),
+        ("verification_by_rows", "verification, rows: {}"),
+    ):
         for count, cost in costs[key].items():
             table.add_row(what.format(count), f"{cost:.2f}")
     return table

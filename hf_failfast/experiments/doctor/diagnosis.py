@@ -222,6 +222,8 @@ def _cheaper(found: Found, is_drafting: bool) -> str:
     if placed["device"].startswith("cuda") and (reason := placed["eager_because"]):
         remedy = next((text for phrase, text in REMEDIES.items() if phrase in reason), None)
         return f"its forwards run eagerly, since {reason}" + (f"; {remedy}" if remedy else "")
+    if not placed["is_native"]:
+        return f"this processor does not compute in {placed['dtype']}, so use `--dtype float32 --prepack`, or a GPU"
     if placed["packable"]:
         return "pack the weights (`hf_failfast.prepack(target, drafter)`, here `--prepack`)"
     if is_drafting:

@@ -219,10 +219,10 @@ def _in_float32(
     subject: Subject, drafter: DiffusionDrafter, checked: dict[str, Any], on_progress: OnProgress
 ) -> dict[str, Any]:
     """The same texts in float32, where rounding decides next to nothing; moves the target there in place."""
-    if subject.target.dtype == torch.float32:
-        return {}
     if getattr(subject.target, "is_quantized", False):
         return {"float32_not_checked": "the target is quantised"}
+    if subject.target.dtype == torch.float32:
+        return {}
     try:
         subject.target.float()
         _tell_answers(subject, drafter)

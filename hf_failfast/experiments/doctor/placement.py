@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ...drafters import DiffusionDrafter, DraftSession
 from ...engine.causal_lm import attention_name
-from ...engine.cpu.packed_weights import is_packable, is_prepacked
+from ...engine.cpu.packed_weights import HasModules, computes_in, is_packable, is_prepacked
 from ...engine.cuda.graph_runner import CudaGraphRunner
 from ...engine.runner import EagerRunner
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Placement:
     """attention: the implementation. eager_because: why no CUDA graphs replay the forwards; None if they do.
-    packed: whether weights are packed for a CPU. packable: whether there are others that could be."""
+    packed: whether weights are packed for a CPU. packable: whether there are others that could be.
+    is_native: whether the processor computes in this dtype; on a GPU it is not asked."""
 
     device: str
     dtype: str
@@ -26,6 +29,7 @@ class Placement:
     eager_because: str | None
     packed: bool
     packable: bool
+    is_native: bool
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -33,8 +37,7 @@ class Placement:
 
 def of_target(target: PreTrainedModel, drafter: DiffusionDrafter) -> Placement:
     reason = drafter.runners.why_eager(target, target, "target")
-    packing = is_prepacked(target), is_packable(target)
-    return Placement(str(target.device), _name(target.dtype), attention_name(target), reason, *packing)
+    return _placed(target, target.device, target.dtype, attention_name(target), reason)
 
 
 def of_drafter(target: PreTrainedModel, drafter: DiffusionDrafter, session: DraftSession) -> Placement | None:
@@ -49,9 +52,11 @@ def of_drafter(target: PreTrainedModel, drafter: DiffusionDrafter, session: Draf
         attention = attention_name(runner.model)
         why = drafter.runners.why_eager(runner.model, target, "drafter")
         reason = why if isinstance(runner, CudaGraphRunner) else why or reason
-    packing = is_prepacked(drafter), is_packable(drafter)
-    return Placement(str(weights.device), _name(weights.dtype), attention, reason, *packing)
+    return _placed(drafter, weights.device, weights.dtype, attention, reason)
 
 
-def _name(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
+def _placed(
+    model: HasModules, device: torch.device, dtype: torch.dtype, attention: str | None, reason: str | None
+) -> Placement:
+    name, packing = str(dtype).removeprefix("torch."), (is_prepacked(model), is_packable(model))
+    return Placement(str(device), name, attention, reason, *packing, device.type != "cpu" or computes_in(dtype))

@@ -47,17 +47,20 @@ class TokenizerFit:
 
 
 def own_tokenizer(drafter: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a drafter's checkpoint; None if it has none: then it reads and writes the target's ids."""
+    """The tokenizer in a drafter's checkpoint; None if it has none: then it reads and writes the target's ids.
+
+    A checkpoint's own code is not run: one that needs it raises ValueError.
+    """
     if all(find_file(drafter, name, {}) is None for name in FILES):
         return None
-    return AutoTokenizer.from_pretrained(drafter)
+    return AutoTokenizer.from_pretrained(drafter, trust_remote_code=False)
 
 
 def compare(target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBase, prompts: Sequence[str]) -> TokenizerFit:
     ours, theirs = target.get_vocab(), drafter.get_vocab()
     common = ours.keys() & theirs.keys()
     named = {name: [getattr(each, f"{name}_token", None) for each in (target, drafter)] for name in SPECIAL}
-    alike = [target(text).input_ids == drafter(text).input_ids for text in prompts]
+    encoded = [[each(text, add_special_tokens=False).input_ids for each in (target, drafter)] for text in prompts]
     return TokenizerFit(
         sizes=(len(ours), len(theirs)),
         other_ids=sum(ours[token] != theirs[token] for token in common),
@@ -65,7 +68,7 @@ def compare(target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBase, p
         only_drafter=len(theirs) - len(common),
         special={name: pair for name, pair in named.items() if pair[0] != pair[1]},
         chat_template=_templates(target.chat_template, drafter.chat_template),
-        prompts_alike=sum(alike),
+        prompts_alike=sum(ids == own for ids, own in encoded),
         prompts=len(prompts),
     )
 
