@@ -11,7 +11,6 @@ from .options import (
     Dtype,
     MaxNewTokens,
     Prepack,
-    PromptsFile,
     Repeats,
     quiet,
     torch_dtype,
@@ -31,7 +30,7 @@ def doctor(
             show_default="SmolLM2's",
         ),
     ] = None,
-    prompts: PromptsFile = None,
+    prompts: Annotated[str | None, typer.Option(help="JSONL file of prompts.")] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="What to answer; may be given several times.", show_default="the demo's four"),

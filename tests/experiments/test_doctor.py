@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hf_failfast.decoding import acceptance, round_costs
 from hf_failfast.decoding.stats import RoundRecord, SpecDecodingStats
 from hf_failfast.drafters.checkpoints.target_fit import fingerprint
 from hf_failfast.drafters.masked.session import MaskedSession
+from hf_failfast.engine.cuda.eligibility import obstacle
 from hf_failfast.experiments.doctor import examination
 from hf_failfast.experiments.doctor.acceptance import accepted_shares
 from hf_failfast.experiments.doctor.checkup import Checkup
@@ -525,8 +527,25 @@ def test_the_sentence_names_cause_and_remedy(changes: dict[str, Any], words: lis
     assert is_exact(found)
 
 
-def test_a_drafter_that_lacks_weights_of_its_own_and_a_tie_in_float32() -> None:
-    """A tie is said to be one, and still is a difference."""
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (lambda model: model.config.__setattr__("_attn_implementation", "flex_attention"), "attn_implementation"),
+        (lambda model: model.model.norm.train(), "`eval()`"),
+        (lambda model: model.model.norm.register_forward_hook(lambda *_: None), "remove its forward hooks"),
+        (lambda model: model.compile(), "do not compile it"),
+        (lambda model: model.model.norm.to("meta"), "put it on one device"),
+    ],
+)
+def test_every_obstacle_to_graphs_has_its_remedy(change: Callable[[Any], None], remedy: str) -> None:
+    model = tiny_model("llama")
+    change(model)
+    found = sound() | {"placement": {"target": placed(device="cuda:0", eager_because=obstacle(model))}}
+    found["speed"] |= DEAR_VERIFICATION["speed"]
+    assert remedy in advice(found)
+
+
+def test_a_tie_in_float32_is_named_and_still_a_difference() -> None:
     tie = {"prompt": 1, "position": 6, "kind": "near tie", "margin": 1e-6, "gap": 1e-6, "rounding": 1e-6}
     found = sound()
     found["exactness"]["float32"]["partings"] = [tie | {"target_is_consistent": True}]
