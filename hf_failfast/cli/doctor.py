@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .checks import check_models
+from .interrupts import on_interrupt
 from .options import (
     AsJson,
     Device,
@@ -12,10 +14,14 @@ from .options import (
     MaxNewTokens,
     Prepack,
     Repeats,
-    quiet,
+    check_device,
+    given_prompts,
     torch_dtype,
     with_failfast_options,
 )
+from .startup import begin
+
+WRONG_INPUT = 2  # the exit code; 1 says that something was found
 
 
 @with_failfast_options("length_policy")
@@ -30,12 +36,17 @@ def doctor(
             show_default="SmolLM2's",
         ),
     ] = None,
-    prompts: Annotated[str | None, typer.Option(help="JSONL file of prompts.")] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What to answer; may be given several times.", show_default="the demo's four"),
+        typer.Option(
+            metavar="TEXT", help="What to answer; may be given several times.", show_default="the demo's four"
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Prompts of the file, at most.")] = 8,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Prompts of a .jsonl file or of the lines of a text; - for standard input."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts that are asked, at most.")] = 8,
     max_new_tokens: MaxNewTokens = 64,
     repeats: Repeats = 1,
     dtype: Dtype = "auto",
@@ -49,16 +60,18 @@ def doctor(
 
     Exit code 0: all is well with the texts; 1: float32 texts differ, or the pair cannot draft; 2: wrong input.
     """
+    from ..pairs import DEMO_PROMPTS
+
     try:
-        if prompt and prompts:
-            raise ValueError("`--prompt` and `--prompts` are two ways to give prompts: use one of them.")
-        texts = prompt or _read(prompts, limit)
+        check_models(target=target, drafter=drafter)
+        texts = given_prompts(prompt, prompts)[:limit] if prompt or prompts else DEMO_PROMPTS
+        begin(f"Examining {target or 'SmolLM2-135M-Instruct'}, in its own dtype and in float32")
         from ..experiments.doctor.checkup import Checkup
         from ..experiments.doctor.examination import examine
         from .output.doctor import show
         from .output.progress import progress_bar
 
-        quiet()
+        check_device(device)
         checkup = Checkup(
             target,
             drafter,
@@ -70,23 +83,14 @@ def doctor(
             packs=prepack,
             options=options,
         )
-        with progress_bar() as on_progress:
+        with on_interrupt("nothing was changed"), progress_bar() as on_progress:
             found = examine(checkup, on_progress)
-    except (ValueError, OSError) as error:
-        typer.echo(f"hf-failfast: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
+    except (ValueError, OSError, typer.BadParameter) as error:
+        message = error.message if isinstance(error, typer.BadParameter) else str(error)
+        typer.echo(f"hf-failfast: {' '.join(message.split())}", err=True)
+        raise typer.Exit(WRONG_INPUT) from None
     if as_json:
         print(json.dumps(found))
     else:
         show(found)
     raise typer.Exit(not found["exact"])
-
-
-def _read(path: str | None, limit: int) -> tuple[str, ...]:
-    if path is not None:
-        from ..eval.jsonl_prompts import read_prompts
-
-        return tuple(row["prompt"] for row in read_prompts(path)[:limit])
-    from ..pairs import DEMO_PROMPTS
-
-    return DEMO_PROMPTS

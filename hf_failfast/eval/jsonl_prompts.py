@@ -15,7 +15,7 @@ PROMPT_KEYS = ("turns", "prompt", "question", "instruction", "text")
 
 def prompts_dataset(prompts: str | None = None, **metadata: Any) -> DatasetDict:
     """The lm-eval dataset of `failfast_prompts`, from `--metadata '{"prompts": "<file>"}'`."""
-    from datasets import Dataset, DatasetDict  # of lm-eval; reading a file needs neither
+    from datasets import Dataset, DatasetDict
 
     return DatasetDict({"test": Dataset.from_list(read_prompts(prompts))})
 

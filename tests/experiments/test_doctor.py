@@ -332,7 +332,6 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"prompts": ()}, "`prompts` must hold at least one"),
-        ({"device": "abacus"}, "`device` must name a device such as cpu or cuda, but is 'abacus'"),
         ({"options": {"chunk_length": 0}}, "`chunk_length` must be an integer >= 1"),
         ({"target": "/no/such/folder"}, "'/no/such/folder' cannot be read"),
         ({"drafter": "/no/such/drafter"}, "/no/such/drafter"),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
@@ -43,7 +42,6 @@ class Checkup:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("`prompts` must hold at least one prompt.")
-        _check_device(self.device)
         FailFastConfig().with_options(self.options)
         folder = str(smollm2_folder()) if self.target is None else self.target
         _check_target(folder)
@@ -54,15 +52,6 @@ class Checkup:
             object.__setattr__(self, "bundled_misfit", found.misfit)
         else:
             object.__setattr__(self, "inspection", found)
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"`device` must name a device such as cpu or cuda, but is {name!r}.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`device` is {name!r}, but torch finds no CUDA device here.")
 
 
 def _check_target(folder: str) -> None:
