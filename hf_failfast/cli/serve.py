@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import quiet, with_failfast_options
+from .options import with_failfast_options
+from .startup import quiet
 
 PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
