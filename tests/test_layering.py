@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "policies": {"engine"},
     "drafters": {"policies", "engine"},
     "decoding": {"drafters", "policies", "engine"},
-    "training": {"drafters", "policies", "engine"},
+    "training": {"drafters", "policies", "engine", "measure"},
     "measure": CORE,
     "eval": {*CORE, "measure", "generate"},
     "serving": {"drafters", "policies", "engine"},
