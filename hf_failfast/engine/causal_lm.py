@@ -71,6 +71,11 @@ def is_watched(model: CausalLM) -> bool:
     return any("forward" in vars(module) or has_foreign_hooks(module) for module in model.modules())
 
 
+def has_several_states(config: PreTrainedConfig) -> bool:
+    """Whether the hidden states of a layer are several per token, as in Gemma 3n."""
+    return getattr(config, "altup_num_inputs", 1) > 1
+
+
 def takes_logits_to_keep(model: CausalLM) -> bool:
     """Whether the forward can leave out logits, as transformers itself finds it out; remote code often cannot."""
     forward = getattr(model, "forward", type(model).__call__)
