@@ -19,9 +19,10 @@ from ..positions import counted_from
 from ..runner import EagerRunner, Forward, Head, raw_logits
 from ..slot_cache import LayerWindow, SlotCache
 from ..window import Window
-from . import slot_attention
+from . import fused_decoder, slot_attention
 from .capture import Outputs
 from .eligibility import fingerprint
+from .fused_decoder import FusedDecoder
 from .static_slots import MAX_WIDTH, CapturedForward, KeptGraphs, Shape, ShownLayer, StaticSlots, num_static_slots
 
 logger = logging.getLogger(__name__)
@@ -104,16 +105,23 @@ class CudaGraphRunner(EagerRunner):
         return self.rope_change is not None and start < self.rope_change.length < start + width
 
     def _capture(self, forward: CapturedForward, slots: StaticSlots) -> None:
-        """Captures with our attention kernel where it can stand in, else with the model's own attention."""
+        """Captures the fused decoder where it can stand in for the model's layers, else the model with our attention
+        kernel where that can, else the model as it is."""
 
-        def capture(is_fused: bool) -> None:
+        def capture(is_fused: bool, decoder: FusedDecoder | None = None) -> None:
             forward.capture(
-                lambda: self._run(forward, slots, is_fused),
+                lambda: self._run(forward, slots, is_fused, decoder),
                 lambda: self._run(forward, slots, False),
                 self.kept.graphs,
                 slots.arena,
             )
 
+        if isinstance(slots.decoder, FusedDecoder) and self.kept.has_fused_decoder:
+            try:
+                return capture(True, slots.decoder)
+            except Exception as error:
+                self.kept.has_fused_decoder = False
+                logger.warning("Capturing without the fused decoder: %s: %s.", type(error).__name__, error)
         if self.kept.is_fused and slot_attention.is_usable(self.model):
             try:
                 return capture(True)
@@ -122,13 +130,18 @@ class CudaGraphRunner(EagerRunner):
                 logger.warning("Capturing without the attention kernel: %s: %s.", type(error).__name__, error)
         return capture(False)
 
-    def _run(self, forward: CapturedForward, slots: StaticSlots, is_fused: bool) -> Outputs:
-        """The forward to capture: on its fixed inputs, with our attention kernel or the model's own. Returns logits,
-        hidden states if any, and the head's results.
+    def _run(
+        self, forward: CapturedForward, slots: StaticSlots, is_fused: bool, decoder: FusedDecoder | None = None
+    ) -> Outputs:
+        """The forward to capture: on its fixed inputs, by the decoder or by the model, with our attention kernel or
+        the model's own. Returns logits, hidden states if any, and the head's results.
 
         Nothing here may depend on a number that changes on the host.
         """
         shape = forward.shape
+        if decoder is not None:
+            logits, hidden_states = decoder.forward(forward, slots.buffers)
+            return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))
         positions = forward.starts + torch.arange(shape.width, device=forward.starts.device)
         rows = torch.arange(len(positions), device=positions.device)[:, None]
         shown = Cache(layers=[ShownLayer(*states, rows, positions, shape.num_slots) for states in slots.buffers])
@@ -155,7 +168,8 @@ class CudaGraphRunner(EagerRunner):
             with torch.inference_mode(False), torch.no_grad():
                 arena = self.kept.graphs.new_arena(cache.layers[0].keys.device)
                 num_slots = num_static_slots(cache.layers[0].capacity)
-                slots = StaticSlots(cache, num_slots, arena, fingerprint(self.model))
+                decoder = fused_decoder.build(self.model, num_slots)  # moves weights: before the fingerprint
+                slots = StaticSlots(cache, num_slots, arena, fingerprint(self.model), decoder)
             self._lend(slots, cache)
         return slots
 
