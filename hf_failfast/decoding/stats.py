@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
-from .advice import advise
+from .advice import Doing, advise
 
 
 class RoundRecord(NamedTuple):
@@ -93,10 +93,20 @@ class SpecDecodingStats:
             "drafter_errors": self.drafter_errors,
         }
 
-    def advice(self, speedup: float | None = None, other_speedup: float | None = None) -> list[str]:
+    def advice(
+        self,
+        speedup: float | None = None,
+        other_speedup: float | None = None,
+        *,
+        dtype: str = "",
+        device: str = "",
+        is_tuned: bool = False,
+    ) -> list[str]:
         """What keeps drafting from paying, and what to do about it, one sentence each; empty if no sign is seen.
 
         speedup: measured, over plain `generate`. other_speedup: that of another method, such as an autoregressive
         draft model or prompt lookup.
+        dtype, device, is_tuned: what the call did, where it is known ("bfloat16", "cpu"; whether the chunk rule's
+        numbers were tuned for the pair), so that the advice does not name it again.
         """
-        return advise(self, speedup, other_speedup)
+        return advise(self, speedup, other_speedup, Doing(dtype, device, is_tuned))

@@ -56,14 +56,22 @@ class RunnerPool:
         """The runner that drafts for this target."""
         return self._runner(model, target, "drafter", ())
 
+    def explain(self, target: PreTrainedModel, reason: str) -> None:
+        """Logs once, where graphs would be used, why the drafter's own forwards are never captured."""
+        if self.name != "eager" and self.graphs.is_available(target.device):
+            self._kept_for(target, "drafter").explain(reason)
+
+    def _kept_for(self, target: PreTrainedModel, role: str) -> KeptGraphs:
+        with self._lock:
+            return self._kept.setdefault(target, {}).setdefault(role, KeptGraphs(self.graphs))
+
     def _runner(
         self, model: CausalLM, target: PreTrainedModel, role: str, hidden_layers: tuple[int, ...]
     ) -> EagerRunner:
         is_possible = self.graphs.is_available(model.device)
         if self.name == "eager" or (self.name == "auto" and not is_possible):
             return EagerRunner(model, hidden_layers)
-        with self._lock:
-            kept = self._kept.setdefault(target, {}).setdefault(role, KeptGraphs(self.graphs))
+        kept = self._kept_for(target, role)
         reason = obstacle(model) if is_possible else f"they need an NVIDIA GPU, and the {role} is on {model.device}"
         if reason is not None:
             kept.warn(reason)

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .canvases import Attention, Canvases
+from .canvases import Canvases
+from .config import Attention
 from .data.shards import Example
 from .losses import IGNORE
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
-from .canvases import Attention
 from .options import option
 
+Attention = Literal["causal_canvas", "block_causal"]
 LOSS_WEIGHTS = (
     "cross_entropy_weight",
     "focal_weight",
@@ -119,8 +119,10 @@ class TrainingConfig:
             raise ValueError(f"`attention` must be one of {list(get_args(Attention))}, got {self.attention!r}.")
         if self.conditioned and self.attention != "causal_canvas":
             raise ValueError("`conditioned` needs attention 'causal_canvas', got 'block_causal'.")
-        require("steps", self.steps or 1, "at least 1", (self.steps or 1) >= 1)
-        require("minutes", self.minutes or 1, "positive", (self.minutes or 1) > 0)
+        if self.steps is not None:
+            require("steps", self.steps, "at least 1", self.steps >= 1)
+        if self.minutes is not None:
+            require("minutes", self.minutes, "positive", self.minutes > 0)
         require("canvas_length", self.canvas_length, "at least 2", self.canvas_length >= 2)
         counts = ("batch_size", "accumulation", "anchors", "soft_label_top", "evaluation_steps", "held_out_anchors")
         for name in counts:

@@ -1,16 +1,19 @@
 """What a drafter checkpoint is and whether it fits a target, without loading a weight."""
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-from transformers import AutoConfig, PreTrainedConfig
+from typing import TYPE_CHECKING, Any, cast
 
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
 from .target_fit import check_layers, check_mask_token, check_vocabulary, check_width
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -91,7 +94,7 @@ def _elements(checkpoint: Checkpoint) -> Counter[str]:
         access = {key: checkpoint.hub_kwargs[key] for key in ("revision", "token") if key in checkpoint.hub_kwargs}
         counts.update(get_safetensors_metadata(checkpoint.name, **access).parameter_count)
         return counts
-    for path in _weight_files(checkpoint):
+    for path in weight_files(checkpoint):
         for shape, dtype in weight_shapes(path).values():
             size = 1
             for dimension in shape:
@@ -100,7 +103,7 @@ def _elements(checkpoint: Checkpoint) -> Counter[str]:
     return counts
 
 
-def _weight_files(checkpoint: Checkpoint) -> list[str]:
+def weight_files(checkpoint: Checkpoint) -> list[str]:
     single = checkpoint.file("model.safetensors")
     if single is not None:
         return [single]
@@ -112,16 +115,20 @@ def _weight_files(checkpoint: Checkpoint) -> list[str]:
 
 
 def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
+    from transformers import AutoConfig
+
     config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs).get_text_config(decoder=True)
     try:
-        _check(checkpoint, config)
+        check_fit(checkpoint, config)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _check(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
-    """The checks of the drafters' `start`, in their order, from configs alone. Raises ValueError."""
+def check_fit(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
+    """The checks of the drafters' `start`, in their order, from configs alone. Raises ValueError.
+
+    target: of the target's text model."""
     config, family, section = checkpoint.config, checkpoint.family, checkpoint.section
     vocab_size = (config.get("text_config") or config).get("vocab_size")
     if vocab_size is not None:

@@ -8,11 +8,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-import torch
-
 from ..spec import DrafterSection
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 # Checkpoints pad one tokenizer's vocabulary to different sizes (151,936 and 152,064 for Qwen2.5).
@@ -134,5 +133,7 @@ def _agrees(recorded: str, target: PreTrainedModel) -> bool:
 
 def _signs(embedding: torch.Tensor, size: int) -> torch.Tensor:
     """bool [rows x entries], of rows spread over the first `size`; a multiple of four entries per row."""
+    import torch
+
     rows = torch.linspace(0, size - 1, ROWS, device=embedding.device).long()
     return (embedding.detach()[rows, : min(ENTRIES, embedding.shape[1] // 4 * 4)] > 0).flatten()

@@ -53,6 +53,12 @@ def _is_of(family: str, kind: str, module: nn.Module) -> bool:
     )
 
 
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether a forward of the module calls hooks that are not transformers' own, which collect hidden states."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks)
+
+
 def _is_plain(kind: type[nn.Module], module: nn.Module) -> bool:
     """Whether a module is torch's own of this kind, with an ordinary weight."""
     return type(module) is kind and "forward" not in vars(module) and type(module.weight) is nn.Parameter
@@ -86,6 +92,8 @@ def _unknown_layers(parts: DecoderParts, family: str) -> Iterator[str]:
         activation = layer.mlp.act_fn
         if type(activation).__name__ not in _ACTIVATIONS or "forward" in vars(activation):
             unknown.append("mlp.act_fn")
+        if any(map(_is_hooked, layer.modules())):
+            yield f"`layers.{index}` has hooks"
         for name in unknown:
             yield f"`layers.{index}.{name}` is a {type(layer.get_submodule(name)).__name__}"
 
