@@ -226,6 +226,7 @@ def test_a_body_between_the_targets_embedding_and_head(every: int | None) -> Non
     used = graphed(original)
     expected, actual = (failfast(model, prompt(20), each, **options) for each in (original, used))
     assert torch.equal(actual.sequences, plain(model, prompt(20), max_new_tokens=40))
+    assert actual.speculation.runner == "cuda_graphs: fused decoder"
     assert actual.speculation.records == expected.speculation.records
     assert all(isinstance(each, FusedDecoder) for each in decoders(used, model).values())
 
@@ -326,7 +327,7 @@ def test_changes_after_a_capture(change: str) -> None:
 
 
 def test_weights_in_use_under_other_names() -> None:
-    """Weights of which someone else holds a view stay where they are, so that its changes are still the model's."""
+    """Weights that someone else holds a view of stay where they are, so that its changes are still the model's."""
     model, used = shaped("qwen2"), graphed(drafter("canvas_shift"))
     held = model.model.layers[1].mlp.up_proj.weight.data
     failfast(model, prompt(20), used, max_new_tokens=20)
@@ -418,9 +419,13 @@ def test_refused(what: str) -> None:
     change, reason = REFUSED[what]
     model, used = shaped("qwen2").requires_grad_(False), graphed(drafter("canvas_shift"))
     change(model.eval())
-    expected = failfast(model.eval(), prompt(20), drafter("canvas_shift"), max_new_tokens=20)
-    assert torch.equal(failfast(model, prompt(20), used, max_new_tokens=20), expected)
+    options = {"max_new_tokens": 20, "return_dict_in_generate": True}
+    expected = failfast(model.eval(), prompt(20), drafter("canvas_shift"), **options)
+    actual = failfast(model, prompt(20), used, **options)
+    assert torch.equal(actual.sequences, expected.sequences)
     assert decoders(used, model)["target"] == reason
+    assert expected.speculation.runner == "eager"
+    assert actual.speculation.runner == f"cuda_graphs: the model's own layers ({reason})"
 
 
 @pytest.mark.parametrize(
@@ -448,6 +453,15 @@ def test_refused(what: str) -> None:
 def test_other_models(model_type: str, options: dict[str, Any], reason: str) -> None:
     """Other architectures and settings are named."""
     assert fused_decoder.build(tiny_model(model_type, **options), 64) == reason
+
+
+def test_layers_with_hooks() -> None:
+    """Layers whose forward calls hooks are the model's own, transformers' hooks that collect hidden states aside."""
+    model = tiny_model("llama")
+    model(prompt(4), output_hidden_states=True, output_attentions=False)
+    build(model)
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda module, states: None)
+    assert fused_decoder.build(model, 64) == "`layers.1` has hooks"
 
 
 def test_what_a_gpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,13 @@ class CudaGraphRunner(EagerRunner):
         self.replays = 0
         self.counted_from = counted_from(model.config.get_text_config(decoder=True))
         self._is_fused = False
+        self._replayed = ""
         self._slots: weakref.WeakKeyDictionary[SlotCache, StaticSlots] = weakref.WeakKeyDictionary()
+
+    @property
+    def description(self) -> str:
+        """How its forwards have run: those of the last kind of shape that was replayed."""
+        return f"cuda_graphs: {self._replayed}" if self._replayed else super().description
 
     def new_cache(self, capacity: int, num_rows: int = 1) -> SlotCache:
         cache = super().new_cache(capacity, num_rows)
@@ -62,6 +68,7 @@ class CudaGraphRunner(EagerRunner):
             return super().run(window, cache, head)
         outputs = captured.replay()
         self.replays += 1
+        self._replayed = captured.content
         cache.is_checked = True  # the capture was: see `_run`
         cache.advance(width)
         hidden_states = None
@@ -117,12 +124,16 @@ class CudaGraphRunner(EagerRunner):
                 slots.arena,
             )
 
-        if isinstance(slots.decoder, FusedDecoder) and self.kept.has_fused_decoder:
+        decoder = slots.decoder
+        if isinstance(decoder, FusedDecoder) and self.kept.decoder_failure is None:
             try:
-                return capture(True, slots.decoder)
+                forward.content = "fused decoder"
+                return capture(True, decoder)
             except Exception as error:
-                self.kept.has_fused_decoder = False
-                logger.warning("Capturing without the fused decoder: %s: %s.", type(error).__name__, error)
+                self.kept.decoder_failure = f"{type(error).__name__}: {error}"
+                logger.warning("Capturing without the fused decoder: %s.", self.kept.decoder_failure)
+        reason = decoder if isinstance(decoder, str) else self.kept.decoder_failure
+        forward.content = f"the model's own layers ({reason})"
         if self.kept.is_fused and slot_attention.is_usable(self.model):
             try:
                 return capture(True)

@@ -104,6 +104,7 @@ class CapturedForward:
 
     def __init__(self, shape: Shape, num_rows: int, device: torch.device) -> None:
         self.shape = shape
+        self.content = ""  # what computes it, in words
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
@@ -202,7 +203,7 @@ class KeptGraphs:
         self.idle: list[StaticSlots] = []
         self.problem: str | None = None
         self.is_fused = True  # our attention kernel has not failed with this model
-        self.has_fused_decoder = True  # nor has the fused decoder
+        self.decoder_failure: str | None = None  # of the fused decoder with this model
         self._stated: set[str] = set()
         self._lock = threading.RLock()  # a garbage collection may give slots back at any time
 
