@@ -7,11 +7,13 @@ from typer.core import TyperGroup
 
 from .bench import bench
 from .calibrate import calibrate
+from .doctor import doctor
 from .experiment import experiment
 from .generate import demo, generate
 from .hub import export_hub, push
 from .inspect import inspect
 from .interrupts import Stopped
+from .serve import PASSES_ON, export_vllm, serve
 from .trace import trace
 from .train import train
 
@@ -76,8 +78,10 @@ def main(
     """Lossless speculative decoding with diffusion drafters."""
 
 
-for command in (demo, generate, bench, trace, calibrate, experiment, train, inspect, export_hub, push):
+for command in (demo, generate, bench, doctor, trace, calibrate, experiment, train, inspect, export_hub, push):
     app.command()(command)
+app.command()(export_vllm)
+app.command(context_settings=PASSES_ON)(serve)
 
 
 if __name__ == "__main__":

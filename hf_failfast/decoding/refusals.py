@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
-from transformers.cache_utils import StaticSlidingWindowLayer
+from transformers.cache_utils import StaticLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
@@ -62,6 +62,9 @@ OWN_INPUTS = {
 
 # Those that transformers' own assisted loop makes the right inputs for.
 OWN_INPUTS_OF_OTHER_LOOP = ("kosmos-2.5", "mllama")
+
+# Model types with a sliding window whose forward makes no mask for it.
+UNMASKED_WINDOWS = ("moshi",)
 
 # Fields of other decoding methods, of transformers' own ways to draft and of its prefill.
 UNSUPPORTED_FIELDS = (
@@ -192,6 +195,8 @@ def check_request(
         f"a target without `{CACHE}`": config.use_cache is not False and CACHE not in model_kwargs,
         f"a `{model.config.model_type}` whose tokens see later ones (`is_decoder=False`, "
         "`use_bidirectional_attention`)": _sees_later_tokens(model),
+        f"a `{model.config.model_type}` with `use_learned_position_embeddings=False`, whose positions leave out its "
+        "padding id": getattr(model.config, "use_learned_position_embeddings", None) is False,
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,
         "an `attention_mask` that hides a whole prompt": mask is not None and not bool(mask.any(dim=-1).all()),
@@ -200,6 +205,7 @@ def check_request(
         ),
     }
     refusals |= _attention_refusals(model, config, model_kwargs.get(CACHE))
+    refusals |= _window_refusals(model, config.max_length)
     refusals |= _batch_refusals(model, input_ids.shape[0], config.max_length)
     refusals |= _rope_refusals(model, input_ids, mask, config, model_kwargs.get(CACHE))
     refusals |= _cache_refusals(model_kwargs.get(CACHE), input_ids, config.max_length)
@@ -252,6 +258,17 @@ def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: 
             is_asked and attention != "eager"
         ),
         "`output_attentions` with a static cache": is_asked and isinstance(past, StaticCache),
+    }
+
+
+def _window_refusals(model: PreTrainedModel, max_length: int) -> dict[str, bool]:
+    """Refuses windows that only the cache of plain `generate` makes: there the tokens of a prompt see all before them,
+    and later ones what the cache has kept."""
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
+    return {
+        f"`max_length`={max_length} for a `{config.model_type}` with `sliding_window`={window}, which it has no mask "
+        "for": config.model_type in UNMASKED_WINDOWS and window is not None and max_length > window,
     }
 
 
@@ -336,7 +353,7 @@ def _cache_refusals(past: Cache | None, input_ids: torch.Tensor, max_length: int
     slots = [
         layer.max_cache_len
         for layer in storing_layers(past)
-        if isinstance(past, StaticCache) and not isinstance(layer, StaticSlidingWindowLayer)
+        if isinstance(past, StaticCache) and type(layer) is StaticLayer
     ]
     return {
         f"a batch of {num_rows} prompts for `{CACHE}` of {held}": num_rows != held,

@@ -222,7 +222,7 @@ def test_a_long_prompt_is_named_and_not_printed(tmp_path, folder):
     assert "A prompt has 90 tokens, but the target takes at most 64: shorten it." in result.stderr
     assert "a a a" not in result.output
     shown = run("generate", "--target", folder, "--drafter", folder, "--prompt", "a " * 300, "--max-new-tokens", 2)
-    assert shown.exit_code == 0 and "a a... (600 characters)" in " ".join(shown.stdout.split())
+    assert shown.exit_code == 0 and "a ... (600 characters)" in " ".join(shown.stdout.split())
 
 
 @pytest.mark.parametrize("command", ["trace"])
@@ -252,11 +252,8 @@ def test_ctrl_c_says_in_one_line_what_is_kept(folder, tmp_path, monkeypatch):
     output.mkdir()
     for kept, line in (
         (None, "nothing was written"),
-        (
-            "data/manifest.json",
-            f"{output / 'data'} holds the answers written so far; the same command goes on from there",
-        ),
-        ("checkpoint.pt", f"{output} holds the drafter as it was last stored; the same command goes on from there"),
+        ("data/manifest.json", f"{output / 'data'} holds the answers written so far; the same command goes on there"),
+        ("checkpoint.pt", f"{output} holds the drafter as it was last stored; the same command goes on there"),
     ):
         if kept is not None:
             (output / kept).parent.mkdir(exist_ok=True)
@@ -287,3 +284,54 @@ def test_the_verdict_is_in_plain_words():
     assert line.startswith("In float32 every answer is plain generate's, token by token. In bfloat16 1 of 4 are")
     assert "near tie" in line and "0.125" in line
     assert "please report it" in _verdict(row(4, None), 3, "bfloat16")[0]
+
+
+def test_doctor_examines_a_pair(folder):
+    """The report ends with the advice; `--json` is one document; exit code 0 says that the texts are right."""
+    command = ("doctor", folder, folder, "--prompt", "a b c", "--max-new-tokens", 8, "--dtype", "float32")
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    for part in ("1 of 1 answers identical", "causal_canvas", "vocabulary", "speedup", "draft position", "rows: 1"):
+        assert part in text
+    found = json.loads(run(*command, "--json").stdout)
+    assert found["exact"] is True
+    assert found["exactness"]["float32"]["identical"] == 1
+    assert found["advice"].split()[-1] in text
+
+
+def test_doctor_asks_the_prompts_of_a_file(folder, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in "abc"))
+    result = run("doctor", folder, "--prompts", file, "--limit", 2, "--max-new-tokens", 4, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["prompts"] == 2
+    assert found["drafter"] is None
+
+
+def test_doctor_ends_with_1_where_float32_differs(folder, monkeypatch):
+    monkeypatch.setattr(
+        "hf_failfast.decoding.acceptance.best_tokens", lambda logits: (logits.topk(2).indices[..., 1],)
+    )
+    result = run("doctor", folder, folder, "--prompt", "a b c", "--max-new-tokens", 8, "--dtype", "float32")
+    assert result.exit_code == 1
+    assert "this is a fault" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("/no/such/target",), "there is no folder '/no/such/target'"),
+        (("TARGET", "/no/such/drafter"), "there is no folder '/no/such/drafter'"),
+        (("TARGET", "--device", "xpu"), "no xpu device"),
+        (("TARGET", "--prompts", "/no/such/file"), "there is none at '/no/such/file'"),
+    ],
+)
+def test_doctor_names_wrong_input_in_one_line(folder, arguments, message):
+    result = run("doctor", *(folder if argument == "TARGET" else argument for argument in arguments))
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("hf-failfast: ")
+    assert message in line
+    assert not result.stdout

@@ -1,6 +1,7 @@
 """Text as it is streamed: whole words, the drafter's share in colour, nothing coloured by rich itself."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -31,13 +32,14 @@ def streamed(tokenizer: PreTrainedTokenizerFast, rounds: list[list[int]], width:
     return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    "rounds", [[[0, 1, 2, 3, 4, 5, 6]], [[0], [1], [2], [3], [4], [5], [6]], [[0, 1], [2, 3, 4], [5, 6]]]
-)
+ROUNDS = [[[0, 1, 2, 3, 4, 5, 6]], [[0], [1], [2], [3], [4], [5], [6]], [[0, 1], [2, 3, 4], [5, 6]]]
+
+
+@pytest.mark.parametrize("rounds", ROUNDS)
 def test_words_are_not_broken(tokenizer: PreTrainedTokenizerFast, rounds: list[list[int]]) -> None:
     """However the tokens cut the words, and the rounds the tokens, lines end between words."""
     text = streamed(tokenizer, rounds, 12, colour=False)
-    assert [line.strip() for line in text.splitlines()] == ["alpha beta", "12 gammadelta"[:3].strip(), "gammadelta"]
+    assert [line.strip() for line in text.splitlines()] == ["alpha beta", "12", "gammadelta"]
     assert max(map(len, (line.rstrip() for line in text.splitlines()))) <= 12
     assert text.split() == ["alpha", "beta", "12", "gammadelta"]
 
@@ -56,7 +58,6 @@ def test_only_drafted_tokens_are_coloured(tokenizer: PreTrainedTokenizerFast) ->
     """Accepted tokens are green and the bonus token plain; numbers and words that rich would mark are not."""
     for width in (12, None):
         text = streamed(tokenizer, [[0, 3], [8], [1, 10]], width, colour=True)
-        plain = text.replace("\x1b[32m", "<").replace("\x1b[0m", ">")
-        assert "\x1b" not in plain
-        assert plain.replace("><", "").split() == ["<alpha>", "12", "True", *["<", "be>é"]] or width is None
-        assert "12" in plain and "<12" not in plain and "< 12" not in plain
+        parts = re.findall(r"\x1b\[32m([^\x1b]*)\x1b\[0m|([^\x1b]+)", text)
+        assert "".join(green for green, _ in parts).replace(" ", "").strip() == "alphabe"
+        assert "".join(other for _, other in parts).replace(" ", "").strip() == "12True\u00e9"

@@ -1,5 +1,6 @@
 """CUDA graphs without CUDA: records the operations of a forward and repeats them as a graph does."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -31,18 +32,29 @@ class _Tape(TorchDispatchMode):
                     kept.copy_(fresh)
 
 
+class _Arena:
+    """Stands for a pool of memory and a stream."""
+
+
 class Recorder(CudaGraphs):
-    """Takes the place of `CudaGraphs` on the CPU."""
+    """Takes the place of `CudaGraphs` on the CPU.
+
+    alive: what the recorder has handed out and something still refers to: arenas, tapes, and the tensors that replays
+        write, each of which would be memory of the GPU.
+    """
 
     def __init__(self) -> None:
         self.captures = 0
+        self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
         self.fails: Callable[[int], bool] = lambda capture: False
 
     def is_available(self, device: torch.device) -> bool:
         return True
 
     def new_arena(self, device: torch.device) -> Any:
-        return object()
+        arena = _Arena()
+        self.alive.add(arena)
+        return arena
 
     def capture(self, forward: Callable[[], Outputs], arena: Any) -> tuple[Callable[[], None], Outputs]:
         self.captures += 1
@@ -55,4 +67,5 @@ class Recorder(CudaGraphs):
             outputs = forward()
         for output in outputs:
             output.fill_(torch.nan if output.is_floating_point() else -1)  # a capture does not execute its operations
+        self.alive.update((tape, *outputs))
         return tape.replay, outputs

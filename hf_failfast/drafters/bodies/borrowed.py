@@ -72,7 +72,7 @@ class SharedBody(nn.Module):
                 head.weight = nn.Parameter(weight, requires_grad=False)
                 if full.bias is not None:
                     head.bias = nn.Parameter(full.bias[self.draft_vocabulary].detach(), requires_grad=False)
-            self._reduced_heads[full] = head
+            self._reduced_heads[full] = head.eval()  # as are all modules that a forward runs through
         return self._reduced_heads[full]
 
 

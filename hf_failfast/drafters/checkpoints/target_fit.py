@@ -98,17 +98,20 @@ class MadeFor:
         """None if the section names no target."""
         return cls(section.target, section.target_fingerprint) if section.target else None
 
+    def differs(self, target: PreTrainedModel) -> bool:
+        """Whether this is another model: by the fingerprint, or where there is none by the name."""
+        if self.fingerprint is not None:
+            return not _agrees(self.fingerprint, target)
+        name = target.config._name_or_path
+        return bool(name) and PurePath(name).name != PurePath(self.name).name
+
     def check(self, target: PreTrainedModel) -> None:
         """Warns, once per target, of one that the drafter was not made for."""
         if target in self._seen:
             return
         self._seen.add(target)
-        name = target.config._name_or_path
-        if self.fingerprint is None:
-            differs = bool(name) and PurePath(name).name != PurePath(self.name).name
-        else:
-            differs = not _agrees(self.fingerprint, target)
-        if differs:
+        if self.differs(target):
+            name = target.config._name_or_path
             warnings.warn(
                 f"The drafter was made for {self.name!r} and drafts for {name or type(target).__name__!r}, another "
                 "model: the text stays right, but few drafts may be accepted. Train one for this target with "

@@ -26,7 +26,7 @@ from ..checkpoints.target_fit import check_layers, check_vocabulary
 from ..denoising import DraftTokens
 from ..masked.attention_patterns import CausalCanvas
 from ..spec import DrafterSpec
-from .block_session import BlockSession
+from .block_session import CONDITIONED, BlockSession
 
 if TYPE_CHECKING:
     pass
@@ -76,6 +76,7 @@ class ConditionedDrafter(DiffusionDrafter):
         config = request.target.config.get_text_config(decoder=True)
         check_vocabulary(self.body.config.get_text_config(decoder=True).vocab_size, config.vocab_size)
         check_layers(self.target_layers, config.num_hidden_layers)
+        self.runners.explain(request.target, CONDITIONED)
         return PerRow.of(request, lambda one: ConditionedSession(self, one))
 
     def modules(self) -> Iterator[nn.Module]:

@@ -21,7 +21,7 @@ from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..checkpoints.target_fit import check_layers, check_mask_token, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
 from ..denoising import DraftTokens, choose_tokens
-from .block_session import BlockSession
+from .block_session import CONDITIONED, BlockSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -162,6 +162,7 @@ class DFlashDrafter(DiffusionDrafter):
 
     def start(self, request: DraftRequest) -> DraftSession:
         self._check(request.target)
+        self.runners.explain(request.target, CONDITIONED)
         return PerRow.of(request, lambda one: DFlashSession(self, one))
 
     def modules(self) -> Iterator[nn.Module]:

@@ -61,6 +61,7 @@ class CudaGraphRunner(EagerRunner):
             return super().run(window, cache, head)
         outputs = captured.replay()
         self.replays += 1
+        cache.is_checked = True  # the capture was: see `_run`
         cache.advance(width)
         hidden_states = None
         if self.hidden_layers:
@@ -131,7 +132,8 @@ class CudaGraphRunner(EagerRunner):
         shape = forward.shape
         positions = forward.starts + torch.arange(shape.width, device=forward.starts.device)
         rows = torch.arange(len(positions), device=positions.device)[:, None]
-        shown = Cache(layers=[ShownLayer(*states, rows, positions, shape.num_slots) for states in slots.buffers])
+        layers = [ShownLayer(*states, rows, positions, shape.num_slots) for states in slots.buffers]
+        shown = Cache(layers=layers)
         limit = forward.limit if shape.is_limited else positions + 1
         position_ids = positions if self.position_table is None else positions.clamp(max=self.position_table - 1)
         self._is_fused = is_fused
@@ -139,6 +141,8 @@ class CudaGraphRunner(EagerRunner):
         self._is_fused = False
         with slot_attention.slot_attention(self.model) if is_fused else nullcontext():
             logits, hidden_states, _ = self._forward(forward.input_ids, position_ids, mask, shown, forward.read)
+        if not all(layer.is_written for layer in layers):
+            raise RuntimeError("the forward stores nothing in the cache")
         return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))
 
     def _window_mask(

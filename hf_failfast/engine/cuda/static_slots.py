@@ -70,6 +70,7 @@ class ShownLayer(CacheLayerMixin):
         self.is_initialized = True
         self.rows, self.slots = rows, slots
         self.num_slots = num_slots
+        self.is_written = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """The slots are there already."""
@@ -77,6 +78,7 @@ class ShownLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.is_written = True
         self.keys[self.rows, :, self.slots] = key_states.transpose(1, 2)
         self.values[self.rows, :, self.slots] = value_states.transpose(1, 2)
         return self.keys[:, :, : self.num_slots], self.values[:, :, : self.num_slots]
@@ -189,7 +191,7 @@ class KeptGraphs:
         self.idle: list[StaticSlots] = []
         self.problem: str | None = None
         self.is_fused = True  # our attention kernel has not failed with this model
-        self._warned: set[str] = set()
+        self._stated: set[str] = set()
         self._lock = threading.RLock()  # a garbage collection may give slots back at any time
 
     def take(self, num_rows: int, num_slots: int, fingerprint: tuple[object, ...]) -> StaticSlots | None:
@@ -219,11 +221,19 @@ class KeptGraphs:
 
     def warn(self, reason: str) -> None:
         """Logs once why a forward is not replayed."""
-        with self._lock:
-            is_new = reason not in self._warned
-            self._warned.add(reason)
-        if is_new:
+        if self._is_new(reason):
             logger.warning("Running without CUDA graphs: %s.", reason)
+
+    def explain(self, reason: str) -> None:
+        """Says once, to those who log it, why forwards of this kind are never replayed."""
+        if self._is_new(reason):
+            logger.info("Running without CUDA graphs: %s.", reason)
+
+    def _is_new(self, reason: str) -> bool:
+        with self._lock:
+            is_new = reason not in self._stated
+            self._stated.add(reason)
+        return is_new
 
 
 def num_static_slots(capacity: int) -> int:
