@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast
 from rich.console import Console
 from safetensors.torch import load_file
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .atomic_files import replacing
@@ -29,6 +28,7 @@ from .decoding import Decoded, answers_of, decoding_figures
 from .export import WEIGHTS, Provenance, export, versions
 from .model import CanvasDrafter, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
+from .progress import Progress, deferred_interrupt
 from .report import LOG, write_report
 from .teacher import Teacher
 
@@ -128,12 +128,14 @@ class Trainer:
         return frequent_tokens([e.tokens[e.prompt_length :] for e in self.examples], size, always)
 
     def train(self, console: Console | None = None) -> dict[str, Any]:
-        """Runs to the end of `steps` or `minutes`; returns the last evaluation's record, empty if none was left."""
+        """Runs to the end of `steps` or `minutes`; returns the last evaluation's record, empty if none was left.
+
+        Ctrl-C ends the step, stores it like the others and raises KeyboardInterrupt.
+        """
         record: dict[str, Any] = {}
-        if not self.accelerator.is_main_process:
-            console = None
-        hidden = True if console is None else None  # None: hidden unless stderr is a terminal
-        with tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden) as bar:
+        is_shown = console is not None and self.accelerator.is_main_process
+        is_alone = self.accelerator.num_processes == 1  # several would have to agree on a step
+        with Progress(self.config.steps, self.step, "step", is_shown) as bar, deferred_interrupt(is_alone) as stop:
             if self.step == 0:
                 self.save(self.evaluate())
             while self.progress() < 1:
@@ -142,13 +144,15 @@ class Trainer:
                 seconds = time.monotonic() - started
                 self.seconds = self._agreed(self.seconds + seconds)
                 self.losses.update({**parts, "steps": 1})
-                bar.update()
-                bar.set_postfix(self._status(parts, seconds), refresh=False)
-                if self.step % self.config.evaluation_steps == 0 or self.progress() >= 1:
+                bar.advance(1, self._status(parts, seconds))
+                is_last = stop.is_made or self.progress() >= 1
+                if is_last or self.step % self.config.evaluation_steps == 0:
                     record = self.evaluate()
                     self.save(record)
-                    if console is not None and not console.quiet:
-                        tqdm.write(json.dumps(record["held_out"]))
+                    if is_shown and console is not None and not console.quiet:
+                        bar.say(_in_words(record))
+                if stop.is_made and self.progress() < 1:
+                    raise KeyboardInterrupt
         if record and self.accelerator.is_main_process:
             write_report(self.output)
         return record
@@ -289,3 +293,12 @@ class Trainer:
             copy_tensors(state["averaged"], self.average.values)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    """An evaluation as one line."""
+    held_out = record["held_out"]
+    length = (
+        f"mean_acceptance_length {held_out['mean_acceptance_length']:.2f} over {held_out['drafts']} held-out drafts"
+    )
+    return f"step {record['step']}, {record['minutes']} minutes: {length}"
