@@ -18,7 +18,7 @@ from .drafters import BUNDLED_DRAFTER
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from .drafters import DiffusionDrafter
 
@@ -51,21 +51,36 @@ def load_pair(target: str | None, drafter: str | None, dtype: Any, device: str) 
 
     Raises ValueError if only one of them is named or if they do not fit.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from .drafters import load_drafter_for
 
     check_named_together(target, drafter)
-    if target is None:
-        model, tokenizer = load_smollm2(torch.bfloat16 if dtype == "auto" else dtype)
-        model.to(device)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(target)
+    model, tokenizer = load_target(target, dtype, device)
     loaded = load_drafter_for(model, drafter or BUNDLED_DRAFTER)
     names = {"target": target or SMOLLM2, "drafter": drafter or BUNDLED_DRAFTER.name}
     return Pair(model, tokenizer, loaded, names)
+
+
+def load_target(target: str | None, dtype: Any, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(target, tokenizer) in evaluation mode; SmolLM2-135M-Instruct where none is named."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    if target is None:
+        model, tokenizer = load_smollm2(torch.bfloat16 if dtype == "auto" else dtype)
+        return model.to(device), tokenizer
+    config = AutoConfig.from_pretrained(target)
+    kind = AutoModelForSeq2SeqLM if _is_only_encoder_decoder(config) else AutoModelForCausalLM
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    if getattr(config, "quantization_config", None) is not None:  # quantised weights are loaded where they stay
+        return kind.from_pretrained(target, dtype=dtype, device_map=device).eval(), tokenizer
+    return kind.from_pretrained(target, dtype=dtype).to(device).eval(), tokenizer
+
+
+def _is_only_encoder_decoder(config: PreTrainedConfig) -> bool:
+    """Such targets are loaded all the same: what cannot draft for them says so, and names what can."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return bool(config.is_encoder_decoder) and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def check_named_together(target: str | None, drafter: str | None) -> None:

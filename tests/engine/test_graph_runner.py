@@ -378,9 +378,11 @@ def test_a_model_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, warnin
             return super().forward(hidden)
 
     monkeypatch.setattr(model.model.norm, "__class__", Reading)
-    check(model, graphed())
+    used = graphed()
+    check(model, used)
     reason = "RuntimeError: the forward waits for the device (aten._local_scalar_dense.default)"
     assert warnings == [f"Running without CUDA graphs: {reason}."]
+    assert used.runners.why_eager(model, model, "target") == reason
 
 
 def test_a_captured_forward_that_stores_nothing(warnings: list[str]) -> None:
@@ -427,10 +429,13 @@ def test_obstacles(change: Any, reason: str, warnings: list[str]) -> None:
     model = tiny_model("qwen2")
     runners = RunnerPool("auto", Recorder())
     assert isinstance(runners.target(model), CudaGraphRunner)
+    assert runners.why_eager(model, model, "target") is None
     change(model)
     for _ in range(2):
         assert type(runners.target(model)) is EagerRunner
     assert len(warnings) == 1 and reason in warnings[0]
+    why = runners.why_eager(model, model, "target")
+    assert why is not None and reason in why
 
 
 def test_autocast_is_eager() -> None:
@@ -449,6 +454,7 @@ def test_without_cuda(warnings: list[str]) -> None:
         check(model, used)
         assert type(used.runners.target(model)) is EagerRunner
     assert not warnings
+    assert used.runners.why_eager(model, model, "target") == "`runner='eager'` was asked for"
     used.runners = RunnerPool("cuda_graphs")
     check(model, used)
     check(model, used)

@@ -26,7 +26,7 @@ def served_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_servers_arguments(served_folder: str) -> None:
     drafter = saved_drafter("canvas_shift")
     arguments = server_arguments(served_folder, drafter, None, {"chunk_length": 4}, ["--port", "8001"])
-    assert arguments[:2] == ["serve", served_folder] and arguments[-2:] == ["--port", "8001"]
+    assert arguments[:2] == ["--model", served_folder] and arguments[-2:] == ["--port", "8001"]
     assert json.loads(arguments[3]) == {
         "method": "custom_class",
         "model": "hf_failfast.serving.vllm.DiffusionProposer",
@@ -64,7 +64,7 @@ def test_the_process_becomes_the_server(served_folder: str, monkeypatch: pytest.
         app, ["serve", served_folder, "--drafter", drafter, "--confidence-threshold", "0.5", "--dtype", "float32"]
     )
     assert result.exit_code == 0, result.output
-    assert ran[0][1:4] == ["-m", "vllm.entrypoints.cli.main", "serve"]
+    assert ran[0][1:4] == ["-m", "vllm.entrypoints.openai.api_server", "--model"]
     assert json.loads(ran[0][8])["hf_failfast"]["confidence_threshold"] == 0.5
     assert ran[0][-2:] == ["--dtype", "float32"]
 

@@ -22,7 +22,7 @@ from ...engine.runner import EagerRunner
 from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.borrowed import SharedBody
-from ..checkpoints.target_fit import check_layers, check_vocabulary
+from ..checkpoints.target_fit import check_layers, check_states, check_vocabulary
 from ..denoising import DraftTokens
 from ..masked.attention_patterns import CausalCanvas
 from ..spec import DrafterSpec
@@ -77,6 +77,7 @@ class ConditionedDrafter(DiffusionDrafter):
     def start(self, request: DraftRequest) -> DraftSession:
         config = request.target.config.get_text_config(decoder=True)
         check_vocabulary(self.body.config.get_text_config(decoder=True).vocab_size, config.vocab_size)
+        check_states(config)
         check_layers(self.target_layers, config.num_hidden_layers)
         self.runners.explain(request.target, CONDITIONED)
         return PerRow.of(request, lambda one: ConditionedSession(self, one))
