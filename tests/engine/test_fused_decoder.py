@@ -95,8 +95,9 @@ def decoders(used: DiffusionDrafter, model: Any) -> dict[str, FusedDecoder | str
 def inputs_of(num_rows: int, width: int, start: int, num_slots: int = 64, **shape: Any) -> CapturedForward:
     """Random inputs of a causal forward at `start`, all of whose tokens are read."""
     options = {"is_limited": False, "hidden_layers": (), "head": raw_logits} | shape
-    inputs = CapturedForward(Shape(width, num_slots, width, **options), num_rows, torch.device("cpu"))
-    inputs.fill(Window(prompt(num_rows * width).view(num_rows, width), [start] * num_rows, width))
+    window = Window(prompt(num_rows * width).view(num_rows, width), [start] * num_rows, width)
+    inputs = CapturedForward(Shape(width, num_slots, width, **options), window, torch.device("cpu"))
+    inputs.fill(window)
     return inputs
 
 
