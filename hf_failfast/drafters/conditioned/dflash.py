@@ -202,10 +202,10 @@ class DFlashSession(BlockSession):
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         self.features = torch.cat([self.features, states[0].to(self.device, self.body.dtype)], dim=1)
 
-    def draft_block(self, last: torch.Tensor) -> DraftTokens:
+    def draft_block(self, known: torch.Tensor) -> DraftTokens:
         device = execution_device(self.embedding)
         masks = torch.full((1, self.block_length), self.mask_token_id, device=device)
-        window = torch.cat([last.to(device), masks], dim=1)
+        window = torch.cat([known.to(device), masks], dim=1)  # a draft ends with the block: no token is drafted yet
         embedded = self._embed(window).to(self.device, self.body.dtype)
         context = self.cache.get_seq_length() + self.features.shape[1]
         hidden = self.body(embedded, self.features, self.cache)
