@@ -22,11 +22,12 @@ from ..engine.window import Window
 from ..policies.base import LengthPolicy
 from .acceptance import Acceptance
 from .layer_outputs import LayerOutputs, asked_layers
-from .refusals import check_request
+from .refusals import check_request, takes_trees
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import DraftRoom, StopRules
 from .token_choice import TokenChoice, draft_warp
+from .trees import TreeDraft, Trees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,6 +93,7 @@ class Generation:
     returns_dict: bool
     streamer: BaseStreamer | None
     stats: SpecDecodingStats
+    trees: Trees | None = None  # None: drafts are chains
     started: float = field(default_factory=perf_counter)
 
     @property
@@ -138,7 +140,9 @@ def prepare(
     choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores, config.verifier)
     stops = StopRules(stopping_criteria, generation_config.max_length, sequences.num_rows, choice.is_row_independent)
     warp = draft_warp(config, generation_config, logits_processor)
-    request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp)
+    trees = Trees(config.draft_tree) if config.draft_tree and takes_trees(model, stops.max_length) else None
+    num_alternatives = 0 if trees is None else trees.num_alternatives
+    request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp, num_alternatives)
     session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
     asked = asked_layers(generation_config)
@@ -166,6 +170,7 @@ def prepare(
         returns_dict=returns_dict,
         streamer=streamer,
         stats=stats,
+        trees=trees,
         started=started,
     )
 
@@ -179,6 +184,8 @@ def propose(generation: Generation) -> Draft:
         for row in sequences.running
     ]
     draft = generation.session.draft(sequences.known, generation.policy, room).to(sequences.device)
+    if generation.trees is not None:
+        draft = generation.trees.grow(draft)
     generation.stats.draft_seconds += perf_counter() - started
     return draft
 
@@ -194,7 +201,8 @@ def verify(generation: Generation, draft: Draft) -> Verified:
         )
     if generation.read_again_from is not None and max(seen) <= generation.read_again_from < max(known.lengths):
         cache.rollback(0)
-    window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1)
+    tree = draft.shape if isinstance(draft, TreeDraft) else None
+    window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1, tree=tree)
     forward = generation.runner.run(window, cache, generation.acceptance.head)
     if not cache.is_checked:
         cache.check()
@@ -216,14 +224,19 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     sequences, session, cache = generation.sequences, generation.session, generation.cache
     if any(row.broken for row in outcome):
         session.give_up(ValueError("its confidences are not numbers"))
-    generation.policy.observe([row.accepted for row in outcome])
+    accepted, kept = [row.accepted for row in outcome], [row.kept for row in outcome]
+    if isinstance(draft, TreeDraft):
+        verified, accepted, kept = _in_line(generation, draft, verified, outcome)
+    generation.policy.observe(accepted)
     if generation.streamer is not None:
         sequences.stream(generation.streamer)
     cached = [length + row.cached for length, row in zip(verified.known, outcome, strict=True)]
     emitted = [row.emitted for row in outcome]
     if generation.layer_outputs is not None:
         generation.layer_outputs.add(verified.forward.recorded, cache.lengths, verified.seen, verified.known, emitted)
-    session.accept([row.kept for row in outcome])
+    session.accept(kept)
+    if isinstance(draft, TreeDraft):
+        session.overtaken([row.cached - count for row, count in zip(outcome, kept, strict=True)])
     hidden_states = verified.forward.hidden_states
     if hidden_states is not None:
         first = [end - hidden_states.shape[1] for end in cache.lengths]
@@ -234,6 +247,32 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     generation.stats.observe(*(RoundRecord(k, row.accepted, row.emitted, draft.passes) for k, row in rows))
     generation.stats.host_reads += draft.host_reads
     _dismiss(generation, emitted)
+
+
+def _in_line(
+    generation: Generation, draft: TreeDraft, verified: Verified, outcome: Sequence[RowOutcome]
+) -> tuple[Verified, list[int], list[int]]:
+    """Makes a chain of what was accepted of a tree: in the cache, and in what the forward returned.
+
+    Returns the forward's results, and how many tokens of the drafter's own chain were accepted and may be kept.
+    """
+    paths = [row.path or () for row in outcome]
+    generation.cache.gather(verified.known, paths)
+    on_chain = [_length_in_order(path, length) for path, length in zip(paths, draft.chains, strict=True)]
+    if generation.trees is not None:
+        generation.trees.observe(on_chain)
+    generation.stats.observe_trees(draft.lengths, [row.accepted for row in outcome])
+    kept = [min(count, row.cached) for count, row in zip(on_chain, outcome, strict=True)]
+    return (
+        verified._replace(forward=verified.forward.gather(verified.known, generation.cache.lengths, paths)),
+        on_chain,
+        kept,
+    )
+
+
+def _length_in_order(path: Sequence[int], length: int) -> int:
+    """How many of the first nodes of a path are 0, 1, ... below `length`: those of the chain."""
+    return next((index for index, node in enumerate(path) if node != index or index >= length), len(path))
 
 
 def _dismiss(generation: Generation, emitted: list[int]) -> None:

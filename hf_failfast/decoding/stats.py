@@ -22,6 +22,8 @@ class SpecDecodingStats:
 
     plain_rounds: rounds without a pass of the drafter.
     drafter_errors: drafters given up in mid-generation, after which the rest was decoded plainly.
+    nodes_verified, accepted_depth: of the rounds whose draft was a tree (`draft_tree`), the nodes that the target
+        verified and how deep the accepted paths went; both add up, and the second is part of `accepted`.
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
     """
@@ -32,6 +34,8 @@ class SpecDecodingStats:
     drafted: int = 0
     accepted: int = 0
     emitted: int = 0
+    nodes_verified: int = 0
+    accepted_depth: int = 0
     host_reads: int = 0
     drafter_errors: int = 0
     draft_seconds: float = 0.0
@@ -57,6 +61,11 @@ class SpecDecodingStats:
             self.drafted += row.drafted
             self.accepted += row.accepted
             self.emitted += row.emitted
+
+    def observe_trees(self, nodes: Sequence[int], depths: Sequence[int]) -> None:
+        """Adds the trees of a round."""
+        self.nodes_verified += sum(nodes)
+        self.accepted_depth += sum(depths)
 
     @property
     def acceptance_rate(self) -> float:
@@ -86,6 +95,8 @@ class SpecDecodingStats:
             "acceptance_rate": self.acceptance_rate,
             "mean_acceptance_length": self.mean_acceptance_length,
             "accepted_per_position": self.accepted_per_position,
+            "nodes_verified": self.nodes_verified,
+            "accepted_depth": self.accepted_depth,
             "draft_seconds": self.draft_seconds,
             "verify_seconds": self.verify_seconds,
             "other_seconds": self.other_seconds,

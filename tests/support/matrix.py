@@ -45,6 +45,17 @@ MATRIX: dict[str, list[Row]] = {
             "test_sampling_real::test_first_tokens_are_those_of_plain_sampling",
             "two samples, both verifiers",
         ),
+        Row(
+            "trees (`draft_tree`): 32 architectures, windows, chunks, processors, stops, batches",
+            "exact",
+            "test_trees::test_every_architecture",
+            "sliding windows and chunks by positions, eager and with graphs",
+        ),
+        Row(
+            "sampling through trees, both verifiers",
+            "same distribution",
+            "test_trees::test_samples_follow_the_targets_distribution",
+        ),
         Row("a seed repeats a sample", "exact", "test_sampling::test_a_seed_reproduces_the_samples"),
         Row(
             "logits processors in any combination, watermarking and guidance among them",

@@ -53,6 +53,12 @@ class BlockSession(ChunkedSession):
         if start == 0:
             self.block = self.draft_block(known.ids[:, -1:])
         assert self.block is not None
-        ids, confidence, probs = self.block
+        ids, confidence, probs, alternatives = self.block
         read = slice(start, start + length)
-        return Chunk(ids[:, read], confidence[:, read], int(start == 0), None if probs is None else probs[:, read])
+        return Chunk(
+            ids[:, read],
+            confidence[:, read],
+            int(start == 0),
+            None if probs is None else probs[:, read],
+            None if alternatives is None else alternatives.map(lambda values: values[:, read]),
+        )

@@ -32,6 +32,7 @@ class Shape(NamedTuple):
     num_slots: int  # in sight
     num_read: int  # tokens of the window whose logits are computed
     is_limited: bool  # the limits are given; otherwise the window is causal
+    is_tree: bool  # ancestors and positions are given, too
     hidden_layers: tuple[int, ...]
     head: Head
 
@@ -41,7 +42,8 @@ class Shape(NamedTuple):
         width = _round_up(window.input_ids.shape[1])
         num_slots = min(max(_power_of_two(max(window.starts) + width), SLOT_STEP), max_slots)
         num_read = min(_round_up(window.num_read), width)
-        return cls(width, num_slots, num_read, window.sight is not None, hidden_layers, head)
+        is_tree = window.sight is not None and window.sight.ancestors is not None
+        return cls(width, num_slots, num_read, window.sight is not None, is_tree, hidden_layers, head)
 
 
 def _power_of_two(number: int) -> int:
@@ -102,6 +104,8 @@ class CapturedForward:
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
+        self.ancestors = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
+        self.positions = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.read = torch.zeros(shape.num_read, dtype=torch.long, device=device)
 
     def fill(self, window: Window) -> None:
@@ -121,6 +125,9 @@ class CapturedForward:
             self.read[: window.num_read] = window.read
         if window.sight is not None:
             self.limit[:, :width] = window.sight.limit
+            if window.sight.ancestors is not None and window.positions is not None:
+                self.ancestors[:, :width] = window.sight.ancestors
+                self.positions[:, :width] = window.positions
 
     def capture(
         self, forward: Callable[[], Outputs], plain: Callable[[], Outputs], graphs: CudaGraphs, arena: Arena
