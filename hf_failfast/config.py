@@ -40,6 +40,8 @@ class FailFastConfig:
         a `LengthPolicy` object.
     draft_tree: 0, or up to 64: how many tokens a round verifies as a tree that has the draft as its stem and branches
         to the drafter's other likely tokens (`decoding.trees`). A draft of as many tokens stays a chain.
+    draft_lookup: 0, or up to 64: how many tokens the text so far may add to a draft, if it has the draft's sure end
+        in it (`decoding.lookup`). In a tree they are a branch.
     """
 
     confidence_threshold: float = 0.45
@@ -49,6 +51,7 @@ class FailFastConfig:
     draft_temperature: float | None = None
     length_policy: str | object = "confidence"
     draft_tree: int = 0
+    draft_lookup: int = 0
 
     def __post_init__(self) -> None:
         tau = self.confidence_threshold
@@ -84,13 +87,14 @@ class FailFastConfig:
             )
 
     def _check_strategies(self) -> None:
-        nodes = self.draft_tree
-        if isinstance(nodes, bool) or not isinstance(nodes, Integral) or not 0 <= nodes <= MOST_NODES:
-            raise ValueError(f"`draft_tree` must be an integer from 0 to {MOST_NODES}, but is {nodes!r}.")
-        if nodes and self.verifier not in VERIFIERS:
+        for name in ("draft_tree", "draft_lookup"):
+            value: Any = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) <= MOST_NODES:
+                raise ValueError(f"`{name}` must be an integer from 0 to {MOST_NODES}, but is {value!r}.")
+        if self.draft_tree and self.verifier not in VERIFIERS:
             raise ValueError(
-                f"`draft_tree`={nodes} needs one of the verifiers {list(VERIFIERS)}: a function of your own judges a "
-                "chain."
+                f"`draft_tree`={self.draft_tree} needs one of the verifiers {list(VERIFIERS)}: a function of your own "
+                "judges a chain."
             )
 
     @property

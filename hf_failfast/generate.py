@@ -56,9 +56,9 @@ def _generate(
     assistant_model: a drafter of `load_drafter`, or a checkpoint folder or Hub id (loaded once, in the target's
         dtype); a `Conversation`, if the drafter should remember the text between calls.
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
-        `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`, `draft_tree`). Default:
-        the drafter's own (`drafter.config`). `length_policy` and `verifier` take a name or an object: see
-        `FailFastConfig`.
+        `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`, `draft_tree`,
+        `draft_lookup`). Default: the drafter's own (`drafter.config`). `length_policy` and `verifier` take a name or
+        an object: see `FailFastConfig`.
     drafter_errors: what to do if the drafter raises an error, runs out of memory or returns NaN: `plain` warns,
         decodes the rest plainly and counts it in the output's `speculation`; `raise` raises the error.
     drafter_timeout: seconds after which a draft counts as an error too; None: no limit.

@@ -30,6 +30,7 @@ _FAILFAST: dict[str, tuple[type, str]] = {
     "max_draft_length": (int, "N_max: tokens of a draft, at most."),
     "length_policy": (str, "confidence (by tau, N, N_max) or goodput (by measured costs)."),
     "draft_tree": (int, "Tokens that a round verifies as a tree, at most 64; 0: a chain."),
+    "draft_lookup": (int, "Tokens that the text so far may add to a draft, at most 64; 0: none."),
 }
 
 

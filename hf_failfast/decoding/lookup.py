@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import one_hot, pad
 
 from ..drafters import Draft
 from ..engine.ragged import RaggedIds
 from ..policies.calibration import OnlineCalibration
+from .proposal import Proposal
 from .suffixes import SuffixAutomaton
 
 SHORTEST_MATCH = 2  # tokens
@@ -77,11 +79,25 @@ class Lookup:
             self._made.append(self._after(text, ids[:drafted], values[:drafted], limit))
         return self._made
 
+    def continued(self, draft: Draft, suggestions: Sequence[Suggestion | None]) -> Draft:
+        """The draft with its suggestions after its sure tokens: at its end, or instead of the unsure rest where the
+        text is the better guess."""
+        confidence = draft.confidence.tolist()  # host sync: the unsure tokens
+        used = []
+        for suggestion, values, drafted in zip(suggestions, confidence, draft.lengths, strict=True):
+            is_used = suggestion is not None and (
+                suggestion.start == drafted or self.is_better(suggestion, values[suggestion.start])
+            )
+            used.append(suggestion if is_used else None)
+        self._made = used
+        return _joined(draft, used) if any(used) else draft
+
     def _after(
         self, text: SuffixAutomaton, drafted: list[int], confidence: list[float], room: int
     ) -> Suggestion | None:
-        sure = next((place for place, value in enumerate(confidence) if not value >= self.threshold), len(drafted))
-        if room <= sure or (drafted[:sure] and drafted[sure - 1] in self._ends):
+        sure = next((place for place, value in enumerate(confidence) if value < self.threshold), len(drafted))
+        is_broken = any(value != value for value in confidence)
+        if is_broken or room <= sure or (drafted[:sure] and drafted[sure - 1] in self._ends):
             return None
         match = text.following(drafted[:sure], min(self.count, room - sure))
         if match.length < SHORTEST_MATCH:
@@ -97,3 +113,29 @@ class Lookup:
         for suggestion, count in zip(self._made, accepted, strict=True):
             if suggestion is not None and count >= suggestion.start:
                 self.trust.observe(suggestion.match, count > suggestion.start)
+
+
+def _joined(draft: Draft, suggestions: Sequence[Suggestion | None]) -> Proposal:
+    """Each sequence's draft up to its suggestion, and then that. A suggestion's q is one-hot."""
+    rows = list(enumerate(zip(suggestions, draft.lengths, strict=True)))
+    lengths = [length if each is None else each.start + len(each.token_ids) for _, (each, length) in rows]
+    missing = max(max(lengths) - len(draft), 0)
+    token_ids, confidence = pad(draft.token_ids, (0, missing)), pad(draft.confidence, (0, missing), value=1.0)
+    probs = None if draft.probs is None else pad(draft.probs, (0, 0, 0, missing))
+    for row, (each, _) in rows:
+        if each is not None:
+            places = slice(each.start, lengths[row])
+            token_ids[row, places] = torch.tensor(each.token_ids, device=token_ids.device)
+            if probs is not None:
+                probs[row, each.start :] = 0
+                probs[row, places] = one_hot(token_ids[row, places], probs.shape[-1]).to(probs)
+    longest = max(lengths)
+    return Proposal(
+        token_ids[:, :longest],
+        confidence[:, :longest],
+        draft.passes,
+        draft.host_reads,
+        None if probs is None else probs[:, :longest],
+        lengths,
+        own=tuple(length if each is None else each.start for _, (each, length) in rows),
+    )

@@ -22,6 +22,9 @@ from ..engine.window import Window
 from ..policies.base import LengthPolicy
 from .acceptance import Acceptance
 from .layer_outputs import LayerOutputs, asked_layers
+from .lookup import Lookup
+from .proposal import Proposal
+from .proposals import Proposals
 from .refusals import check_request, takes_trees
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
@@ -93,7 +96,7 @@ class Generation:
     returns_dict: bool
     streamer: BaseStreamer | None
     stats: SpecDecodingStats
-    trees: Trees | None = None  # None: drafts are chains
+    proposals: Proposals | None = None  # None: the drafter's drafts are all that is proposed
     started: float = field(default_factory=perf_counter)
 
     @property
@@ -140,8 +143,8 @@ def prepare(
     choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores, config.verifier)
     stops = StopRules(stopping_criteria, generation_config.max_length, sequences.num_rows, choice.is_row_independent)
     warp = draft_warp(config, generation_config, logits_processor)
-    trees = Trees(config.draft_tree) if config.draft_tree and takes_trees(model, stops.max_length) else None
-    num_alternatives = 0 if trees is None else trees.num_alternatives
+    proposals = _proposals(model, config, stops)
+    num_alternatives = 0 if proposals is None else proposals.num_alternatives
     request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp, num_alternatives)
     session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
@@ -170,9 +173,18 @@ def prepare(
         returns_dict=returns_dict,
         streamer=streamer,
         stats=stats,
-        trees=trees,
+        proposals=proposals,
         started=started,
     )
+
+
+def _proposals(model: PreTrainedModel, config: FailFastConfig, stops: StopRules) -> Proposals | None:
+    """What the options ask for besides drafts."""
+    trees = Trees(config.draft_tree) if config.draft_tree and takes_trees(model, stops.max_length) else None
+    lookup = None
+    if config.draft_lookup:
+        lookup = Lookup(config.draft_lookup, config.confidence_threshold, stops.eos_token_ids)
+    return None if trees is None and lookup is None else Proposals(trees, lookup)
 
 
 def propose(generation: Generation) -> Draft:
@@ -184,8 +196,8 @@ def propose(generation: Generation) -> Draft:
         for row in sequences.running
     ]
     draft = generation.session.draft(sequences.known, generation.policy, room).to(sequences.device)
-    if generation.trees is not None:
-        draft = generation.trees.grow(draft)
+    if generation.proposals is not None:
+        draft = generation.proposals.extend(draft, sequences.known, sequences.running, room)
     generation.stats.draft_seconds += perf_counter() - started
     return draft
 
@@ -225,8 +237,13 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     if any(row.broken for row in outcome):
         session.give_up(ValueError("its confidences are not numbers"))
     accepted, kept = [row.accepted for row in outcome], [row.kept for row in outcome]
+    if generation.proposals is not None:
+        generation.proposals.observe(draft, outcome, generation.stats)
+    if isinstance(draft, Proposal):
+        accepted = draft.accepted_own(outcome)
+        kept = [min(count, row.cached) for count, row in zip(accepted, outcome, strict=True)]
     if isinstance(draft, TreeDraft):
-        verified, accepted, kept = _in_line(generation, draft, verified, outcome)
+        verified = _in_line(generation, verified, outcome)
     generation.policy.observe(accepted)
     if generation.streamer is not None:
         sequences.stream(generation.streamer)
@@ -235,7 +252,7 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     if generation.layer_outputs is not None:
         generation.layer_outputs.add(verified.forward.recorded, cache.lengths, verified.seen, verified.known, emitted)
     session.accept(kept)
-    if isinstance(draft, TreeDraft):
+    if isinstance(draft, Proposal):
         session.overtaken([row.cached - count for row, count in zip(outcome, kept, strict=True)])
     hidden_states = verified.forward.hidden_states
     if hidden_states is not None:
@@ -249,30 +266,12 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     _dismiss(generation, emitted)
 
 
-def _in_line(
-    generation: Generation, draft: TreeDraft, verified: Verified, outcome: Sequence[RowOutcome]
-) -> tuple[Verified, list[int], list[int]]:
-    """Makes a chain of what was accepted of a tree: in the cache, and in what the forward returned.
-
-    Returns the forward's results, and how many tokens of the drafter's own chain were accepted and may be kept.
-    """
+def _in_line(generation: Generation, verified: Verified, outcome: Sequence[RowOutcome]) -> Verified:
+    """Makes a chain of what was accepted of a tree: in the cache, and in what the forward returned."""
     paths = [row.path or () for row in outcome]
     generation.cache.gather(verified.known, paths)
-    on_chain = [_length_in_order(path, length) for path, length in zip(paths, draft.chains, strict=True)]
-    if generation.trees is not None:
-        generation.trees.observe(on_chain)
-    generation.stats.observe_trees(draft.lengths, [row.accepted for row in outcome])
-    kept = [min(count, row.cached) for count, row in zip(on_chain, outcome, strict=True)]
-    return (
-        verified._replace(forward=verified.forward.gather(verified.known, generation.cache.lengths, paths)),
-        on_chain,
-        kept,
-    )
-
-
-def _length_in_order(path: Sequence[int], length: int) -> int:
-    """How many of the first nodes of a path are 0, 1, ... below `length`: those of the chain."""
-    return next((index for index, node in enumerate(path) if node != index or index >= length), len(path))
+    forward = verified.forward.gather(verified.known, generation.cache.lengths, paths)
+    return verified._replace(forward=forward)
 
 
 def _dismiss(generation: Generation, emitted: list[int]) -> None:

@@ -194,11 +194,12 @@ def check_tree(model: PreTrainedModel, drafter: DiffusionDrafter, nodes: int, ar
 
 def check_chain(config: FailFastConfig) -> None:
     """Raises ValueError on options that transformers' own loop, which verifies chains, cannot honour."""
-    if config.draft_tree:
-        raise ValueError(
-            f"`draft_tree`={config.draft_tree} is not possible with `assisted_generate`, only `draft_tree`=0: "
-            "transformers' own loop verifies chains."
-        )
+    for name in ("draft_tree", "draft_lookup"):
+        if value := getattr(config, name):
+            raise ValueError(
+                f"`{name}`={value} is not possible with `assisted_generate`, only `{name}`=0: transformers' own loop "
+                "verifies the drafter's chains."
+            )
 
 
 def takes_trees(model: PreTrainedModel, max_length: int) -> bool:

@@ -24,6 +24,7 @@ class SpecDecodingStats:
     drafter_errors: drafters given up in mid-generation, after which the rest was decoded plainly.
     nodes_verified, accepted_depth: of the rounds whose draft was a tree (`draft_tree`), the nodes that the target
         verified and how deep the accepted paths went; both add up, and the second is part of `accepted`.
+    lookup_accepted: accepted tokens that the text suggested (`draft_lookup`); they are part of `accepted`.
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
     """
@@ -36,6 +37,7 @@ class SpecDecodingStats:
     emitted: int = 0
     nodes_verified: int = 0
     accepted_depth: int = 0
+    lookup_accepted: int = 0
     host_reads: int = 0
     drafter_errors: int = 0
     draft_seconds: float = 0.0
@@ -97,6 +99,7 @@ class SpecDecodingStats:
             "accepted_per_position": self.accepted_per_position,
             "nodes_verified": self.nodes_verified,
             "accepted_depth": self.accepted_depth,
+            "lookup_accepted": self.lookup_accepted,
             "draft_seconds": self.draft_seconds,
             "verify_seconds": self.verify_seconds,
             "other_seconds": self.other_seconds,

@@ -10,13 +10,17 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 
 from ..drafters import Draft
+from ..engine.kernels.reference import RowOutcome
 from ..engine.window import Tree
 from ..policies.calibration import OnlineCalibration
+from .lookup import Suggestion
+from .proposal import Proposal
 from .verification import Branches
 
 ROOT = -1
@@ -27,6 +31,7 @@ class TokenTree:
     """Continuations of one sequence that share their beginnings. A node's parent comes before it.
 
     children: of the root and then of each node, in the order in which they were added: their nodes by token.
+    suggested: the nodes that are no draws of the drafter's.
     """
 
     def __init__(self) -> None:
@@ -34,6 +39,7 @@ class TokenTree:
         self.depths: list[int] = []
         self.ancestors: list[int] = []  # bits, the node's own included
         self.children: list[dict[int, int]] = [{}]
+        self.suggested: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -58,17 +64,28 @@ class TokenTree:
 
 
 @dataclass(frozen=True)
-class TreeDraft(Draft):
+class TreeDraft(Proposal):
     """A draft whose tokens are the nodes of a tree per sequence, (B, n); `lengths` are the trees' sizes.
 
     probs: (B, k, V), by depth: what the tokens of that depth were drawn from, if they were.
-    chains: how many of the first nodes are the drafter's own draft, one after the other.
+    own: how many of the first nodes are the drafter's own draft, one after the other.
     broken: whether a confidence of the drafter's is not a number.
     """
 
     trees: tuple[TokenTree, ...] = ()
-    chains: tuple[int, ...] = ()
     broken: tuple[bool, ...] = ()
+
+    def accepted_own(self, outcome: Sequence[RowOutcome]) -> list[int]:
+        return [
+            next((index for index, node in enumerate(row.path or ()) if node != index or index >= count), row.accepted)
+            for row, count in zip(outcome, self.own, strict=True)
+        ]
+
+    def accepted_others(self, outcome: Sequence[RowOutcome]) -> list[int]:
+        return [
+            sum(node in tree.suggested for node in row.path or ())
+            for row, tree in zip(outcome, self.trees, strict=True)
+        ]
 
     @property
     def shape(self) -> Tree:
@@ -92,15 +109,19 @@ class TreeDraft(Draft):
         if self.probs is None:
             return None
         device, last = self.probs.device, self.probs.shape[1] - 1
-        tokens, depths = [], []
+        tokens, drawn, depths = [], [], []
         for place, of_place in zip(places, rows, strict=True):
             tree = self.trees[place]
-            tokens += [list(tree.children[row]) if row <= len(tree) else [] for row in of_place]
+            children = [tree.children[row] if row <= len(tree) else {} for row in of_place]
+            tokens += [list(each) for each in children]
+            drawn += [[node not in tree.suggested for node in each.values()] for each in children]
             depths += [min(tree.depths[row - 1] + 1, last) if 0 < row <= len(tree) else 0 for row in of_place]
-        token_ids = _padded(tokens, max(map(len, tokens)), device, value=-1)
+        width = max(map(len, tokens))
         shape = len(places), len(depths) // len(places)
+        token_ids, is_drawn = _padded(tokens, width, device, value=-1), _padded(drawn, width, device).bool()
         depth = torch.tensor(depths, device=device).view(shape)
-        return Branches(token_ids.view(*shape, -1), self.probs[torch.tensor(places, device=device)[:, None], depth])
+        sequence = torch.tensor(places, device=device)[:, None]
+        return Branches(token_ids.view(*shape, -1), self.probs[sequence, depth], is_drawn.view(*shape, -1))
 
     def along(self, paths: Sequence[Sequence[int]]) -> tuple[Draft, torch.Tensor]:
         """The draft that is left when only the nodes of the paths are: a chain; and the rows (B, d + 1), of those
@@ -138,14 +159,16 @@ class Trees:
         self.calibration = OnlineCalibration()
         self._confidence: list[list[float]] = []
 
-    def grow(self, draft: Draft) -> Draft:
-        """The draft with branches, if there is room for any."""
-        self._confidence = []
-        if draft.alternatives is None or not 0 < len(draft) < self.max_nodes:
-            return draft
+    def takes(self, draft: Draft) -> bool:
+        """Whether there is a draft, and room for branches."""
+        return draft.alternatives is not None and 0 < len(draft) < self.max_nodes
+
+    def grow(self, draft: Draft, suggestions: Sequence[Suggestion | None] = ()) -> TreeDraft:
+        """The draft with branches; the suggestions, one per sequence if any, are the first of them."""
         columns = _on_host(draft)
         self._confidence = [row.confidence[:length] for row, length in zip(columns, draft.lengths, strict=True)]
-        trees = tuple(self._tree(row, length) for row, length in zip(columns, draft.lengths, strict=True))
+        rows = zip_longest(columns, draft.lengths, suggestions)
+        trees = tuple(self._tree(*row) for row in rows)
         longest = max(map(len, trees))
         token_ids = _padded([tree.token_ids for tree in trees], longest, draft.token_ids.device)
         return TreeDraft(
@@ -155,8 +178,8 @@ class Trees:
             draft.host_reads + 1,
             draft.probs,
             [len(tree) for tree in trees],
+            own=tuple(draft.lengths),
             trees=trees,
-            chains=tuple(draft.lengths),
             broken=tuple(any(value != value for value in row) for row in self._confidence),
         )
 
@@ -166,7 +189,7 @@ class Trees:
             for place, value in enumerate(confidence[: accepted + 1]):
                 self.calibration.observe(place, value, place < accepted)
 
-    def _tree(self, row: Column, length: int) -> TokenTree:
+    def _tree(self, row: Column, length: int, suggestion: Suggestion | None = None) -> TokenTree:
         tree = TokenTree()
         frontier = Frontier([self._chances(place, row) for place in range(length)])
         node, survival = ROOT, 1.0
@@ -174,6 +197,11 @@ class Trees:
             frontier.offer(survival, node, depth, 1)
             node = tree.add(node, row.token_ids[depth][0])
             survival *= frontier.chances[depth][0]
+        if suggestion is not None:
+            node = suggestion.start - 1
+            for token_id in suggestion.token_ids[: self.max_nodes - length]:
+                tree.suggested |= set() if token_id in tree.children[node + 1] else {len(tree)}
+                node = tree.add(node, token_id)
         while len(tree) < self.max_nodes and (best := frontier.pop()) is not None:
             node = tree.add(best.parent, row.token_ids[best.depth][best.rank])
             frontier.offer(best.survival, best.parent, best.depth, best.rank + 1)

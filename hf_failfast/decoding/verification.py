@@ -24,10 +24,11 @@ class Scores(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """The tokens drafted at each of m positions, c at most, and the distribution they were drawn from."""
+    """The tokens drafted at each of m positions, c at most, in the order in which they are tried."""
 
-    token_ids: torch.Tensor  # (B, m, c), in the order in which they were drawn, without replacement; -1: none
-    probs: torch.Tensor  # (B, m, V)
+    token_ids: torch.Tensor  # (B, m, c); -1: none
+    probs: torch.Tensor  # (B, m, V), what tokens were drawn from, one after the other without replacement
+    is_drawn: torch.Tensor  # (B, m, c); False: the token was not drawn, but given by those before it
 
 
 def choose_greedy(scores: Scores) -> torch.Tensor:
@@ -72,20 +73,21 @@ def choose_among(scores: Scores, drafted: Branches) -> torch.Tensor:
     """Samples (B, m) from softmax(scores), each tied to the tokens drafted at its position.
 
     `choose_by_rejection` once per token, on what the tokens before have left: SpecInfer's multi-round sampling (arXiv
-    2305.09781, algorithm 3) for draws without replacement (arXiv 2402.14160): after a rejection the residual takes
-    the place of p, and q loses the rejected token.
+    2305.09781, algorithm 3), for draws without replacement (arXiv 2402.14160). After a rejection the residual takes
+    the place of p, and q loses the rejected token. A token that was not drawn has a one-hot q of its own.
     """
     p, q = scores.values.softmax(dim=-1), drafted.probs
     chosen = torch.full(p.shape[:2], -1, device=p.device)
-    for token_ids in drafted.token_ids.unbind(-1):
+    for token_ids, is_drawn in zip(drafted.token_ids.unbind(-1), drafted.is_drawn.unbind(-1), strict=True):
         here = token_ids.clamp(min=0)[..., None]
-        q = q / q.sum(dim=-1, keepdim=True)
-        q_drafted = q.gather(-1, here)[..., 0].nan_to_num()
+        q = (q / q.sum(dim=-1, keepdim=True)).nan_to_num()
+        own = torch.where(is_drawn[..., None], q, torch.zeros_like(q).scatter(-1, here, 1.0))
+        q_drafted = own.gather(-1, here)[..., 0]
         p_drafted = torch.where(scores.token_ids == here, p, 0).sum(dim=-1)
         is_tried = (token_ids >= 0) & (q_drafted > 0)
         is_accepted = is_tried & (torch.rand_like(q_drafted) * q_drafted < p_drafted)
         chosen = torch.where(is_accepted & (chosen < 0), token_ids, chosen)
-        residual = (p - q.gather(-1, scores.token_ids)).clamp(min=0)
+        residual = (p - own.gather(-1, scores.token_ids)).clamp(min=0)
         total = residual.sum(dim=-1, keepdim=True)
         p = torch.where(is_tried[..., None] & (total > 0), residual / total, p)
         q = torch.where(is_tried[..., None], q.scatter(-1, here, 0.0), q)

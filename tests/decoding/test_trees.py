@@ -339,11 +339,13 @@ def forgets_the_residual(scores: Scores, drafted: Branches) -> torch.Tensor:
     """Every child is judged by p itself, as if none had been rejected before it."""
     chosen = torch.full(scores.values.shape[:2], -1)
     for index in range(drafted.token_ids.shape[-1]):
-        one = Branches(drafted.token_ids[..., index : index + 1], drafted.probs)
+        here = slice(index, index + 1)
+        one = Branches(drafted.token_ids[..., here], drafted.probs, drafted.is_drawn[..., here])
         own = choose_among(scores, one)
         is_child = (own == one.token_ids[..., 0]) & (chosen < 0)
         chosen = torch.where(is_child, own, chosen)
-    return torch.where(chosen < 0, choose_among(scores, Branches(drafted.token_ids[..., :0], drafted.probs)), chosen)
+    none = Branches(drafted.token_ids[..., :0], drafted.probs, drafted.is_drawn[..., :0])
+    return torch.where(chosen < 0, choose_among(scores, none), chosen)
 
 
 def draws_with_replacement(scores: Scores, drafted: Branches) -> torch.Tensor:

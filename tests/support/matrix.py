@@ -56,6 +56,12 @@ MATRIX: dict[str, list[Row]] = {
             "same distribution",
             "test_trees::test_samples_follow_the_targets_distribution",
         ),
+        Row("lookup tails (`draft_lookup`), as chains and branches", "exact", "test_lookup::test_every_architecture"),
+        Row(
+            "sampling with lookup tails, both verifiers",
+            "same distribution",
+            "test_lookup::test_samples_follow_the_targets_distribution",
+        ),
         Row("a seed repeats a sample", "exact", "test_sampling::test_a_seed_reproduces_the_samples"),
         Row(
             "logits processors in any combination, watermarking and guidance among them",

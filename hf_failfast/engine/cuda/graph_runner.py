@@ -22,7 +22,16 @@ from ..window import Sight, Window
 from . import slot_attention
 from .capture import Outputs
 from .eligibility import fingerprint
-from .static_slots import MAX_WIDTH, CapturedForward, KeptGraphs, Shape, ShownLayer, StaticSlots, num_static_slots
+from .static_slots import (
+    MAX_WIDTH,
+    CapturedForward,
+    Given,
+    KeptGraphs,
+    Shape,
+    ShownLayer,
+    StaticSlots,
+    num_static_slots,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +141,9 @@ class CudaGraphRunner(EagerRunner):
         places = forward.starts + torch.arange(shape.width, device=forward.starts.device)
         rows = torch.arange(len(places), device=places.device)[:, None]
         shown = Cache(layers=[ShownLayer(*states, rows, places, shape.num_slots) for states in slots.buffers])
-        positions = forward.positions if shape.is_tree else places
-        sight = Sight(forward.limit if shape.is_limited else places + 1, forward.ancestors if shape.is_tree else None)
+        is_tree = shape.given is Given.TREE
+        positions = forward.positions if is_tree else places
+        sight = Sight(forward.limit if shape.given else places + 1, forward.ancestors if is_tree else None)
         position_ids = positions if self.position_table is None else positions.clamp(max=self.position_table - 1)
         self._is_fused = is_fused
         mask = self._mask(positions, sight, shape.num_slots)

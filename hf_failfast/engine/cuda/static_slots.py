@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from enum import IntEnum
 from typing import NamedTuple
 
 import torch
@@ -25,14 +26,21 @@ MAX_SLOTS = 16384
 SLOT_STEP = 256
 
 
+class Given(IntEnum):
+    """What a window says of its tokens' sight."""
+
+    NOTHING = 0  # it is causal
+    LIMITS = 1
+    TREE = 2  # limits, ancestors and positions
+
+
 class Shape(NamedTuple):
     """What a forward is captured for."""
 
     width: int  # tokens per sequence
     num_slots: int  # in sight
     num_read: int  # tokens of the window whose logits are computed
-    is_limited: bool  # the limits are given; otherwise the window is causal
-    is_tree: bool  # ancestors and positions are given, too
+    given: Given
     hidden_layers: tuple[int, ...]
     head: Head
 
@@ -42,8 +50,10 @@ class Shape(NamedTuple):
         width = _round_up(window.input_ids.shape[1])
         num_slots = min(max(_power_of_two(max(window.starts) + width), SLOT_STEP), max_slots)
         num_read = min(_round_up(window.num_read), width)
-        is_tree = window.sight is not None and window.sight.ancestors is not None
-        return cls(width, num_slots, num_read, window.sight is not None, is_tree, hidden_layers, head)
+        given = Given.NOTHING
+        if window.sight is not None:
+            given = Given.LIMITS if window.sight.ancestors is None else Given.TREE
+        return cls(width, num_slots, num_read, given, hidden_layers, head)
 
 
 def _power_of_two(number: int) -> int:
