@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 NAME = "hf_failfast"
 
+# A forward of fewer weights takes no longer than the loop around it, so that its time says nothing of drafting.
+FEWEST_WEIGHTS = 20_000_000
+
 # lm-eval passes the drafter as a path with every request; it must not be loaded anew each time.
 _load_drafter_once = functools.lru_cache(maxsize=4)(load_drafter)
 
@@ -183,7 +186,9 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
         return cast(LengthPolicy, config.length_policy)
     measured = drafter.drafter if isinstance(drafter, Conversation) else drafter
     measure = functools.partial(measured_costs, model, measured)
-    return POLICIES[config.length_policy].for_pair(config, drafter, measure)
+    policy = POLICIES[config.length_policy].for_pair(config, drafter, measure)
+    policy.is_bounded = sum(weights.numel() for weights in model.parameters()) >= FEWEST_WEIGHTS
+    return policy
 
 
 def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:

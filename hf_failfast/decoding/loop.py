@@ -98,6 +98,8 @@ class Generation:
     stats: SpecDecodingStats
     proposals: Proposals | None = None  # None: the drafter's drafts are all that is proposed
     started: float = field(default_factory=perf_counter)
+    proposed: float = 0.0  # when the round's draft was ready
+    drafting: float = 0.0  # how long that took; 0 in a plain round
 
     @property
     def is_running(self) -> bool:
@@ -198,7 +200,9 @@ def propose(generation: Generation) -> Draft:
     draft = generation.session.draft(sequences.known, generation.policy, room).to(sequences.device)
     if generation.proposals is not None:
         draft = generation.proposals.extend(draft, sequences.known, sequences.running, room)
-    generation.stats.draft_seconds += perf_counter() - started
+    generation.proposed = perf_counter()
+    generation.drafting = generation.proposed - started if draft.passes or len(draft) else 0.0
+    generation.stats.draft_seconds += generation.proposed - started
     return draft
 
 
@@ -263,6 +267,7 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     rows = zip(draft.lengths, outcome, strict=True)
     generation.stats.observe(*(RoundRecord(k, row.accepted, row.emitted, draft.passes) for k, row in rows))
     generation.stats.host_reads += draft.host_reads
+    generation.policy.spent(generation.drafting, perf_counter() - generation.proposed, emitted)
     _dismiss(generation, emitted)
 
 

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from .advice import advise
 
+# Counts of what a round may propose besides drafts (docs/strategies.md).
+OF_STRATEGIES = ("nodes_verified", "accepted_depth", "lookup_accepted")
+
 
 class RoundRecord(NamedTuple):
     """One sequence's share of a round: a draft, one target forward, the accepted tokens."""
@@ -86,7 +89,8 @@ class SpecDecodingStats:
         return [sum(record.accepted > position for record in self.records) for position in range(longest)]
 
     def as_dict(self) -> dict[str, int | float | list[int]]:
-        """Every count, ratio and time without the per-round records, ready for JSON."""
+        """Every count, ratio and time without the per-round records, ready for JSON; those of strategies that were
+        used."""
         return {
             "rounds": self.rounds,
             "plain_rounds": self.plain_rounds,
@@ -97,14 +101,12 @@ class SpecDecodingStats:
             "acceptance_rate": self.acceptance_rate,
             "mean_acceptance_length": self.mean_acceptance_length,
             "accepted_per_position": self.accepted_per_position,
-            "nodes_verified": self.nodes_verified,
-            "accepted_depth": self.accepted_depth,
-            "lookup_accepted": self.lookup_accepted,
             "draft_seconds": self.draft_seconds,
             "verify_seconds": self.verify_seconds,
             "other_seconds": self.other_seconds,
             "host_reads": self.host_reads,
             "drafter_errors": self.drafter_errors,
+            **{name: getattr(self, name) for name in OF_STRATEGIES if getattr(self, name)},
         }
 
     def advice(self, speedup: float | None = None, other_speedup: float | None = None) -> list[str]:
