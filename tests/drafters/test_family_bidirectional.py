@@ -207,20 +207,27 @@ def tiny_gpt2(vocab_size: int, **sizes: Any) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **settings, **sizes)).eval()
 
 
-def test_diffugpt_is_a_wrapper_without_a_config(tmp_path: Path) -> None:
-    """Loads a wrapper's weights: GPT-2's under other names, mask buffers included, without sizes in a config."""
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 1, "n_positions": 64, "tie_word_embeddings": True}
+def save_diffugpt(path: Path, sizes: dict[str, Any]) -> GPT2LMHeadModel:
+    """Saves a wrapper's weights as `diffugpt-s`: GPT-2's under other names, and mask buffers."""
     model = tiny_gpt2(128, **sizes)
-    model.save_pretrained(tmp_path / "gpt2")
-    weights = load_file(tmp_path / "gpt2" / "model.safetensors")
+    model.save_pretrained(path / "gpt2")
+    weights = load_file(path / "gpt2" / "model.safetensors")
     renamed = {
         key.replace("transformer.wte.", "embed_tokens.").replace("transformer.", "denoise_model."): value.half()
         for key, value in weights.items()
     }
     renamed |= {f"denoise_model.h.{layer}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool) for layer in range(2)}
-    folder = tmp_path / "diffugpt-s"
+    folder = path / "diffugpt-s"
     folder.mkdir()
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+def test_diffugpt_is_a_wrapper_without_a_config(tmp_path: Path) -> None:
+    """Loads a wrapper's weights, without sizes in a config."""
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 1, "n_positions": 64, "tie_word_embeddings": True}
+    model = save_diffugpt(tmp_path, sizes)
+    folder = tmp_path / "diffugpt-s"
     drafter = load_drafter(folder, mask_token_id=127)
     assert isinstance(drafter, MaskedDrafter)
     assert drafter.spec == DrafterSpec("bidirectional", 1, 127)

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
@@ -16,6 +16,9 @@ from ..runner import Head
 from ..slot_cache import SlotCache
 from ..window import Window
 from .capture import Arena, CudaGraphs, Outputs
+
+if TYPE_CHECKING:
+    from .fused_decoder import FusedDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,11 @@ class Shape(NamedTuple):
     given: Given
     hidden_layers: tuple[int, ...]
     head: Head
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the limits are given; otherwise the window is causal."""
+        return self.given is not Given.NOTHING
 
     @classmethod
     def around(cls, window: Window, max_slots: int, hidden_layers: tuple[int, ...], head: Head) -> Shape:
@@ -82,6 +90,7 @@ class ShownLayer(CacheLayerMixin):
         self.is_initialized = True
         self.rows, self.slots = rows, slots
         self.num_slots = num_slots
+        self.is_written = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """The slots are there already."""
@@ -89,6 +98,7 @@ class ShownLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.is_written = True
         self.keys[self.rows, :, self.slots] = key_states.transpose(1, 2)
         self.values[self.rows, :, self.slots] = value_states.transpose(1, 2)
         return self.keys[:, :, : self.num_slots], self.values[:, :, : self.num_slots]
@@ -111,6 +121,7 @@ class CapturedForward:
 
     def __init__(self, shape: Shape, num_rows: int, device: torch.device) -> None:
         self.shape = shape
+        self.content = ""  # what computes it, in words
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
@@ -172,12 +183,20 @@ def _widened(states: torch.Tensor, num_slots: int) -> torch.Tensor:
 class StaticSlots:
     """K/V at fixed addresses for one cache at a time, and the forwards captured on them."""
 
-    def __init__(self, cache: SlotCache, num_slots: int, arena: Arena, fingerprint: tuple[object, ...]) -> None:
+    def __init__(
+        self,
+        cache: SlotCache,
+        num_slots: int,
+        arena: Arena,
+        fingerprint: tuple[object, ...],
+        decoder: FusedDecoder | str,
+    ) -> None:
         self.buffers = [(_widened(layer.keys, num_slots), _widened(layer.values, num_slots)) for layer in cache.layers]
         self.num_rows = len(cache.lengths)
         self.num_slots = num_slots
         self.arena = arena
         self.fingerprint = fingerprint  # of the model as it was captured
+        self.decoder = decoder  # what stands in for the model's layers, or why nothing; the graphs read its tensors
         self.forwards: dict[Shape, CapturedForward] = {}
 
     def lend(self, cache: SlotCache) -> None:
@@ -206,7 +225,8 @@ class KeptGraphs:
         self.idle: list[StaticSlots] = []
         self.problem: str | None = None
         self.is_fused = True  # our attention kernel has not failed with this model
-        self._warned: set[str] = set()
+        self.decoder_failure: str | None = None  # of the fused decoder with this model
+        self._stated: set[str] = set()
         self._lock = threading.RLock()  # a garbage collection may give slots back at any time
 
     def take(self, num_rows: int, num_slots: int, fingerprint: tuple[object, ...]) -> StaticSlots | None:
@@ -236,11 +256,19 @@ class KeptGraphs:
 
     def warn(self, reason: str) -> None:
         """Logs once why a forward is not replayed."""
-        with self._lock:
-            is_new = reason not in self._warned
-            self._warned.add(reason)
-        if is_new:
+        if self._is_new(reason):
             logger.warning("Running without CUDA graphs: %s.", reason)
+
+    def explain(self, reason: str) -> None:
+        """Says once, to those who log it, why forwards of this kind are never replayed."""
+        if self._is_new(reason):
+            logger.info("Running without CUDA graphs: %s.", reason)
+
+    def _is_new(self, reason: str) -> bool:
+        with self._lock:
+            is_new = reason not in self._stated
+            self._stated.add(reason)
+        return is_new
 
 
 def num_static_slots(capacity: int) -> int:
