@@ -12,7 +12,7 @@ from transformers.cache_utils import StaticLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
-from ..engine.causal_lm import attention_name
+from ..engine.causal_lm import attention_name, has_several_states
 from ..engine.positions import counted_from, position_table, rope_change
 from ..engine.slot_cache import layer_windows, storing_layers
 
@@ -246,10 +246,9 @@ def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: 
     attention = attention_name(model)
     is_asked = bool(config.return_dict_in_generate and config.output_attentions)
     text_config, kind = model.config.get_text_config(decoder=True), model.config.model_type
-    is_altup = getattr(text_config, "altup_num_inputs", 1) > 1
     return {
         f"`output_hidden_states` of `{kind}`, which are several per layer": (
-            is_altup and bool(config.return_dict_in_generate and config.output_hidden_states)
+            has_several_states(text_config) and bool(config.return_dict_in_generate and config.output_hidden_states)
         ),
         f"`output_attentions` of `{kind}`, whose last layers read the K/V of earlier ones": (
             is_asked and bool(getattr(text_config, "num_kv_shared_layers", 0))
@@ -318,7 +317,7 @@ def _rope_refusals(
         f"a batch of {num_rows} prompts {text} (one prompt at a time is fine)": (
             num_rows > 1 and (crosses or change.kind == "dynamic")
         ),
-        f"with transformers before 5.24, whose plain `generate` forgets the text there, a prompt {text}": (
+        f"with transformers before 5.20, whose plain `generate` forgets the text there, a prompt {text}": (
             change.reads_again and crosses and not READS_WHOLE_TEXT_AGAIN
         ),
         f"a padded prompt {text}": change.reads_again and min(lengths) < width and crosses,

@@ -45,7 +45,9 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
     if AutoConfig.from_pretrained(job.target).is_encoder_decoder:
         raise ValueError(f"`target` must be a decoder-only causal LM, but {job.target} is an encoder-decoder.")
     model = AutoModelForCausalLM.from_pretrained(job.target, dtype=torch.bfloat16).to(accelerator.device).eval()
-    check_target(model, training_config.layers or default_layers(model.config.num_hidden_layers))
+    check_target(
+        model, training_config.layers or default_layers(model.config.num_hidden_layers, training_config.conditioned)
+    )
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     with accelerator.main_process_first():
         manifest = synthesise(model, tokenizer, data_config, job.data, job.target_name, console)

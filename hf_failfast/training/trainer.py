@@ -35,6 +35,8 @@ from .teacher import Teacher
 CHECKPOINT = "checkpoint.pt"
 # A run may be given more time or steps when it is resumed; everything else decides what the weights become.
 RESUMABLE = ("steps", "minutes")
+CONDITIONED_ONLY = ("input_fusion", "extended")
+BEFORE = {"input_fusion": False, "extended": 0.0}  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
 
 
@@ -71,7 +73,8 @@ class Trainer:
         self.config, self.output, self.provenance = config, output, provenance
         self._check_data()
         self.lengths = [len(example.tokens) for example in self.examples]
-        self.plan = CanvasPlan(config.attention, config.canvas_length, config.anchors)
+        extended = config.extended if config.conditioned else 0.0
+        self.plan = CanvasPlan(config.attention, config.canvas_length, config.anchors, extended)
         vocabulary = target.get_input_embeddings().weight.shape[0]
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = self._checkpoint()
@@ -82,8 +85,9 @@ class Trainer:
         else:
             draft_vocabulary = self._draft_vocabulary(target, vocabulary)
         self.draft_index = draft_index(draft_vocabulary, vocabulary)
-        layers = config.layers or default_layers(target.config.num_hidden_layers)
-        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size)
+        layers = config.layers or default_layers(target.config.num_hidden_layers, config.conditioned)
+        fusion = config.conditioned and config.input_fusion
+        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
         if initial:
             drafter.load_stored_state(initial)
         self.drafter = drafter.to(self.accelerator.device).eval()
@@ -282,9 +286,12 @@ class Trainer:
         if not path.exists():
             return None
         state: dict[str, Any] = torch.load(path, map_location="cpu")
+        stored = BEFORE | state["config"]
         for name, value in dataclasses.asdict(self.config).items():
-            if name not in RESUMABLE and state["config"].get(name) != value:
-                raise ValueError(f"`{name}` must be {state['config'].get(name)!r} as in {path}, got {value!r}.")
+            if name in RESUMABLE or (name in CONDITIONED_ONLY and not self.config.conditioned):
+                continue
+            if stored.get(name) != value:
+                raise ValueError(f"`{name}` must be {stored.get(name)!r} as in {path}, got {value!r}.")
         return state
 
     def _resume(self, state: dict[str, Any]) -> None:

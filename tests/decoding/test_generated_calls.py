@@ -22,10 +22,18 @@ FOUND: dict[str, tuple[str, Call]] = {
     "no table at all": ("equal", Call(family="bloom", lengths=(33,))),
     "a window without a mask": ("refused", Call(family="moshi", lengths=(15,))),
     "a text inside of a window without a mask": ("equal", Call(family="moshi", lengths=(4,))),
+    "several hidden states per layer for a drafter that reads one": (
+        "refused",
+        Call(family="gemma3n", lengths=(9, 17), drafter="dflash"),
+    ),
+    "a drafter that reads the states of shared layers": (
+        "equal",
+        Call(family="gemma4", lengths=(9, 17), drafter="dflash"),
+    ),
     "a static cache without slots": ("refused", Call(family="lfm2", cache="plain, static")),
 }
 
-# Of one run: the rest of the supported Pythons and transformers are runs of their own.
+# `.ci/matrix` divides them among its runs.
 MINUTES = float(os.environ.get("GENERATED_MINUTES", "20"))
 ROUND = settings(max_examples=100, derandomize=False, suppress_health_check=list(HealthCheck))
 

@@ -14,7 +14,7 @@ from huggingface_hub import is_offline_mode
 from ...config import FailFastConfig
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
-from .target_fit import check_layers, check_mask_token, check_vocabulary, check_width, made_for_folder
+from .target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width, made_for_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -189,4 +189,5 @@ def check_fit(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
     if family.borrows_embedding:
         check_width(config["hidden_size"], target.hidden_size)
     if family.reads_hidden_states:
+        check_states(target)
         check_layers(_target_layers(checkpoint), target.num_hidden_layers, config.get("num_target_layers"))

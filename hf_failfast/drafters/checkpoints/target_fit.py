@@ -14,7 +14,7 @@ from ..spec import DrafterSection
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Checkpoints pad one tokenizer's vocabulary to different sizes (151,936 and 152,064 for Qwen2.5).
 MAX_VOCABULARY_PADDING = 512
@@ -66,6 +66,16 @@ def check_width(width: int, target_width: int, num_states: int = 0) -> None:
     raise ValueError(
         f"The drafter borrows the target's embedding of width {width}, but the target's is {target_width} wide."
     )
+
+
+def check_states(config: PreTrainedConfig) -> None:
+    """Raises ValueError if a target of this config has no single hidden state per layer and token to read."""
+    from ...engine.causal_lm import has_several_states  # imports torch
+
+    if has_several_states(config):
+        raise ValueError(
+            f"The drafter reads the target's hidden states, but those of `{config.model_type}` are several per layer."
+        )
 
 
 def check_layers(layers: Sequence[int], num_layers: int, made_for: int | None = None) -> None:

@@ -18,7 +18,7 @@ from ...config import FailFastConfig
 from ...engine.causal_lm import execution_device, in_place
 from ...engine.slot_cache import SlotCache
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
-from ..checkpoints.target_fit import check_layers, check_mask_token, check_vocabulary, check_width
+from ..checkpoints.target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
 from ..denoising import DraftTokens, choose_tokens
 from .block_session import CONDITIONED, BlockSession
@@ -173,6 +173,7 @@ class DFlashDrafter(DiffusionDrafter):
         if getattr(own, "vocab_size", None) is not None:  # the native body has none to compare
             check_vocabulary(own.vocab_size, config.vocab_size)
         check_mask_token(self.mask_token_id, target.get_input_embeddings().weight.shape[0])
+        check_states(config)
         check_width(own.hidden_size, config.hidden_size, len(self.target_layers))
         read = [state - 1 for state in self.target_layers]
         check_layers(read, config.num_hidden_layers, getattr(own, "num_target_layers", None))
@@ -201,10 +202,10 @@ class DFlashSession(BlockSession):
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         self.features = torch.cat([self.features, states[0].to(self.device, self.body.dtype)], dim=1)
 
-    def draft_block(self, last: torch.Tensor) -> DraftTokens:
+    def draft_block(self, known: torch.Tensor) -> DraftTokens:
         device = execution_device(self.embedding)
         masks = torch.full((1, self.block_length), self.mask_token_id, device=device)
-        window = torch.cat([last.to(device), masks], dim=1)
+        window = torch.cat([known.to(device), masks], dim=1)  # a draft ends with the block: no token is drafted yet
         embedded = self._embed(window).to(self.device, self.body.dtype)
         context = self.cache.get_seq_length() + self.features.shape[1]
         hidden = self.body(embedded, self.features, self.cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
@@ -15,6 +15,9 @@ from ..runner import Head
 from ..slot_cache import SlotCache
 from ..window import Window
 from .capture import Arena, CudaGraphs, Outputs
+
+if TYPE_CHECKING:
+    from .fused_decoder import FusedDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ class CapturedForward:
 
     def __init__(self, shape: Shape, num_rows: int, device: torch.device) -> None:
         self.shape = shape
+        self.content = ""  # what computes it, in words
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
@@ -157,12 +161,20 @@ def _widened(states: torch.Tensor, num_slots: int) -> torch.Tensor:
 class StaticSlots:
     """K/V at fixed addresses for one cache at a time, and the forwards captured on them."""
 
-    def __init__(self, cache: SlotCache, num_slots: int, arena: Arena, fingerprint: tuple[object, ...]) -> None:
+    def __init__(
+        self,
+        cache: SlotCache,
+        num_slots: int,
+        arena: Arena,
+        fingerprint: tuple[object, ...],
+        decoder: FusedDecoder | str,
+    ) -> None:
         self.buffers = [(_widened(layer.keys, num_slots), _widened(layer.values, num_slots)) for layer in cache.layers]
         self.num_rows = len(cache.lengths)
         self.num_slots = num_slots
         self.arena = arena
         self.fingerprint = fingerprint  # of the model as it was captured
+        self.decoder = decoder  # what stands in for the model's layers, or why nothing; the graphs read its tensors
         self.forwards: dict[Shape, CapturedForward] = {}
 
     def lend(self, cache: SlotCache) -> None:
@@ -191,6 +203,7 @@ class KeptGraphs:
         self.idle: list[StaticSlots] = []
         self.problem: str | None = None
         self.is_fused = True  # our attention kernel has not failed with this model
+        self.decoder_failure: str | None = None  # of the fused decoder with this model
         self._stated: set[str] = set()
         self._lock = threading.RLock()  # a garbage collection may give slots back at any time
 
