@@ -37,11 +37,11 @@ def inspect(
         typer.echo(f"Reading {checkpoint} ...")
     if target is not None:
         check_models(target=target)
-    if is_without_weights(checkpoint):
-        raise ValueError(f"{checkpoint!r} has no weights, only a config.json.")
     if target is not None or not Path(checkpoint).is_dir():
         quiet()  # only they need transformers
     found = inspect_checkpoint(checkpoint, target, **given)
+    if is_without_weights(checkpoint):
+        raise ValueError(f"{checkpoint!r} has no weights, only a config.json.")
     if as_json:
         print(json.dumps(asdict(found) | {"target": target}))
     else:

@@ -26,8 +26,8 @@ def check_command(arguments: Namespace) -> None:
     given = vars(arguments)
     if given.get("model") == "hf_failfast":
         model_args = given.get("model_args") or {}
-        EvalOptions.check(model_args)
         check_names(model_args)
+        EvalOptions.check(model_args)
     tasks = _our_tasks(given.get("tasks") or [])
     unsafe = sorted(name for name, config in tasks.items() if config.get("unsafe_code"))
     if unsafe and not given.get("confirm_run_unsafe_code"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 from conftest import tiny_model
@@ -397,3 +398,14 @@ def test_inspect_names_what_is_no_drafter_or_no_target(folder, tmp_path, kind, s
     result = run("inspect", *arguments)
     assert result.exit_code == status, result.output
     assert sentence in " ".join(result.stderr.split())
+
+
+def test_without_a_network_the_hub_is_named_within_seconds(folder, monkeypatch):
+    """A Hub that nothing answers for ends the command at once, not after the libraries' own retries."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    result = run("generate", "--target", "user/not-there", "--drafter", folder, "--prompt", "a")
+    assert result.exit_code == 1
+    assert "The Hub (http://127.0.0.1:9) cannot be reached" in result.stderr
+    assert time.monotonic() - started < 10
