@@ -1,4 +1,4 @@
-"""What a drafter checkpoint is and whether it fits a target, without loading a weight."""
+"""What a drafter checkpoint is and whether it fits a target: what the loader does with it, without its weights."""
 
 import json
 from collections import Counter
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoConfig, PreTrainedConfig
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from ..loading import load_checkpoint
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
-from .target_fit import check_layers, check_mask_token, check_vocabulary, check_width
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -20,7 +21,7 @@ ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I
 class Inspection:
     """A checkpoint, read from config and headers.
 
-    parameters: elements in the weight files; 0 if only a pickle is there, whose header cannot be read.
+    parameters: elements in the weight files.
     weight_bytes: what they take in memory in the checkpoint's dtypes, K/V slots not counted.
     conditioned: whether the drafter reads the target's hidden states.
     chunk_per_pass: the longest chunk that one pass can fill; None if nothing bounds it.
@@ -52,7 +53,7 @@ class Inspection:
             ("conditioned", "on the target's hidden states" if self.conditioned else "no"),
             ("chunk per pass", "as long as asked" if self.chunk_per_pass is None else f"up to {self.chunk_per_pass}"),
             ("parameters", f"{self.parameters / 1e6:,.1f} M"),
-            ("weights", f"{self.weight_bytes / 2**20:,.1f} MiB as {', '.join(self.dtypes) or 'a pickle'}"),
+            ("weights", f"{self.weight_bytes / 2**20:,.1f} MiB as {', '.join(self.dtypes)}"),
         ]
 
 
@@ -61,25 +62,55 @@ def inspect_checkpoint(
 ) -> Inspection:
     """Inspects a checkpoint folder or Hub id; `given` are spec values as for `load_drafter`.
 
-    Raises ValueError as `load_drafter` does for a checkpoint that is not understood.
+    Raises what `load_drafter` raises for it. The weights of a Hub repository that was not fetched are not compared.
     """
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs or {})
+    drafter = load_checkpoint(checkpoint, headers_only=True)
     counts = _elements(checkpoint)
-    spec = checkpoint.spec
-    family, section = checkpoint.family, checkpoint.section
-    block = section.canvas_length if section.conditioned else spec.block_size
+    family = checkpoint.family
+    misfit = None
+    if target is not None:
+        try:
+            drafter.check_target(cast(PreTrainedModel, _Outline.of(target, checkpoint.hub_kwargs)))
+        except ValueError as error:
+            misfit = str(error)
     return Inspection(
         name=checkpoint.name,
         family=family.name,
         body=family.body,
-        spec=spec,
+        spec=checkpoint.spec,
         parameters=sum(counts.values()),
         weight_bytes=sum(count * ELEMENT_SIZES.get(dtype, 1) for dtype, count in counts.items()),
         dtypes=tuple(sorted(counts)),
         conditioned=family.reads_hidden_states,
-        chunk_per_pass=block - 1 if block and family.block_is_draft else block,
-        misfit=None if target is None else _misfit(checkpoint, target),
+        chunk_per_pass=_chunk_per_pass(checkpoint),
+        misfit=misfit,
     )
+
+
+class _Outline:
+    """What `DiffusionDrafter.check_target` asks of a target, from its config alone."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config = config
+        text = config.get_text_config(decoder=True)
+        self._embedding = nn.Embedding(text.vocab_size, text.hidden_size, device="meta")
+
+    @classmethod
+    def of(cls, target: str | Path, hub_kwargs: dict[str, Any]) -> "_Outline":
+        return cls(AutoConfig.from_pretrained(str(target), **hub_kwargs))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self._embedding
+
+
+def _chunk_per_pass(checkpoint: Checkpoint) -> int | None:
+    spec, section = checkpoint.spec, checkpoint.section
+    if section.conditioned:
+        return section.canvas_length
+    if checkpoint.family.block_is_draft:
+        return cast(int, spec.block_size) - 1 + spec.shift
+    return spec.block_size
 
 
 def _elements(checkpoint: Checkpoint) -> Counter[str]:
@@ -109,27 +140,3 @@ def _weight_files(checkpoint: Checkpoint) -> list[str]:
         return []
     names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
     return [path for name in names if (path := checkpoint.file(name)) is not None]
-
-
-def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
-    config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs).get_text_config(decoder=True)
-    try:
-        _check(checkpoint, config)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _check(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
-    """The checks of the drafters' `start`, in their order, from configs alone. Raises ValueError."""
-    config, family, section = checkpoint.config, checkpoint.family, checkpoint.section
-    vocab_size = (config.get("text_config") or config).get("vocab_size")
-    if vocab_size is not None:
-        check_vocabulary(vocab_size, target.vocab_size)
-    if family.borrows_embedding and not section.shared_embeddings:  # our own checkpoints hold the mask's embedding
-        check_mask_token(cast(int, checkpoint.spec.mask_token_id), target.vocab_size)
-    if family.borrows_embedding:
-        check_width(config["hidden_size"], target.hidden_size)
-    if family.reads_hidden_states:
-        layers = section.source_layers if section.conditioned else config.get("target_layer_ids", ())
-        check_layers(layers, target.num_hidden_layers, config.get("num_target_layers"))

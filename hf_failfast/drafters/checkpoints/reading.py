@@ -15,7 +15,9 @@ from transformers.utils.hub import cached_file
 
 from ...compatibility import OLDEST
 from ..spec import SECTION, DrafterSection, DrafterSpec
-from .families import FAMILIES, Family, block_size_of_name, bodies, find_family, nearest_family
+from .config_keys import check_config
+from .families import FAMILIES, block_size_of_name, bodies, check_section, find_family, nearest_family
+from .family import Family
 
 # Keys that would point transformers to the checkpoint's own code, to a class that is not there, or to an attention
 # kernel that does not take the runner's masks (SDAR asks for flex attention).
@@ -62,19 +64,37 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
     name = str(name_or_path)
     config = _read_config(name, hub_kwargs)
     section = DrafterSection.of(config.pop(SECTION, {}))
-    known = None if "attention" in section.spec else find_family(config, name)
-    family = known or _unlisted(str(config.get("model_type")), section)
+    known = _known_family(name, config, section, given)
+    family = known or _unlisted(name, config, section)
     if family.native_body and family.body not in CONFIG_MAPPING:
         raise ValueError(_no_body(family))
     config = family.renamed(config)
+    if known is not None:
+        check_config(family, config)
     spec = _spec(name, config, family, section, given, hub_kwargs)
     for key in DROPPED_KEYS:
         config.pop(key, None)
     return Checkpoint(name, config, family, spec, section, hub_kwargs)
 
 
-def _unlisted(model_type: str, section: DrafterSection) -> Family:
+def _known_family(name: str, config: dict[str, Any], section: DrafterSection, given: dict[str, Any]) -> Family | None:
+    """The row of the checkpoint; None for this project's own, and for what the caller's arguments must say."""
+    if "attention" in section.spec:
+        return None
+    try:
+        return find_family(config, name)
+    except ValueError:
+        if "attention" in given:
+            return None
+        raise
+
+
+def _unlisted(name: str, config: dict[str, Any], section: DrafterSection) -> Family:
     """A drafter of this project, or a causal LM that the caller's arguments make one, as a family of its own."""
+    check_section(config)
+    if "model_type" not in config:
+        raise ValueError(f"{name!r} has no config.json that names a `model_type`; it is no checkpoint to load.")
+    model_type = str(config["model_type"])
     return Family(
         "by arguments" if section == DrafterSection() else "hf_failfast",
         model_type,
@@ -82,7 +102,6 @@ def _unlisted(model_type: str, section: DrafterSection) -> Family:
         spec={},
         takes_drafting_options=not section.conditioned,
         reads_hidden_states=section.conditioned,
-        borrows_embedding=section.shared_embeddings,
     )
 
 
@@ -94,7 +113,7 @@ def _no_body(family: Family) -> str:
         )
     return (
         f"The checkpoint's `model_type` is {family.model_type!r}, which is neither native to transformers nor a known "
-        f"drafter family, and a checkpoint's own code is never run. {_nearest(family.model_type)}"
+        f"drafter family, and a checkpoint's own code is never run. {_nearest(str(family.model_type))}"
     )
 
 
@@ -127,12 +146,11 @@ def _read_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         if _is_out_of_reach(name, hub_kwargs):
             raise OSError(_out_of_reach(name, error)) from error
-    if "model_type" not in config:
+    if config.get("model_type") in (None, "gpt2"):
         path = find_file(name, "model.safetensors", hub_kwargs)
         shapes = weight_shapes(path) if path else {}
-        if not any(key.startswith("denoise_model.") for key in shapes):
-            raise ValueError(f"{name!r} has no config.json that names a `model_type`; it is no checkpoint to load.")
-        config = config | _diffugpt_config(shapes)
+        if any(key.startswith("denoise_model.") for key in shapes):
+            config = _diffugpt_config(config, shapes)
     return config
 
 
@@ -153,18 +171,18 @@ def _out_of_reach(name: str, error: OSError) -> str:
     )
 
 
-def _diffugpt_config(shapes: dict[str, tuple[list[int], str]]) -> dict[str, Any]:
-    """DiffuGPT's wrapper saves weights without GPT-2's config: the sizes are in the shapes, 64 per head in GPT-2."""
+def _diffugpt_config(config: dict[str, Any], shapes: dict[str, tuple[list[int], str]]) -> dict[str, Any]:
+    """DiffuGPT saves a wrapper's weights, with GPT-2's config or with none: the sizes are in the shapes, 64 per head
+    as in GPT-2."""
     vocab_size, width = shapes["embed_tokens.weight"][0]
     layers = {int(found.group(1)) for key in shapes if (found := re.match(r"denoise_model\.h\.(\d+)\.", key))}
-    return {
-        "model_type": "diffugpt",
+    sizes = {
         "vocab_size": vocab_size,
         "n_embd": width,
         "n_layer": len(layers),
-        "n_head": max(width // 64, 1),
         "n_positions": shapes["denoise_model.wpe.weight"][0][0],
     }
+    return {"n_head": max(width // 64, 1)} | config | sizes | {"model_type": "diffugpt"}
 
 
 def _spec(
@@ -178,25 +196,32 @@ def _spec(
     named = {
         "block_size": config.get("block_size") or block_size_of_name(name),
         "mask_token_id": config.get("mask_token_id"),
+        "shift": int(config["shift"]) if "shift" in family.config_keys.values() and "shift" in config else None,
     }
-    if named["mask_token_id"] is None and family.mask_is_last_id:
-        named["mask_token_id"] = config["vocab_size"] - 1
-    values: dict[str, Any] = {"shift": 0, "mask_token_id": None, **family.spec}
+    is_open = named["mask_token_id"] is None and "mask_token_id" not in {**section.spec, **given}
+    if is_open and family.spec.get("noise", "mask") == "mask":
+        named["mask_token_id"] = _mask_of_tokenizer(name, hub_kwargs)
+    values: dict[str, Any] = {"shift": 0, "mask_token_id": _usual_mask(family, config), **family.spec}
     values |= {key: value for key, value in named.items() if value is not None}
     values |= {**section.spec, **given}
     if "attention" not in values:
         raise ValueError(
             f"The checkpoint (`model_type` {family.model_type!r}) does not say how it drafts: pass `attention=` "
             '("causal_canvas", "block_causal" or "bidirectional"), `shift=`, `mask_token_id=` and, for block_causal, '
-            f"`block_size=`. {_nearest(family.model_type)}"
+            f"`block_size=`. {_nearest(str(family.model_type))}"
         )
     if values["attention"] != "block_causal":
         if not family.block_is_draft:
             values.pop("block_size", None)
         values.pop("alignment", None)
-    if values["mask_token_id"] is None and values.get("noise", "mask") == "mask":
-        values["mask_token_id"] = _mask_of_tokenizer(name, hub_kwargs)
     return DrafterSpec(**values)
+
+
+def _usual_mask(family: Family, config: dict[str, Any]) -> int | None:
+    """The mask id of a family whose row names none for all its checkpoints."""
+    if family.mask_is_last_id:
+        return int(config["vocab_size"]) - 1
+    return family.mask_by_width.get(config.get("n_embd", config.get("hidden_size", 0)))
 
 
 def _mask_of_tokenizer(name: str, hub_kwargs: dict[str, Any]) -> int | None:

@@ -29,7 +29,7 @@ from ..spec import DrafterSpec
 from .block_session import BlockSession
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedModel
 
 
 class HiddenStateInjection:
@@ -73,10 +73,14 @@ class ConditionedDrafter(DiffusionDrafter):
         self.injection = HiddenStateInjection(body.decoder)
 
     def start(self, request: DraftRequest) -> DraftSession:
-        config = request.target.config.get_text_config(decoder=True)
+        self.check_target(request.target)
+        return PerRow.of(request, lambda one: ConditionedSession(self, one))
+
+    def check_target(self, target: PreTrainedModel) -> None:
+        config = target.config.get_text_config(decoder=True)
         check_vocabulary(self.body.config.get_text_config(decoder=True).vocab_size, config.vocab_size)
         check_layers(self.target_layers, config.num_hidden_layers)
-        return PerRow.of(request, lambda one: ConditionedSession(self, one))
+        self.body.check_target(target)
 
     def modules(self) -> Iterator[nn.Module]:
         return self.body.modules()

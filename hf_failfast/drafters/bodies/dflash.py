@@ -1,0 +1,172 @@
+"""The layers of DFlash (arXiv 2602.06036): a block attends to itself and to the target's hidden states before it.
+
+`DFlashBody` is for the z-lab checkpoint format, written from the paper's description and the checkpoints' weight
+names, its layers transformers' Qwen3 layers; `NativeDFlashBody` for transformers' own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from ...compatibility import CACHE
+from ...engine.slot_cache import SlotCache
+
+
+@dataclass(frozen=True)
+class LayerSight:
+    """What the positions of a block see in a layer.
+
+    causal: no later position of the block.
+    window: only positions nearer than this; None: however far.
+    """
+
+    causal: bool
+    window: int | None
+
+    def mask(self, positions: torch.Tensor, end: int) -> torch.Tensor | None:
+        """bool (b, end), for block positions (b,) and slots up to `end`; None if everything is seen."""
+        if not self.causal and self.window is None:
+            return None
+        distance = positions[:, None] - torch.arange(end, device=positions.device)
+        seen = distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
+        return seen if self.window is None else seen & (distance.abs() < self.window)
+
+
+def layer_sights(config: Any, values: Mapping[str, Any]) -> list[LayerSight]:
+    """The sight of each layer.
+
+    config: transformers' `Qwen3Config`, which has no window unless `use_sliding_window` is set.
+    values: of the checkpoint. `is_causal` holds for all layers; without it the sliding ones are causal. `use_swa` asks
+        for a window in the sliding layers, or in all if none is named so.
+
+    Raises ValueError if there is no window where one is asked for.
+    """
+    sliding = [kind == "sliding_attention" for kind in config.layer_types]
+    window = values.get("swa_window_size") or config.sliding_window
+    is_windowed = sliding
+    if values.get("use_swa"):
+        window = window or values.get("sliding_window")
+        is_windowed = sliding if any(sliding) else [True] * len(sliding)
+        if window is None:
+            raise ValueError("`use_swa` needs `swa_window_size` or `sliding_window`, but the config has neither.")
+    is_causal = values.get("is_causal")
+    return [
+        LayerSight(causal if is_causal is None else bool(is_causal), window if windowed else None)
+        for causal, windowed in zip(sliding, is_windowed, strict=True)
+    ]
+
+
+class DFlashBody(nn.Module):
+    """Layers whose queries come from a block [last token, masks ...]. Keys and values come from the block and in every
+    layer from the context: the target's hidden states of all tokens before the block, fused by `fc`.
+
+    Has neither embedding nor head: both are the target's. The names of the modules are the checkpoint's.
+    """
+
+    def __init__(self, config: Any, num_features: int, sights: list[LayerSight]) -> None:
+        from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
+
+        super().__init__()
+        self.config = config
+        self.num_features = num_features
+        self.sights = sights
+        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.fc = nn.Linear(num_features, config.hidden_size, bias=False)
+        self.hidden_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        with torch.device("cpu"):  # computed, not loaded: it stays off the meta device
+            self.rotary = Qwen3RotaryEmbedding(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.fc.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.fc.weight.device
+
+    def forward(self, block: torch.Tensor, features: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+        """Hidden states (1, b, width) of the embedded block (1, b, width).
+
+        features: (1, m, features), the context tokens that are not in the slots. Afterwards the slots hold them, and
+            the block after them.
+        """
+        context = self.hidden_norm(self.fc(features))
+        start = cache.get_seq_length()
+        end = start + context.shape[1] + block.shape[1]
+        positions = torch.arange(start, end, device=block.device)
+        rotation = self.rotary(block, positions[None])
+        hidden = block
+        for index, layer in enumerate(cast("list[Any]", self.layers)):
+            mask = self.sights[index].mask(positions[-block.shape[1] :], end)
+            hidden = hidden + self._attend(index, layer.input_layernorm(hidden), context, rotation, mask, cache)
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        cache.advance(context.shape[1] + block.shape[1])
+        normed: torch.Tensor = self.norm(hidden)
+        return normed
+
+    def _attend(
+        self,
+        index: int,
+        block: torch.Tensor,
+        context: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: SlotCache,
+    ) -> torch.Tensor:
+        from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+
+        attention: Any = self.layers[index].self_attn
+        heads = (-1, attention.head_dim)
+        source = torch.cat([context, block], dim=1)
+        query = attention.q_norm(attention.q_proj(source).unflatten(-1, heads)).transpose(1, 2)
+        key = attention.k_norm(attention.k_proj(source).unflatten(-1, heads)).transpose(1, 2)
+        value = attention.v_proj(source).unflatten(-1, heads).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *rotation)
+        key, value = cache.update(key, value, index)
+        query = query[:, :, -block.shape[1] :]
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        projected: torch.Tensor = attention.o_proj(attended.transpose(1, 2).flatten(2))
+        return projected
+
+
+class NativeDFlashBody(nn.Module):
+    """`DFlashBody`'s interface over the class that transformers drafts with itself (`MuseGlimmerAssistantModel`)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.num_features = model.encoder.fc.in_features
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.model.layers
+        return layers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.encoder.fc.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.encoder.fc.weight.device
+
+    def forward(self, block: torch.Tensor, features: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+        """See `DFlashBody.forward`."""
+        start = cache.get_seq_length() + features.shape[1]
+        slots = torch.arange(start + block.shape[1], device=block.device)
+        # In both directions; a distance equal to the window is inside.
+        near = (slots - slots[start:, None]).abs() <= self.config.sliding_window
+        masks = {"full_attention": None, "sliding_attention": near[None, None]}
+        hidden: torch.Tensor = self.model(
+            noise_embeds=block, context_hidden_states=features, attention_mask=masks, **{CACHE: cache}
+        ).last_hidden_state
+        cache.advance(features.shape[1] + block.shape[1])
+        return hidden
