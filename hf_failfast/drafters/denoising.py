@@ -110,3 +110,29 @@ def choose_tokens(
     drawn = torch.multinomial(probs.flatten(0, 1), num_samples=1).view(*token_ids.shape, 1)
     whole = probs.new_zeros(*token_ids.shape, vocab_size).scatter(-1, candidates, probs)
     return DraftTokens(candidates.gather(-1, drawn)[..., 0], confidence, whole)
+
+
+def choose_in_turn(
+    step: Callable[[int, torch.Tensor], torch.Tensor],
+    length: int,
+    previous: torch.Tensor,
+    vocab_size: int,
+    mask_token_id: int | None,
+    warp: Warp | None = None,
+) -> DraftTokens:
+    """`length` tokens of each sequence, chosen by `choose_tokens` from logits that depend on the token before.
+
+    step: from a position and the tokens (B,) before it to the logits (B, V).
+    previous: the tokens (B,) before the first. The confidences depend on earlier tokens only, as those of chunks do.
+    """
+    chosen = []
+    for position in range(length):
+        tokens = choose_tokens(step(position, previous)[:, None], vocab_size, mask_token_id, warp)
+        previous = tokens.token_ids[:, 0]
+        chosen.append(tokens)
+    probs = [tokens.probs for tokens in chosen if tokens.probs is not None]
+    return DraftTokens(
+        torch.cat([tokens.token_ids for tokens in chosen], dim=1),
+        torch.cat([tokens.confidence for tokens in chosen], dim=1),
+        torch.cat(probs, dim=1) if probs else None,
+    )

@@ -27,6 +27,10 @@ intermediate_size max_position_embeddings mlp_bias num_attention_heads num_hidde
 pretraining_tp rms_norm_eps rope_scaling rope_theta tie_word_embeddings use_cache vocab_size"""
 BOOKKEEPING = "architectures auto_map model_type torch_dtype transformers_version"
 
+DFLASH_READ = f"""{QWEN} attention_bias block_size dflash_config dtype head_dim is_causal layer_types num_target_layers
+rope_parameters mask_token_id target_layer_ids causal_head causal final_logit_softcapping input_embedding_scale
+output_multiplier sample_from_anchor shift_label swa_window_size target_hidden_size use_swa"""
+DFLASH_FIXED = "attention_sink_bias draft_shift fc_norm projector_type"
 # Per family, the keys of its published config: those read, those without effect here, and those that are refused
 # with another value than the published one. From the checkpoints of the tests, the model cards and the original code.
 PUBLISHED: dict[str, tuple[str, str, str]] = {
@@ -43,13 +47,11 @@ PUBLISHED: dict[str, tuple[str, str, str]] = {
         f"{BOOKKEEPING} debug ep_size fuse_cross_entropy micro_forward skip_checkpoint use_deepep",
         "",
     ),
-    "DFlash": (
-        f"{QWEN} attention_bias block_size dflash_config dtype head_dim is_causal layer_types num_target_layers "
-        "rope_parameters mask_token_id target_layer_ids causal_head causal final_logit_softcapping "
-        "input_embedding_scale output_multiplier sample_from_anchor shift_label swa_window_size target_hidden_size "
-        "use_swa",
-        f"{BOOKKEEPING}",
-        "attention_sink_bias draft_shift fc_norm projector_type",
+    "DFlash": (DFLASH_READ, BOOKKEEPING, DFLASH_FIXED),
+    "DFlash 2": (
+        f"{DFLASH_READ} conv_group_size conv_kernel_size selector_rank selector_top_k",
+        BOOKKEEPING,
+        DFLASH_FIXED,
     ),
     "DFlash assistant of transformers": (
         "block_size head_dim hidden_size intermediate_size layer_types mask_token_id num_attention_heads "

@@ -1,21 +1,26 @@
 """The layers of DFlash (arXiv 2602.06036): a block attends to itself and to the target's hidden states before it.
 
+DFlash 2 adds a convolution around each sublayer and a selector that walks through each position's candidates.
 `DFlashBody` is for the z-lab checkpoint format, written from the paper's description and the checkpoints' weight
 names, its layers transformers' Qwen3 layers; `NativeDFlashBody` for transformers' own class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ...compatibility import CACHE
 from ...engine.slot_cache import SlotCache
+
+# From a position and the tokens (B,) before it to the logits (B, V) of the position.
+Step = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,63 @@ def layer_sights(config: Any, values: Mapping[str, Any]) -> list[LayerSight]:
     ]
 
 
+class LocalConvolution(nn.Module):
+    """Mixes each position with the few before it in the block, once before and once after a sublayer (DFlash 2).
+
+    The weight of a tap is one per channel, plus one per group of channels that comes from the position itself.
+    """
+
+    def __init__(self, width: int, num_taps: int, group_size: int) -> None:
+        super().__init__()
+        self.num_taps = num_taps
+        self.group_size = group_size
+        self.base_kernel = nn.Parameter(torch.empty(2, num_taps, width))
+        self.kernel_projection = nn.Linear(width, 2 * num_taps * (width // group_size), bias=False)
+
+    def around(self, sublayer: Callable[[torch.Tensor], torch.Tensor], block: torch.Tensor) -> torch.Tensor:
+        """The sublayer's output for a block (1, b, width), both mixed by kernels that the unmixed block chooses."""
+        by_group = self.kernel_projection(block).unflatten(-1, (2, self.num_taps, -1))
+        kernels = self.base_kernel.to(block.dtype) + by_group.repeat_interleave(self.group_size, dim=-1)
+        before, after = kernels.unbind(dim=2)  # (1, b, taps, width) each
+        return self._mixed(sublayer(self._mixed(block, before)), after)
+
+    def _mixed(self, block: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        length = block.shape[1]
+        earlier = [pad(block, (0, 0, tap, 0))[:, :length] for tap in range(self.num_taps)]
+        return (torch.stack(earlier, dim=2) * kernel).sum(dim=2)
+
+
+class CandidateSelector(nn.Module):
+    """Scores each position's candidates given the token chosen before it (DFlash 2): the product of three vectors, of
+    that token, of the position's hidden state and of the candidate, on top of the candidate's logit.
+
+    num_candidates: how many of a position's most likely tokens are scored.
+    """
+
+    def __init__(self, vocab_size: int, width: int, rank: int, num_candidates: int) -> None:
+        super().__init__()
+        self.num_candidates = num_candidates
+        self.predecessor_codebook = nn.Parameter(torch.empty(vocab_size, rank))
+        self.successor_codebook = nn.Parameter(torch.empty(vocab_size, rank))
+        self.hidden_projection = nn.Linear(width, rank, bias=False)
+
+    def walk(self, hidden: torch.Tensor, logits: torch.Tensor) -> Step:
+        """The step from a token to the scores of the next position, for hidden states (B, n, width) and logits
+        (B, n, V); a token that is not a candidate has none."""
+        known = len(self.successor_codebook)
+        best, candidates = logits[..., :known].topk(min(self.num_candidates, known), dim=-1)
+        successors = self.successor_codebook[candidates]  # (B, n, c, rank)
+        projected = self.hidden_projection(hidden)
+
+        def step(position: int, previous: torch.Tensor) -> torch.Tensor:
+            context = self.predecessor_codebook[previous.clamp(max=known - 1)] * projected[:, position]
+            scores = best[:, position] + (successors[:, position] @ context[..., None])[..., 0].to(best.dtype)
+            nothing = torch.full_like(logits[:, position], -torch.inf)
+            return nothing.scatter(-1, candidates[:, position], scores)
+
+        return step
+
+
 class DFlashBody(nn.Module):
     """Layers whose queries come from a block [last token, masks ...]. Keys and values come from the block and in every
     layer from the context: the target's hidden states of all tokens before the block, fused by `fc`.
@@ -76,12 +138,25 @@ class DFlashBody(nn.Module):
         self.config = config
         self.num_features = num_features
         self.sights = sights
+        self.candidate_selector: CandidateSelector | None = None
         self.layers = nn.ModuleList(Qwen3DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.fc = nn.Linear(num_features, config.hidden_size, bias=False)
         self.hidden_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         with torch.device("cpu"):  # computed, not loaded: it stays off the meta device
             self.rotary = Qwen3RotaryEmbedding(config)
+
+    def add_convolutions(self, num_taps: int, group_size: int) -> None:
+        """Puts the convolutions of DFlash 2 around the sublayers. Raises ValueError on sizes that do not fit."""
+        width = self.config.hidden_size
+        if num_taps < 1 or group_size < 1 or width % group_size:
+            raise ValueError(
+                f"`conv_group_size` must divide the width of {width}, and `conv_kernel_size` be >= 1, but they are "
+                f"{group_size} and {num_taps}."
+            )
+        for layer in cast("list[Any]", self.layers):
+            layer.attention_conv = LocalConvolution(width, num_taps, group_size)
+            layer.mlp_conv = LocalConvolution(width, num_taps, group_size)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,11 +180,18 @@ class DFlashBody(nn.Module):
         hidden = block
         for index, layer in enumerate(cast("list[Any]", self.layers)):
             mask = self.sights[index].mask(positions[-block.shape[1] :], end)
-            hidden = hidden + self._attend(index, layer.input_layernorm(hidden), context, rotation, mask, cache)
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            attend = partial(self._attend, index, context=context, rotation=rotation, mask=mask, cache=cache)
+            hidden = hidden + self._around(layer, "attention_conv", attend)(layer.input_layernorm(hidden))
+            hidden = hidden + self._around(layer, "mlp_conv", layer.mlp)(layer.post_attention_layernorm(hidden))
         cache.advance(context.shape[1] + block.shape[1])
         normed: torch.Tensor = self.norm(hidden)
         return normed
+
+    @staticmethod
+    def _around(layer: Any, name: str, sublayer: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        """The sublayer inside the layer's convolution of this name, if it has one."""
+        convolution = getattr(layer, name, None)
+        return sublayer if convolution is None else partial(convolution.around, sublayer)
 
     def _attend(
         self,
@@ -138,6 +220,8 @@ class DFlashBody(nn.Module):
 
 class NativeDFlashBody(nn.Module):
     """`DFlashBody`'s interface over the class that transformers drafts with itself (`MuseGlimmerAssistantModel`)."""
+
+    candidate_selector = None
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -201,6 +201,27 @@ FAMILIES = (
         ),
         **DFLASH,
     ),
+    # One more in the block: two-tap convolutions, and a selector of each position's best candidates.
+    Family(
+        "DFlash 2",
+        "qwen3",
+        "dflash2",
+        FULL | {"shift": 0, "block_size": 16},
+        classes=("dflash2draftmodel",),
+        config_keys=DFLASH_CONFIG,
+        section="dflash_config",
+        body_config="qwen3",
+        own_keys=(*DFLASH_KEYS, "conv_group_size", "conv_kernel_size", "selector_rank", "selector_top_k"),
+        fixed=DFLASH_FIXED,
+        native_body=False,
+        listing=Listing(
+            "z-lab/Qwen3.8-27B-DFlash2, z-lab/Muse-Glimmer-30B-DFlash2 and others of the class `DFlash2DraftModel`",
+            "the target it was trained for",
+            "block - 1 (7, 15)",
+            "data",
+        ),
+        **DFLASH,
+    ),
     Family(
         "DFlash assistant of transformers",
         "muse_glimmer_assistant",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,10 +14,10 @@ from ...config import FailFastConfig
 from ...engine.causal_lm import execution_device, in_place
 from ...engine.slot_cache import SlotCache
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
-from ..bodies.dflash import DFlashBody, NativeDFlashBody, layer_sights
+from ..bodies.dflash import CandidateSelector, DFlashBody, NativeDFlashBody, layer_sights
 from ..checkpoints.target_fit import check_layers, check_mask_token, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
-from ..denoising import DraftTokens, choose_tokens
+from ..denoising import DraftTokens, choose_in_turn, choose_tokens
 from .block_session import BlockSession
 
 if TYPE_CHECKING:
@@ -145,7 +145,16 @@ class DFlashSession(BlockSession):
         self.features = self.features[:, :0]
         read = hidden[:, 1 - self.reading.shift :]
         logits = self.head(read.to(execution_device(self.head), self.head.weight.dtype)).to(self.device)
-        return choose_tokens(self.rule(logits), self.vocab_size, self.reading.mask_token_id, self.warp)
+        return self._choose(read, self.rule(logits), last[:, 0].to(self.device))
+
+    def _choose(self, hidden: torch.Tensor, logits: torch.Tensor, last: torch.Tensor) -> DraftTokens:
+        """Tokens from the logits (1, n, V) of hidden states (1, n, width): each for itself, or given the one before it
+        where the body has a selector."""
+        selector = self.body.candidate_selector
+        if selector is None:
+            return choose_tokens(logits, self.vocab_size, self.reading.mask_token_id, self.warp)
+        step = selector.walk(hidden, logits.float())
+        return choose_in_turn(step, logits.shape[1], last, self.vocab_size, self.reading.mask_token_id, self.warp)
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Rows of the target's embedding as they are, without what some targets do to them (a scale in Gemma, a norm
@@ -157,6 +166,30 @@ class DFlashSession(BlockSession):
 
 def load_dflash(request: LoadRequest) -> DFlashDrafter:
     """A drafter from a checkpoint in the z-lab format. Raises ValueError on one without the layers that it reads."""
+    return _load(request, lambda body: None)
+
+
+def load_dflash2(request: LoadRequest) -> DFlashDrafter:
+    """A drafter of the second generation, with convolutions and a candidate selector. Raises ValueError on a config
+    that does not size them."""
+    values = request.checkpoint.config
+    sizes = ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k")
+    if missing := [key for key in sizes if values.get(key) is None]:
+        raise ValueError(f"The config has no {missing}, which a DFlash 2 checkpoint needs.")
+    num_taps, group_size, rank, num_candidates = (int(values[key]) for key in sizes)
+    if not 1 <= num_candidates <= int(values["vocab_size"]):
+        raise ValueError(f"`selector_top_k` must be in 1 .. {values['vocab_size']}, but is {num_candidates}.")
+
+    def extend(body: DFlashBody) -> None:
+        body.add_convolutions(num_taps, group_size)
+        width = body.config.hidden_size
+        body.candidate_selector = CandidateSelector(body.config.vocab_size, width, rank, num_candidates)
+
+    return _load(request, extend)
+
+
+def _load(request: LoadRequest, extend: Callable[[DFlashBody], None]) -> DFlashDrafter:
+    """extend: adds to the layers what the generation has beside them."""
     from transformers import Qwen3Config
 
     values = request.checkpoint.config
@@ -169,6 +202,7 @@ def load_dflash(request: LoadRequest) -> DFlashDrafter:
     layer_ids = values.get("target_layer_ids") or usual_layers(values.get("num_target_layers"), config)
     with torch.device("meta"):
         body = DFlashBody(config, len(layer_ids) * config.hidden_size, layer_sights(config, values))
+        extend(body)
     load_into(body, request)
     scale = values.get("input_embedding_scale")
     reading = _reading(layer_ids, request, 1.0 if scale is None else float(scale))
