@@ -41,6 +41,7 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
     def start(self, request: DraftRequest) -> DraftSession:
         self.check_target(request.target)
         vocab_size = request.target.config.get_text_config(decoder=True).vocab_size
+        self.runners.explain(request.target, "DiffusionGemma's canvas reads slots of any number")
         return PerRow.of(request, lambda one: DiffusionGemmaSession(self.model, vocab_size, one))
 
     def check_target(self, target: PreTrainedModel) -> None:
@@ -74,7 +75,7 @@ class DiffusionGemmaSession(ChunkedSession):
     def accept(self, counts: Sequence[int]) -> None:
         self.cache.rollback(min(self.cache.get_seq_length(), self.lengths[0] + counts[0]))
 
-    def inherit(self, previous: Self, num_tokens: int) -> int:
+    def inherit(self, previous: Self, num_tokens: int, rows: tuple[int, int] = (0, 0)) -> int:
         self.cache.adopt(previous.cache, num_tokens)
         return self.cache.lengths[0]
 

@@ -13,6 +13,7 @@ from ..engine.causal_lm import execution_device
 from ..engine.runner_pool import RunnerName, RunnerPool
 from .base import DiffusionDrafter, DraftRequest
 from .bodies.dit import load_dit
+from .checkpoints.config_keys import check_config
 from .checkpoints.reading import Checkpoint, read_checkpoint
 from .checkpoints.target_fit import MadeFor
 from .checkpoints.weights import LoadRequest, load_native, load_shared
@@ -96,6 +97,8 @@ def load_checkpoint(
 ) -> DiffusionDrafter:
     """The drafter of a checkpoint that was understood; see `load_drafter`, and `LoadRequest` for `headers_only`."""
     family, section = checkpoint.family, checkpoint.section
+    if checkpoint.is_listed:
+        check_config(family, checkpoint.config)
     config = FailFastConfig().with_options({**family.options, **section.options})
     if options != AS_THE_CHECKPOINT_ASKS and not family.takes_drafting_options:
         way = f"{family.body} drafts in its own way"

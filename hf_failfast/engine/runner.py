@@ -71,6 +71,11 @@ class EagerRunner:
         self.hidden_layers = hidden_layers
         self.recorded = recorded
 
+    @property
+    def description(self) -> str:
+        """How its forwards have run."""
+        return "eager"
+
     def new_cache(self, capacity: int, num_rows: int = 1) -> SlotCache:
         """Empty slots for up to `capacity` positions of each of `num_rows` sequences."""
         bound = self.position_table

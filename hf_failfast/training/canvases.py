@@ -6,11 +6,10 @@ draft position k + 1.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Attention = Literal["causal_canvas", "block_causal"]
+from .config import Attention
 
 
 @dataclass(frozen=True)

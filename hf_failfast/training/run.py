@@ -9,7 +9,8 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .config import DataConfig, TrainingConfig
-from .data.synthesis import load_examples, synthesise
+from .data.synthesis import load_data, synthesise
+from .data.unseen import unseen_examples
 from .export import Provenance
 from .model import check_target, default_layers
 from .trainer import Trainer, new_accelerator
@@ -45,13 +46,16 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     with accelerator.main_process_first():
         manifest = synthesise(model, tokenizer, data_config, job.data, job.target_name, console)
+        unseen = unseen_examples(model, tokenizer, data_config, job.data, job.target_name)
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    provenance = Provenance(job.target_name, job.licence, job.command, manifest)
-    trainer = Trainer(model, load_examples(job.data), training_config, job.output, provenance)
+    data = load_data(job.data)
+    console.print(f"{data.loops:.1%} of the answers' tokens are left out: they repeat themselves")
+    provenance = Provenance(job.target_name, job.licence, job.command, manifest | {"loops": round(data.loops, 4)})
+    trainer = Trainer(model, (data.training, data.held_out), training_config, job.output, provenance, unseen)
     del model  # the drafter keeps the embedding and its part of the head
     record = trainer.train(console)
     if accelerator.is_main_process:
-        console.print(f"{job.output}: {record.get('held_out', 'nothing left to train')}")
+        console.print(f"{job.output}: {record.get('decoding', 'nothing left to train')}")
         if as_json:
             print(json.dumps({"output": str(job.output)} | record))

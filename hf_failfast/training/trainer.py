@@ -21,9 +21,11 @@ from transformers import PreTrainedModel
 
 from .atomic_files import replacing
 from .averaging import WeightAverage, copy_tensors
-from .batches import Batch, CanvasPlan, batch_indices, collate, draft_index, step_generator
+from .batches import Batch, CanvasPlan, aligned, batch_indices, draft_index, step_generator
+from .canvases import Canvases
 from .config import TrainingConfig
 from .data.shards import Example
+from .decoding import Decoded, answers_of, decoding_figures
 from .export import WEIGHTS, Provenance, export, versions
 from .model import CanvasDrafter, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
@@ -59,9 +61,13 @@ class Trainer:
         config: TrainingConfig,
         output: Path,
         provenance: Provenance,
+        unseen: Sequence[Example] = (),
     ) -> None:
+        """data: training and held-out examples. unseen: answers to prompts that training never sees, to measure
+        decoding on; without them it is not measured."""
         self.accelerator = new_accelerator(target.device)
         self.examples, self.held_out = data
+        self.unseen = unseen
         self.config, self.output, self.provenance = config, output, provenance
         self._check_data()
         self.lengths = [len(example.tokens) for example in self.examples]
@@ -177,7 +183,8 @@ class Trainer:
         for micro in range(config.accumulation):
             number = micro * self.accelerator.num_processes + self.accelerator.process_index
             generator = step_generator(config.seed, self.step, number)
-            batch = self._batch([self.examples[i] for i in indices[number * size :][:size]], self.plan, generator)
+            examples = [self.examples[i] for i in indices[number * size :][:size]]
+            batch = self._batch(examples, self.plan.drawn(examples, generator))
             is_last = micro == config.accumulation - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
@@ -192,20 +199,16 @@ class Trainer:
         self.step += 1
         return {**parts, "tokens": sum(self.lengths[i] for i in indices)}
 
-    def _batch(self, examples: Sequence[Example], plan: CanvasPlan, generator: torch.Generator | None) -> Batch:
-        batch = collate(examples, plan, self.draft_index, generator).to(self.accelerator.device)
+    def _batch(self, examples: Sequence[Example], canvases: Canvases) -> Batch:
+        batch = aligned(examples, canvases, self.draft_index).to(self.accelerator.device)
         return batch if self.teacher is None else self.teacher(batch)
 
     def evaluate(self) -> dict[str, Any]:
-        """Held-out acceptance on fixed anchors, with everything training.json keeps."""
-        drafts = []
-        size = self.config.batch_size
+        """Held-out acceptance on fixed anchors and decoding of unseen prompts, with everything training.json keeps."""
         plan = dataclasses.replace(self.plan, anchors=self.config.held_out_anchors)
         with self.average.applied():
-            for start in range(0, len(self.held_out), size):
-                batch = self._batch(self.held_out[start : start + size], plan, None)
-                with self.accelerator.autocast():
-                    drafts.append(self.held_out_drafts(batch))
+            drafts = [self._drafts(examples, plan.fixed(examples)) for examples in self._in_batches(self.held_out)]
+            decoding = self._decoding() if self.unseen else None
         steps = self.losses.pop("steps", 0)
         losses = {name: round(value / max(steps, 1), 4) for name, value in self.losses.items()}
         self.losses.clear()
@@ -213,6 +216,7 @@ class Trainer:
             "step": self.step,
             "minutes": round(self.seconds / 60, 2),
             "held_out": HeldOut.joined(drafts).figures(),
+            **({} if decoding is None else {"decoding": decoding}),
             "losses": losses,
             "source_layers": list(self.drafter.source_layers),
             "target": self.provenance.target,
@@ -222,6 +226,24 @@ class Trainer:
             "data": self.provenance.data,
             "versions": versions(),
         }
+
+    def _decoding(self) -> dict[str, Any]:
+        """Of greedy decoding on the unseen prompts, simulated."""
+        answers: list[Decoded] = []
+        for examples in self._in_batches(self.unseen):
+            canvases, starts = self.plan.every(examples)
+            matches = self._drafts(examples, canvases).matches.unflatten(0, starts.shape)
+            answers += answers_of(matches, starts, examples, drafts_at_once=not self.config.conditioned)
+        return decoding_figures(answers, self.config.canvas_length)
+
+    def _in_batches(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
+        size = self.config.batch_size
+        return [examples[start : start + size] for start in range(0, len(examples), size)]
+
+    def _drafts(self, examples: Sequence[Example], canvases: Canvases) -> HeldOut:
+        batch = self._batch(examples, canvases)
+        with self.accelerator.autocast():
+            return self.held_out_drafts(batch)
 
     def held_out_drafts(self, batch: Batch) -> HeldOut:
         return held_out_drafts(self.drafter, batch)
@@ -244,7 +266,8 @@ class Trainer:
         }
         with replacing(self.output / CHECKPOINT) as partial:
             torch.save(state, partial)
-        line = {name: record[name] for name in ("step", "minutes", "held_out", "losses")}
+        logged = ("step", "minutes", "held_out", "decoding", "losses")
+        line: dict[str, Any] = {name: record[name] for name in logged if name in record}
         line["questions"] = len(self.examples)
         with (self.output / LOG).open("a") as log:
             log.write(json.dumps(line) + "\n")

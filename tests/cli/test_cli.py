@@ -160,3 +160,54 @@ def test_a_hub_name_while_offline_says_so_and_what_to_set(folder):
 def test_help_shows_defaults_that_depend_on_others():
     """A default that depends on another option is shown in brackets, which rich does not take for markup."""
     assert "[default: (OUTPUT/data)]" in " ".join(run("train", "--help").output.replace("│", " ").split())
+
+
+def test_doctor_examines_a_pair(folder):
+    """The report ends with the advice; `--json` is one document; exit code 0 says that the texts are right."""
+    command = ("doctor", folder, folder, "--prompt", "a b c", "--max-new-tokens", 8, "--dtype", "float32")
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    for part in ("1 of 1 answers identical", "causal_canvas", "vocabulary", "speedup", "draft position", "rows: 1"):
+        assert part in text
+    found = json.loads(run(*command, "--json").stdout)
+    assert found["exact"] is True
+    assert found["exactness"]["float32"]["identical"] == 1
+    assert found["advice"].split()[-1] in text
+
+
+def test_doctor_asks_the_prompts_of_a_file(folder, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in "abc"))
+    result = run("doctor", folder, "--prompts", file, "--limit", 2, "--max-new-tokens", 4, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["prompts"] == 2
+    assert found["drafter"] is None
+
+
+def test_doctor_ends_with_1_where_float32_differs(folder, monkeypatch):
+    monkeypatch.setattr(
+        "hf_failfast.decoding.acceptance.best_tokens", lambda logits: (logits.topk(2).indices[..., 1],)
+    )
+    result = run("doctor", folder, folder, "--prompt", "a b c", "--max-new-tokens", 8, "--dtype", "float32")
+    assert result.exit_code == 1
+    assert "this is a fault" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("/no/such/target",), "there is no folder '/no/such/target'"),
+        (("TARGET", "/no/such/drafter"), "there is no folder '/no/such/drafter'"),
+        (("TARGET", "--device", "xpu"), "no xpu device"),
+        (("TARGET", "--prompts", "/no/such/file"), "there is none at '/no/such/file'"),
+    ],
+)
+def test_doctor_names_wrong_input_in_one_line(folder, arguments, message):
+    result = run("doctor", *(folder if argument == "TARGET" else argument for argument in arguments))
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("hf-failfast: ")
+    assert message in line
+    assert not result.stdout

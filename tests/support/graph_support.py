@@ -1,17 +1,19 @@
 """CUDA graphs without CUDA: records the operations of a forward and repeats them as a graph does."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from triton_support import Launch, on_triton_launch
 
 from hf_failfast.engine.cuda.capture import CudaGraphs, Outputs, Rehearsal
 
 
 class _Tape(TorchDispatchMode):
-    """Records every operation with the tensors it read and wrote."""
+    """Records every operation with the tensors it read and wrote, and every launch of Triton's interpreter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,6 +24,9 @@ class _Tape(TorchDispatchMode):
         self.steps.append((func, args, kwargs or {}, result))
         return result
 
+    def launch(self, name: str, launch: Launch) -> None:
+        self.steps.append((launch, (), {}, None))
+
     def replay(self) -> None:
         """Repeats every operation on the same addresses; decisions of Python are not taken again."""
         for func, args, kwargs, recorded in self.steps:
@@ -31,18 +36,29 @@ class _Tape(TorchDispatchMode):
                     kept.copy_(fresh)
 
 
+class _Arena:
+    """Stands for a pool of memory and a stream."""
+
+
 class Recorder(CudaGraphs):
-    """Takes the place of `CudaGraphs` on the CPU."""
+    """Takes the place of `CudaGraphs` on the CPU.
+
+    alive: what the recorder has handed out and something still refers to: arenas, tapes, and the tensors that replays
+        write, each of which would be memory of the GPU.
+    """
 
     def __init__(self) -> None:
         self.captures = 0
+        self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
         self.fails: Callable[[int], bool] = lambda capture: False
 
     def is_available(self, device: torch.device) -> bool:
         return True
 
     def new_arena(self, device: torch.device) -> Any:
-        return object()
+        arena = _Arena()
+        self.alive.add(arena)
+        return arena
 
     def capture(self, forward: Callable[[], Outputs], arena: Any) -> tuple[Callable[[], None], Outputs]:
         self.captures += 1
@@ -51,8 +67,9 @@ class Recorder(CudaGraphs):
         if self.fails(self.captures):
             raise torch.OutOfMemoryError("CUDA out of memory")
         tape = _Tape()
-        with tape:
+        with tape, on_triton_launch(tape.launch):
             outputs = forward()
         for output in outputs:
             output.fill_(torch.nan if output.is_floating_point() else -1)  # a capture does not execute its operations
+        self.alive.update((tape, *outputs))
         return tape.replay, outputs

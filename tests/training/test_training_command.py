@@ -41,8 +41,8 @@ steps minutes attention=causal_canvas conditioned=False initial layers intermedi
 draft_vocabulary=8192 batch_size=4 accumulation=1 anchors=24 learning_rate=0.0015 ema_decay=0.0
 cross_entropy_weight=0.3 position_decay=4.5 focal_weight=0.0 chain_weight=0.0 streak_weight=0.0 soft_label_weight=0.0
 regression_weight=1.0 evaluation_steps=200
-source records=prompts field questions answer_tokens=192 prompt_tokens=512 sampled_answers=0 answer_temperature=1.0
-store_states=True synthesis_batch_size=128
+source prompts unseen records=prompts field questions answer_tokens=192 prompt_tokens=512 sampled_answers=0
+answer_temperature=1.0 store_states=True synthesis_batch_size=128
 """
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from ...engine.causal_lm import execution_device, in_place
+from ...engine.causal_lm import DecoderParts, execution_device, in_place
 from ..checkpoints.target_fit import check_width
 from ..spec import DrafterSpec
 
@@ -76,7 +76,7 @@ class SharedBody(nn.Module):
                 head.weight = nn.Parameter(weight, requires_grad=False)
                 if full.bias is not None:
                     head.bias = nn.Parameter(full.bias[self.draft_vocabulary].detach(), requires_grad=False)
-            self._reduced_heads[full] = head
+            self._reduced_heads[full] = head.eval()  # as are all modules that a forward runs through
         return self._reduced_heads[full]
 
 
@@ -110,4 +110,14 @@ class BorrowingLM:
         embeddings = torch.where(is_mask[..., None], self.body.mask_embedding, embeddings)
         hidden = self.body.decoder(inputs_embeds=embeddings, **inputs).last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return CausalLMOutput(logits=self.head(hidden[:, kept].to(self.head.weight.dtype)))
+        return CausalLMOutput(logits=self._logits(hidden[:, kept]))
+
+    def decoder_parts(self) -> DecoderParts:
+        """What the call consists of."""
+        body = self.body
+        return DecoderParts(self.embedding, body.decoder, self._logits, body.mask_token_id, body.mask_embedding)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        head: Any = self.head
+        logits: torch.Tensor = head(hidden.to(head.weight.dtype))
+        return logits

@@ -1,17 +1,25 @@
 """What a drafter checkpoint is and whether it fits a target: what the loader does with it, without its weights."""
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from huggingface_hub import is_offline_mode
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig
 
+from ..base import DiffusionDrafter
+from ..conditioned.dflash import DFlashDrafter
 from ..loading import load_checkpoint
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -24,6 +32,10 @@ class Inspection:
     parameters: elements in the weight files.
     weight_bytes: what they take in memory in the checkpoint's dtypes, K/V slots not counted.
     conditioned: whether the drafter reads the target's hidden states.
+    hidden_size, vocab_size: of the body; None where the config does not say.
+    target_layers: of a conditioned drafter, the target's layers that it reads at, counted from 0.
+    made_for_layers: the layers of the target it was made for, if its config says.
+    made_for: the target it was made for, if its config names one.
     chunk_per_pass: the longest chunk that one pass can fill; None if nothing bounds it.
     misfit: why the target cannot be drafted for; None if it can, or if no target was given.
     """
@@ -38,6 +50,11 @@ class Inspection:
     conditioned: bool
     chunk_per_pass: int | None
     misfit: str | None
+    hidden_size: int | None = None
+    vocab_size: int | None = None
+    target_layers: tuple[int, ...] = ()
+    made_for_layers: int | None = None
+    made_for: str | None = None
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of everything, ready to print."""
@@ -71,7 +88,8 @@ def inspect_checkpoint(
     misfit = None
     if target is not None:
         try:
-            drafter.check_target(cast(PreTrainedModel, _Outline.of(target, checkpoint.hub_kwargs)))
+            config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs)
+            drafter.check_target(cast("PreTrainedModel", _Outline(config)))
         except ValueError as error:
             misfit = str(error)
     return Inspection(
@@ -85,7 +103,17 @@ def inspect_checkpoint(
         conditioned=family.reads_hidden_states,
         chunk_per_pass=_chunk_per_pass(checkpoint),
         misfit=misfit,
+        hidden_size=checkpoint.config.get("hidden_size"),
+        vocab_size=(checkpoint.config.get("text_config") or checkpoint.config).get("vocab_size"),
+        target_layers=_target_layers(checkpoint, drafter),
+        made_for_layers=checkpoint.config.get("num_target_layers"),
+        made_for=checkpoint.section.target,
     )
+
+
+def check_fit(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
+    """Raises ValueError if a target of this config cannot be drafted for, as the drafter's `start` does."""
+    load_checkpoint(checkpoint, headers_only=True).check_target(cast("PreTrainedModel", _Outline(target)))
 
 
 class _Outline:
@@ -95,10 +123,6 @@ class _Outline:
         self.config = config
         text = config.get_text_config(decoder=True)
         self._embedding = nn.Embedding(text.vocab_size, text.hidden_size, device="meta")
-
-    @classmethod
-    def of(cls, target: str | Path, hub_kwargs: dict[str, Any]) -> "_Outline":
-        return cls(AutoConfig.from_pretrained(str(target), **hub_kwargs))
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self._embedding
@@ -113,16 +137,23 @@ def _chunk_per_pass(checkpoint: Checkpoint) -> int | None:
     return spec.block_size
 
 
+def _target_layers(checkpoint: Checkpoint, drafter: DiffusionDrafter) -> tuple[int, ...]:
+    if checkpoint.section.conditioned:
+        return checkpoint.section.source_layers
+    states = drafter.target_layers if isinstance(drafter, DFlashDrafter) else ()
+    return tuple(state - 1 for state in states)  # state 0 is the embedding
+
+
 def _elements(checkpoint: Checkpoint) -> Counter[str]:
-    """Elements per dtype over all weight files; from the Hub, without fetching the files."""
+    """Elements per dtype over all weight files; from the Hub, without fetching the files; offline, from its cache."""
     counts: Counter[str] = Counter()
-    if not Path(checkpoint.name).is_dir():
+    if not Path(checkpoint.name).is_dir() and not is_offline_mode():
         from huggingface_hub import get_safetensors_metadata
 
         access = {key: checkpoint.hub_kwargs[key] for key in ("revision", "token") if key in checkpoint.hub_kwargs}
         counts.update(get_safetensors_metadata(checkpoint.name, **access).parameter_count)
         return counts
-    for path in _weight_files(checkpoint):
+    for path in weight_files(checkpoint):
         for shape, dtype in weight_shapes(path).values():
             size = 1
             for dimension in shape:
@@ -131,7 +162,7 @@ def _elements(checkpoint: Checkpoint) -> Counter[str]:
     return counts
 
 
-def _weight_files(checkpoint: Checkpoint) -> list[str]:
+def weight_files(checkpoint: Checkpoint) -> list[str]:
     single = checkpoint.file("model.safetensors")
     if single is not None:
         return [single]

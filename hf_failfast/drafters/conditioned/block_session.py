@@ -13,6 +13,8 @@ from ...engine.slot_cache import SlotCache
 from ..chunks import Chunk, ChunkedSession
 from ..denoising import DraftTokens
 
+CONDITIONED = "the drafter reads the target's hidden states of any number of tokens"
+
 
 class BlockSession(ChunkedSession):
     """Drafts a whole block in one pass and hands it out chunk by chunk: FailFast's length rule works inside the block.
@@ -39,7 +41,7 @@ class BlockSession(ChunkedSession):
     def accept(self, counts: Sequence[int]) -> None:
         """Nothing to forget: the slots hold context only."""
 
-    def inherit(self, previous: Self, num_tokens: int) -> int:
+    def inherit(self, previous: Self, num_tokens: int, rows: tuple[int, int] = (0, 0)) -> int:
         self.cache.adopt(previous.cache, num_tokens)
         self.features = previous.features[:, : num_tokens - self.cache.get_seq_length()]
         return num_tokens

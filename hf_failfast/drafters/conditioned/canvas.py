@@ -22,11 +22,11 @@ from ...engine.runner import EagerRunner
 from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.borrowed import SharedBody
-from ..checkpoints.target_fit import check_layers, check_vocabulary
+from ..checkpoints.target_fit import check_layers, check_states, check_vocabulary
 from ..denoising import DraftTokens
 from ..masked.attention_patterns import CausalCanvas
 from ..spec import DrafterSpec
-from .block_session import BlockSession
+from .block_session import CONDITIONED, BlockSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,11 +74,13 @@ class ConditionedDrafter(DiffusionDrafter):
 
     def start(self, request: DraftRequest) -> DraftSession:
         self.check_target(request.target)
+        self.runners.explain(request.target, CONDITIONED)
         return PerRow.of(request, lambda one: ConditionedSession(self, one))
 
     def check_target(self, target: PreTrainedModel) -> None:
         config = target.config.get_text_config(decoder=True)
         check_vocabulary(self.body.config.get_text_config(decoder=True).vocab_size, config.vocab_size)
+        check_states(config)
         check_layers(self.target_layers, config.num_hidden_layers)
         self.body.check_target(target)
 

@@ -15,10 +15,10 @@ from ...engine.causal_lm import execution_device, in_place
 from ...engine.slot_cache import SlotCache
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.dflash import CandidateSelector, DFlashBody, NativeDFlashBody, layer_sights
-from ..checkpoints.target_fit import check_layers, check_mask_token, check_vocabulary, check_width
+from ..checkpoints.target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
 from ..denoising import DraftTokens, choose_in_turn, choose_tokens
-from .block_session import BlockSession
+from .block_session import CONDITIONED, BlockSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,6 +94,7 @@ class DFlashDrafter(DiffusionDrafter):
 
     def start(self, request: DraftRequest) -> DraftSession:
         self.check_target(request.target)
+        self.runners.explain(request.target, CONDITIONED)
         return PerRow.of(request, lambda one: DFlashSession(self, one))
 
     def modules(self) -> Iterator[nn.Module]:
@@ -104,6 +105,7 @@ class DFlashDrafter(DiffusionDrafter):
         if getattr(own, "vocab_size", None) is not None:  # the native body has none to compare
             check_vocabulary(own.vocab_size, config.vocab_size)
         check_mask_token(self.mask_token_id, target.get_input_embeddings().weight.shape[0])
+        check_states(config)
         check_width(own.hidden_size, config.hidden_size, len(self.target_layers))
         read = [state - 1 for state in self.target_layers]
         check_layers(read, config.num_hidden_layers, getattr(own, "num_target_layers", None))

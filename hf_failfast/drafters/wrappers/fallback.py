@@ -65,7 +65,7 @@ class FallbackSession(DraftSession):
             raise error
         if self.session is not None:
             logger.warning("The drafter failed (%s: %s); the rest is decoded plainly.", type(error).__name__, error)
-        self.session, self.error = None, error
+        self.session, self.error = None, _without_frames(error)
 
     def _tell(self, what: Callable[[DraftSession], None]) -> None:
         if self.session is not None:
@@ -73,6 +73,16 @@ class FallbackSession(DraftSession):
                 what(self.session)
             except Exception as error:
                 self.give_up(error)
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """The error without the calls that it passed, whose variables would keep the session's memory."""
+    links = [error]
+    while links:
+        link = links.pop()
+        link.__traceback__ = None
+        links += [each for each in (link.__cause__, link.__context__) if each is not None]
+    return error
 
 
 def _call_in_thread(method: Callable[..., Draft], arguments: tuple[Any, ...], timeout: float) -> Draft:

@@ -1,9 +1,11 @@
 """Capture and replay of CUDA graphs: the only code that calls CUDA's capture."""
 
 import threading
+import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,12 +40,48 @@ class Rehearsal(TorchDispatchMode):
         return result
 
 
-class Arena(NamedTuple):
+class Arena:
     """Memory and stream (and so cuBLAS's workspace) shared by graphs that are never replayed at the same time."""
 
-    device: torch.device
-    pool: torch.cuda._POOL_HANDLE
-    stream: torch.cuda.Stream
+    def __init__(self, device: torch.device) -> None:
+        with torch.cuda.device(device):
+            self.device = device
+            self.pool = torch.cuda.graph_pool_handle()
+            self.stream = _STREAMS.take(device)
+        weakref.finalize(self, _STREAMS.give_back, device, self.stream).atexit = False
+
+
+class _IdleStreams:
+    """Streams of arenas that are gone, for the next ones. torch keeps a workspace for cuBLAS, 33 MB on a large GPU, of
+    every stream on which a product ever ran, and gives none back."""
+
+    def __init__(self) -> None:
+        self._idle: defaultdict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
+        self._lock = threading.RLock()  # a garbage collection may give a stream back at any time
+
+    def take(self, device: torch.device) -> torch.cuda.Stream:
+        with self._lock:
+            return self._idle[device].pop() if self._idle[device] else torch.cuda.Stream()
+
+    def give_back(self, device: torch.device, stream: torch.cuda.Stream) -> None:
+        with self._lock:
+            self._idle[device].append(stream)
+
+
+_STREAMS = _IdleStreams()
+
+
+class _Replay:
+    """Launches a graph. Its arena, and with it the stream, outlives the graph, whose end may clear what torch keeps
+    for that stream: slots are released in this order."""
+
+    __slots__ = ("graph", "arena")
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, arena: Arena) -> None:
+        self.graph, self.arena = graph, arena
+
+    def __call__(self) -> None:
+        self.graph.replay()
 
 
 class CudaGraphs:
@@ -53,8 +91,7 @@ class CudaGraphs:
         return device.type == "cuda" and torch.version.hip is None
 
     def new_arena(self, device: torch.device) -> Arena:
-        with torch.cuda.device(device):
-            return Arena(device, torch.cuda.graph_pool_handle(), torch.cuda.Stream())
+        return Arena(device)
 
     def capture(self, forward: Callable[[], Outputs], arena: Arena) -> tuple[Callable[[], None], Outputs]:
         """(replay, the tensors that each replay overwrites) of what `forward` launches.
@@ -80,7 +117,7 @@ class CudaGraphs:
                 except Exception:
                     _recover(arena)
                     raise
-        return graph.replay, outputs
+        return _Replay(graph, arena), outputs
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
@@ -15,6 +15,9 @@ from ..runner import Head
 from ..slot_cache import SlotCache
 from ..window import Window
 from .capture import Arena, CudaGraphs, Outputs
+
+if TYPE_CHECKING:
+    from .fused_decoder import FusedDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,7 @@ class ShownLayer(CacheLayerMixin):
         self.is_initialized = True
         self.rows, self.slots = rows, slots
         self.num_slots = num_slots
+        self.is_written = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """The slots are there already."""
@@ -77,6 +81,7 @@ class ShownLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.is_written = True
         self.keys[self.rows, :, self.slots] = key_states.transpose(1, 2)
         self.values[self.rows, :, self.slots] = value_states.transpose(1, 2)
         return self.keys[:, :, : self.num_slots], self.values[:, :, : self.num_slots]
@@ -99,6 +104,7 @@ class CapturedForward:
 
     def __init__(self, shape: Shape, num_rows: int, device: torch.device) -> None:
         self.shape = shape
+        self.content = ""  # what computes it, in words
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
@@ -155,12 +161,20 @@ def _widened(states: torch.Tensor, num_slots: int) -> torch.Tensor:
 class StaticSlots:
     """K/V at fixed addresses for one cache at a time, and the forwards captured on them."""
 
-    def __init__(self, cache: SlotCache, num_slots: int, arena: Arena, fingerprint: tuple[object, ...]) -> None:
+    def __init__(
+        self,
+        cache: SlotCache,
+        num_slots: int,
+        arena: Arena,
+        fingerprint: tuple[object, ...],
+        decoder: FusedDecoder | str,
+    ) -> None:
         self.buffers = [(_widened(layer.keys, num_slots), _widened(layer.values, num_slots)) for layer in cache.layers]
         self.num_rows = len(cache.lengths)
         self.num_slots = num_slots
         self.arena = arena
         self.fingerprint = fingerprint  # of the model as it was captured
+        self.decoder = decoder  # what stands in for the model's layers, or why nothing; the graphs read its tensors
         self.forwards: dict[Shape, CapturedForward] = {}
 
     def lend(self, cache: SlotCache) -> None:
@@ -189,7 +203,8 @@ class KeptGraphs:
         self.idle: list[StaticSlots] = []
         self.problem: str | None = None
         self.is_fused = True  # our attention kernel has not failed with this model
-        self._warned: set[str] = set()
+        self.decoder_failure: str | None = None  # of the fused decoder with this model
+        self._stated: set[str] = set()
         self._lock = threading.RLock()  # a garbage collection may give slots back at any time
 
     def take(self, num_rows: int, num_slots: int, fingerprint: tuple[object, ...]) -> StaticSlots | None:
@@ -219,11 +234,19 @@ class KeptGraphs:
 
     def warn(self, reason: str) -> None:
         """Logs once why a forward is not replayed."""
-        with self._lock:
-            is_new = reason not in self._warned
-            self._warned.add(reason)
-        if is_new:
+        if self._is_new(reason):
             logger.warning("Running without CUDA graphs: %s.", reason)
+
+    def explain(self, reason: str) -> None:
+        """Says once, to those who log it, why forwards of this kind are never replayed."""
+        if self._is_new(reason):
+            logger.info("Running without CUDA graphs: %s.", reason)
+
+    def _is_new(self, reason: str) -> bool:
+        with self._lock:
+            is_new = reason not in self._stated
+            self._stated.add(reason)
+        return is_new
 
 
 def num_static_slots(capacity: int) -> int:

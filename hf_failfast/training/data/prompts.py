@@ -1,4 +1,4 @@
-"""Where prompts come from: the target's own questions, or records that the user names."""
+"""Where prompts come from: the target's own questions, templates, or records that the user names."""
 
 import json
 import random
@@ -9,9 +9,11 @@ from typing import Any, Protocol
 
 import torch
 
-from ..config import DataConfig
+from ..config import NATURAL, DataConfig
 from .answers import Writer
+from .natural import NaturalPrompts
 from .openings import random_opening
+from .words import read_words, wordnet_folder
 
 
 class PromptSource(Protocol):
@@ -58,13 +60,22 @@ class Records:
         return list(self.texts[number * self.size : (number + 1) * self.size]) or None
 
 
+def prompt_source(writer: Writer, config: DataConfig) -> PromptSource:
+    """Raises FileNotFoundError where `source` natural finds no words, saying how to get them."""
+    if config.file is not None:
+        return Records(read_records(config), config)
+    if config.origin == NATURAL:
+        return NaturalPrompts(read_words(wordnet_folder()), config, continues=not writer.has_template)
+    return OwnQuestions(writer, config)
+
+
 def read_records(config: DataConfig) -> list[str]:
-    """The texts of `config.source`: the lines of a .txt file, or a field of a .jsonl file's or dataset's records.
+    """The texts of `config.file`: the lines of a .txt file, or a field of a .jsonl file's or dataset's records.
 
     Raises ValueError naming a record that has no such field or is no JSON, FileNotFoundError without the file.
     """
-    assert config.source is not None
-    path = Path(config.source)
+    assert config.file is not None
+    path = Path(config.file)
     if path.suffix == ".txt":
         return _lines(path)
     field = config.field or config.records.removesuffix("s")
@@ -73,7 +84,7 @@ def read_records(config: DataConfig) -> list[str]:
         return [_field(_json(line, place), field, place) for line, place in lines]
     from datasets import load_dataset
 
-    dataset = load_dataset(config.source, split="train", streaming=True)
+    dataset = load_dataset(config.file, split="train", streaming=True)
     # Some records will be empty, too long or repeated: as many again are read.
     limit = 2 * config.questions + config.shard_questions
     return [_field(record, field, f"{path}: record {i}") for i, record in enumerate(islice(dataset, limit))]

@@ -4,20 +4,26 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..atomic_files import write_json
-from ..config import DataConfig
+from ..config import NATURAL, SELF_WRITTEN, DataConfig
 from .answers import Writer
-from .prompts import OwnQuestions, PromptSource, Records, read_records
+from .loops import without_loops
+from .prompts import prompt_source
 from .shards import Example, load_shard, save_shard
+from .unseen import unseen_prompts
 
 MANIFEST = "manifest.json"
-OWN_QUESTIONS = "questions written by the target itself"
+# As manifests and cards call them.
+SOURCES = {
+    SELF_WRITTEN: "questions written by the target itself",
+    NATURAL: "natural prompts from templates and WordNet's words",
+}
 
 
 def synthesise(
@@ -39,8 +45,9 @@ def synthesise(
     shards = manifest["shards"]
     seen = {prompt for shard in shards for prompt in _prompts(folder / shard["file"])}
     writer = Writer(target, tokenizer, config)
-    source: PromptSource
-    source = OwnQuestions(writer, config) if config.source is None else Records(read_records(config), config)
+    if config.records == "prompts":
+        seen |= {tuple(writer.prompt_ids(text)) for text in unseen_prompts(writer)}
+    source = prompt_source(writer, config)
     written = sum(shard["questions"] for shard in shards)
     hidden = True if console is None else None  # None: hidden unless stderr is a terminal
     bar = tqdm(total=config.questions, initial=written, unit="prompt", disable=hidden)
@@ -49,7 +56,7 @@ def synthesise(
         if texts is None:
             break
         kept = _usable(texts, writer, seen, manifest["left_out"])
-        if not kept and config.source is None:
+        if not kept and config.file is None:
             raise ValueError(f"`questions` must be at most what the target can vary, got {config.questions}.")
         examples = writer.examples(kept, seed=config.seed + manifest["drawn"])
         manifest["drawn"] += 1
@@ -64,7 +71,9 @@ def synthesise(
         bar.update(len(kept))
     bar.close()
     if not shards:
-        raise ValueError(f"`source` must hold a usable record, but {config.source} has none: {manifest['left_out']}.")
+        raise ValueError(
+            f"`source` must hold a usable record, but {config.file or config.origin} has none: {manifest['left_out']}."
+        )
     return manifest
 
 
@@ -85,15 +94,33 @@ def _usable(texts: list[str], writer: Writer, seen: set[tuple[int, ...]], left_o
     return kept
 
 
-def load_examples(folder: Path) -> tuple[list[Example], list[Example]]:
-    """All finished shards as (training, held-out) examples; the held-out ones are greedy."""
+class Data(NamedTuple):
+    """held_out are greedy ones. loops: the share of the answers' tokens that was cut, since they had begun to loop."""
+
+    training: list[Example]
+    held_out: list[Example]
+    loops: float
+
+
+def load_data(folder: Path) -> Data:
+    """All finished shards."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise ValueError(f"`data` must be a folder with a {MANIFEST}, got {folder}.")
     examples = [example for shard in manifest["shards"] for example in load_shard(folder / shard["file"])]
+    answer_tokens = sum(example.answer_length for example in examples)
+    if manifest["settings"].get("records") != "texts":  # a text repeats itself only where its author did
+        examples = without_loops(examples)
+    kept = sum(example.answer_length for example in examples)
     held_out = [example.held_out for example in examples]
     training = [example for example, out in zip(examples, held_out, strict=True) if not out]
-    return training, [example for example, out in zip(examples, held_out, strict=True) if out and not example.sampled]
+    greedy = [example for example, out in zip(examples, held_out, strict=True) if out and not example.sampled]
+    return Data(training, greedy, 1 - kept / answer_tokens)
+
+
+def load_examples(folder: Path) -> tuple[list[Example], list[Example]]:
+    """(training, held-out) examples of `load_data`."""
+    return load_data(folder)[:2]
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -105,7 +132,10 @@ def _checked_manifest(folder: Path, target_name: str, config: DataConfig) -> dic
     """The manifest to continue, or a new one; ValueError where the folder was made with other settings."""
     settings = dataclasses.asdict(config)
     settings.pop("questions")  # a folder may grow
-    settings["source"] = OWN_QUESTIONS if config.source is None else Path(config.source).name
+    settings.pop("prompts")
+    if config.unseen is not None:
+        settings["unseen"] = Path(config.unseen).name
+    settings["source"] = SOURCES[config.origin] if config.file is None else Path(config.file).name
     settings["target"] = target_name
     manifest = read_manifest(folder)
     if manifest is None:
