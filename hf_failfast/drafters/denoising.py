@@ -119,15 +119,20 @@ def choose_in_turn(
     vocab_size: int,
     mask_token_id: int | None,
     warp: Warp | None = None,
+    confidence: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
 ) -> DraftTokens:
     """`length` tokens of each sequence, chosen by `choose_tokens` from logits that depend on the token before.
 
     step: from a position and the tokens (B,) before it to the logits (B, V).
-    previous: the tokens (B,) before the first. The confidences depend on earlier tokens only, as those of chunks do.
+    previous: the tokens (B,) before the first.
+    confidence: from the same arguments to confidences (B,), in place of those of `choose_tokens`. Both depend on
+        earlier tokens only, as those of chunks do.
     """
     chosen = []
     for position in range(length):
         tokens = choose_tokens(step(position, previous)[:, None], vocab_size, mask_token_id, warp)
+        if confidence is not None:
+            tokens = tokens._replace(confidence=confidence(position, previous)[:, None])
         previous = tokens.token_ids[:, 0]
         chosen.append(tokens)
     probs = [tokens.probs for tokens in chosen if tokens.probs is not None]

@@ -18,7 +18,7 @@ from .checkpoints.reading import Checkpoint, read_checkpoint
 from .checkpoints.target_fit import MadeFor
 from .checkpoints.weights import LoadRequest, load_native, load_shared
 from .conditioned.canvas import ConditionedDrafter
-from .conditioned.dflash import load_dflash, load_dflash2, load_dflash_assistant
+from .conditioned.dflash import load_dflash, load_dflash2, load_dflash_assistant, load_dspark
 from .denoising import Denoising
 from .diffusion_gemma import load_diffusion_gemma
 from .masked.session import DraftingMode, DraftingOptions, MaskedDrafter
@@ -159,6 +159,7 @@ def load_masked_dit(request: LoadRequest) -> MaskedDrafter:
 LOADERS: dict[str, Callable[[LoadRequest], DiffusionDrafter]] = {
     "dflash": load_dflash,
     "dflash2": load_dflash2,
+    "dspark": load_dspark,
     "diffusion_gemma": load_diffusion_gemma,
     "dit": load_masked_dit,
     "muse_glimmer_assistant": load_dflash_assistant,

@@ -31,6 +31,9 @@ DFLASH_READ = f"""{QWEN} attention_bias block_size dflash_config dtype head_dim 
 rope_parameters mask_token_id target_layer_ids causal_head causal final_logit_softcapping input_embedding_scale
 output_multiplier sample_from_anchor shift_label swa_window_size target_hidden_size use_swa"""
 DFLASH_FIXED = "attention_sink_bias draft_shift fc_norm projector_type"
+SPECULATORS = """transformer_layer_config aux_hidden_state_layer_ids block_size draft_vocab_size mask_token_id
+sample_from_anchor sliding_window_non_causal speculators_model_type target_hidden_size tie_word_embeddings dtype"""
+SPECULATORS_OTHER = "architectures auto_map max_anchors speculators_config speculators_version transformers_version"
 # Per family, the keys of its published config: those read, those without effect here, and those that are refused
 # with another value than the published one. From the checkpoints of the tests, the model cards and the original code.
 PUBLISHED: dict[str, tuple[str, str, str]] = {
@@ -52,6 +55,23 @@ PUBLISHED: dict[str, tuple[str, str, str]] = {
         f"{DFLASH_READ} conv_group_size conv_kernel_size selector_rank selector_top_k",
         BOOKKEEPING,
         DFLASH_FIXED,
+    ),
+    "DSpark": (
+        f"{QWEN} attention_bias block_size head_dim layer_types mask_token_id num_target_layers target_layer_ids "
+        "markov_rank markov_head_type enable_confidence_head confidence_head_with_markov dtype",
+        f"{BOOKKEEPING} num_anchors",
+        f"{DFLASH_FIXED} dspark_bonus_anchor",
+    ),
+    "DFlash of speculators": (SPECULATORS, SPECULATORS_OTHER, ""),
+    "DFlash 2 of speculators": (
+        f"{SPECULATORS} conv_group_size conv_kernel_size selector_rank selector_top_k",
+        SPECULATORS_OTHER,
+        "",
+    ),
+    "DSpark of speculators": (
+        f"{SPECULATORS} markov_rank markov_head_type enable_confidence_head confidence_head_with_markov",
+        SPECULATORS_OTHER,
+        "",
     ),
     "DFlash assistant of transformers": (
         "block_size head_dim hidden_size intermediate_size layer_types mask_token_id num_attention_heads "

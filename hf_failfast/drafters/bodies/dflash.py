@@ -29,10 +29,12 @@ class LayerSight:
 
     causal: no later position of the block.
     window: only positions nearer than this; None: however far.
+    from_anchor: whether the window counts from the block's first position, for all of the block; otherwise from each.
     """
 
     causal: bool
     window: int | None
+    from_anchor: bool = False
 
     def mask(self, positions: torch.Tensor, end: int) -> torch.Tensor | None:
         """bool (b, end), for block positions (b,) and slots up to `end`; None if everything is seen."""
@@ -40,7 +42,11 @@ class LayerSight:
             return None
         distance = positions[:, None] - torch.arange(end, device=positions.device)
         seen = distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
-        return seen if self.window is None else seen & (distance.abs() < self.window)
+        if self.window is None:
+            return seen
+        if self.from_anchor:
+            return seen & (distance[:1] <= self.window)
+        return seen & (distance.abs() < self.window)
 
 
 def layer_sights(config: Any, values: Mapping[str, Any]) -> list[LayerSight]:
@@ -48,7 +54,8 @@ def layer_sights(config: Any, values: Mapping[str, Any]) -> list[LayerSight]:
 
     config: transformers' `Qwen3Config`, which has no window unless `use_sliding_window` is set.
     values: of the checkpoint. `is_causal` holds for all layers; without it the sliding ones are causal. `use_swa` asks
-        for a window in the sliding layers, or in all if none is named so.
+        for a window in the sliding layers, or in all if none is named so. `sliding_window_non_causal` (of the
+        speculators format) holds for the sliding layers, whose window then counts from the block's first position.
 
     Raises ValueError if there is no window where one is asked for.
     """
@@ -60,7 +67,10 @@ def layer_sights(config: Any, values: Mapping[str, Any]) -> list[LayerSight]:
         is_windowed = sliding if any(sliding) else [True] * len(sliding)
         if window is None:
             raise ValueError("`use_swa` needs `swa_window_size` or `sliding_window`, but the config has neither.")
-    is_causal = values.get("is_causal")
+    is_causal, both_ways = values.get("is_causal"), values.get("sliding_window_non_causal")
+    if both_ways is not None:
+        is_causal = window is not None and not both_ways
+        return [LayerSight(each and is_causal, window if each else None, from_anchor=True) for each in sliding]
     return [
         LayerSight(causal if is_causal is None else bool(is_causal), window if windowed else None)
         for causal, windowed in zip(sliding, is_windowed, strict=True)
@@ -124,12 +134,77 @@ class CandidateSelector(nn.Module):
         return step
 
 
+class MarkovHead(nn.Module):
+    """Adds to a position's logits what the token before it makes likely, by a product of low rank (DSpark).
+
+    kind: `vanilla`, by the token alone; `gated` by the position's hidden state; `rnn` by all tokens of the block so
+        far.
+    """
+
+    def __init__(self, kind: str, vocab_size: int, draft_vocab_size: int, width: int, rank: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.markov_w1 = nn.Embedding(vocab_size, rank)
+        self.markov_w2 = nn.Linear(rank, draft_vocab_size, bias=False)
+        if kind == "gated":
+            self.gate_proj = nn.Linear(width + rank, rank)
+        elif kind == "rnn":
+            self.joint_proj = nn.Linear(2 * rank + width, 3 * rank)
+        elif kind != "vanilla":
+            raise ValueError(f"`markov_head_type` must be 'vanilla', 'gated' or 'rnn', but is {kind!r}.")
+
+    def of(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """What is kept of tokens (B,): (B, rank)."""
+        weight = self.markov_w1.weight
+        return weight[token_ids.clamp(max=len(weight) - 1)]
+
+    def walk(self, hidden: torch.Tensor, logits: torch.Tensor) -> Step:
+        """The step from a token to the logits of the next position, for hidden states (B, n, width) and logits
+        (B, n, V); to be taken in order."""
+        state = hidden.new_zeros(len(hidden), self.markov_w2.in_features)
+
+        def step(position: int, previous: torch.Tensor) -> torch.Tensor:
+            nonlocal state
+            token = self.of(previous)
+            here = hidden[:, position].expand(len(token), -1)
+            if self.kind == "gated":
+                token = torch.sigmoid(self.gate_proj(torch.cat([here, token], dim=-1))) * token
+            elif self.kind == "rnn":
+                joint = torch.cat([state.expand_as(token), token, here], dim=-1)
+                gate, new, out = self.joint_proj(joint).chunk(3, dim=-1)
+                state = torch.sigmoid(gate) * state + (1 - torch.sigmoid(gate)) * torch.tanh(new)
+                token = torch.tanh(out)
+            return logits[:, position] + self.markov_w2(token).to(logits.dtype)
+
+        return step
+
+
+class AcceptanceHead(nn.Module):
+    """The probability that the target accepts a position's token, trained as such (DSpark).
+
+    It is known before the token: a function of the position's hidden state and, with a Markov head, of the token
+    before.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 1)
+
+    def forward(self, hidden: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+        """fp32 (B,), for hidden states (B, width) and what the Markov head keeps of the tokens before (B, rank)."""
+        features = hidden if before is None else torch.cat([hidden.expand(len(before), -1), before], dim=-1)
+        return torch.sigmoid(self.proj(features)[..., 0].float())
+
+
 class DFlashBody(nn.Module):
     """Layers whose queries come from a block [last token, masks ...]. Keys and values come from the block and in every
     layer from the context: the target's hidden states of all tokens before the block, fused by `fc`.
 
     Has neither embedding nor head: both are the target's. The names of the modules are the checkpoint's.
     """
+
+    d2t: torch.Tensor
+    t2d: torch.Tensor
 
     def __init__(self, config: Any, num_features: int, sights: list[LayerSight]) -> None:
         from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
@@ -139,12 +214,28 @@ class DFlashBody(nn.Module):
         self.num_features = num_features
         self.sights = sights
         self.candidate_selector: CandidateSelector | None = None
+        self.markov_head: MarkovHead | None = None
+        self.confidence_head: AcceptanceHead | None = None
+        self.lm_head: nn.Linear | None = None  # of its own only with a reduced vocabulary
         self.layers = nn.ModuleList(Qwen3DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.fc = nn.Linear(num_features, config.hidden_size, bias=False)
         self.hidden_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         with torch.device("cpu"):  # computed, not loaded: it stays off the meta device
             self.rotary = Qwen3RotaryEmbedding(config)
+
+    def reduce_vocabulary(self, draft_vocab_size: int) -> None:
+        """A head of its own over some of the target's ids."""
+        self.lm_head = nn.Linear(self.config.hidden_size, draft_vocab_size, bias=False)
+        self.register_buffer("d2t", torch.empty(draft_vocab_size, dtype=torch.long))  # target's id minus own
+        self.register_buffer("t2d", torch.empty(self.config.vocab_size, dtype=torch.bool))
+
+    @property
+    def vocabulary(self) -> torch.Tensor | None:
+        """The target's ids that the own head stands for; None: all of them."""
+        if self.lm_head is None:
+            return None
+        return torch.arange(len(self.d2t), device=self.d2t.device) + self.d2t
 
     def add_convolutions(self, num_taps: int, group_size: int) -> None:
         """Puts the convolutions of DFlash 2 around the sublayers. Raises ValueError on sizes that do not fit."""
@@ -221,7 +312,7 @@ class DFlashBody(nn.Module):
 class NativeDFlashBody(nn.Module):
     """`DFlashBody`'s interface over the class that transformers drafts with itself (`MuseGlimmerAssistantModel`)."""
 
-    candidate_selector = None
+    candidate_selector = markov_head = confidence_head = lm_head = vocabulary = None
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -127,6 +127,18 @@ DFLASH_FIXED: dict[str, tuple[Any, ...]] = {
     "fc_norm": (False,),
     "projector_type": ("dflash",),
 }
+DFLASH2_DEFAULTS = {"conv_group_size": 16, "conv_kernel_size": 2, "selector_rank": 256, "selector_top_k": 16}
+DSPARK_DEFAULTS = {
+    "confidence_head_with_markov": True,
+    "enable_confidence_head": True,
+    "markov_head_type": "vanilla",
+    "markov_rank": 256,
+}
+DSPARK_KEYS = tuple(DSPARK_DEFAULTS)
+SPECULATORS_KEYS = ("draft_vocab_size", "sliding_window_non_causal", "speculators_model_type", "target_hidden_size")
+SPECULATORS_OTHER = ("max_anchors", "speculators_config", "speculators_version")
+# Frozen copies of the target's weights; ours are the target's themselves.
+TARGETS_OWN = (r"^embed_tokens\.", r"^lm_head\.", r"^verifier_(lm_head|norm)\.")
 # DFlash drafts with the target's embedding, from its hidden states, a block in one pass: short chunks cost no more.
 DFLASH: dict[str, Any] = {
     "options": {"chunk_length": 4},
@@ -221,6 +233,58 @@ FAMILIES = (
             "data",
         ),
         **DFLASH,
+    ),
+    # A Markov head on the same layers, and a head for the probability of acceptance. arXiv 2607.05147.
+    Family(
+        "DSpark",
+        "qwen3",
+        "dspark",
+        FULL | {"shift": 1},
+        classes=("qwen3dsparkmodel",),
+        needs=("target_layer_ids", "markov_rank"),
+        body_config="qwen3",
+        own_keys=("block_size", "mask_token_id", "num_target_layers", "target_layer_ids", *DSPARK_KEYS),
+        fixed=DFLASH_FIXED | {"dspark_bonus_anchor": (False,)},
+        without_effect=("num_anchors",),
+        ignored_weights=TARGETS_OWN,
+        native_body=False,
+        listing=Listing(
+            "deepseek-ai/dspark_qwen3_{4b,8b,14b}_block7",
+            "the target it was trained for",
+            "block (7)",
+            "format",
+        ),
+        **DFLASH,
+    ),
+    # The same three in the format of vLLM's speculators 0.9: no model type, states in place of layers, vLLM's names.
+    *(
+        Family(
+            f"{kind} of speculators",
+            None,
+            body,
+            FULL | {"shift": shift, "block_size": 8},
+            values={"speculators_model_type": body},
+            config_defaults={"sliding_window_non_causal": both_ways, **defaults},
+            config_keys={"sample_from_anchor": "shift", "aux_hidden_state_layer_ids": "target_states"},
+            body_section="transformer_layer_config",
+            body_config="qwen3",
+            own_keys=("block_size", "mask_token_id", *SPECULATORS_KEYS, *defaults),
+            without_effect=SPECULATORS_OTHER,
+            ignored_weights=TARGETS_OWN,
+            native_body=False,
+            listing=Listing(
+                f"RedHatAI/\\*-speculator.{body}",
+                "the target it was trained for",
+                "block (8)" if shift else "block - 1 (7)",
+                "format",
+            ),
+            **DFLASH,
+        )
+        for kind, body, shift, both_ways, defaults in (
+            ("DFlash", "dflash", 0, False, {}),
+            ("DFlash 2", "dflash2", 0, True, DFLASH2_DEFAULTS),
+            ("DSpark", "dspark", 1, False, DSPARK_DEFAULTS),
+        )
     ),
     Family(
         "DFlash assistant of transformers",

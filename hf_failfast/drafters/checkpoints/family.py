@@ -42,6 +42,7 @@ class Family:
     needs: config keys that must be there.
     values: config key -> the value that it must have.
 
+    config_defaults: config key -> what its absence means.
     config_keys: their config key -> ours. `block_size` and `mask_token_id` go to the spec.
     section: a part of their config whose keys win over those beside it. It holds `own_keys` only.
     body_section: the part of their config that describes the body, where it does not stand on top.
@@ -71,6 +72,7 @@ class Family:
     sign: str | None = None
     needs: tuple[str, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
+    config_defaults: Mapping[str, Any] = field(default_factory=dict)
     config_keys: Mapping[str, str] = field(default_factory=dict)
     section: str | None = None
     body_section: str | None = None
@@ -114,7 +116,13 @@ class Family:
                 "have: they could change what the drafter computes. If they do not, remove them."
             )
         body = config.pop(self.body_section, None) or {} if self.body_section else {}
-        config = {**body, **config, **inner}
+        if body.get("model_type", self.body_config) != self.body_config:
+            raise ValueError(
+                f"`{self.body_section}` describes a {body['model_type']!r}; {self.name} checkpoints are supported "
+                f"with {self.body_config!r} layers only."
+            )
+        said = {key: value for key, value in config.items() if value is not None}
+        config = {**config, **self.config_defaults, **body, **said, **inner}
         named: dict[str, dict[str, Any]] = {}  # ours -> theirs -> value
         for key, ours in self.config_keys.items():
             if config.get(key) is not None:

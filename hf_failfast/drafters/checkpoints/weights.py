@@ -142,7 +142,8 @@ def load_into(module: nn.Module, request: LoadRequest, ignored: Iterable[str] = 
         return
     weights = read_weights(request.checkpoint, _one_device(request.device_map), request.headers_only)
     if request.dtype != "auto":
-        weights = {key: value.to(as_dtype(request.dtype)) for key, value in weights.items()}
+        dtype = as_dtype(request.dtype)
+        weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights.items()}
     expected = module.state_dict()
     misfits = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
     if misfits:

@@ -14,7 +14,15 @@ from ...config import FailFastConfig
 from ...engine.causal_lm import execution_device, in_place
 from ...engine.slot_cache import SlotCache
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
-from ..bodies.dflash import CandidateSelector, DFlashBody, NativeDFlashBody, layer_sights
+from ..bodies.dflash import (
+    AcceptanceHead,
+    CandidateSelector,
+    DFlashBody,
+    MarkovHead,
+    NativeDFlashBody,
+    Step,
+    layer_sights,
+)
 from ..checkpoints.target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
 from ..denoising import DraftTokens, choose_in_turn, choose_tokens
@@ -125,6 +133,7 @@ class DFlashSession(BlockSession):
         config = target.config.get_text_config(decoder=True)
         self.rule = LogitRule.of(vars(config)) if drafter.rule is None else drafter.rule
         self.vocab_size = config.vocab_size
+        self.vocabulary = self.body.vocabulary
         self.warp = request.warp
         super().__init__(
             SlotCache(len(self.body.layers), request.capacity + drafter.block_size),
@@ -146,17 +155,46 @@ class DFlashSession(BlockSession):
         self.cache.rollback(context)
         self.features = self.features[:, :0]
         read = hidden[:, 1 - self.reading.shift :]
-        logits = self.head(read.to(execution_device(self.head), self.head.weight.dtype)).to(self.device)
+        if self.body.lm_head is None:
+            logits = self.head(read.to(execution_device(self.head), self.head.weight.dtype)).to(self.device)
+        else:
+            logits = self.body.lm_head(read)
         return self._choose(read, self.rule(logits), last[:, 0].to(self.device))
 
     def _choose(self, hidden: torch.Tensor, logits: torch.Tensor, last: torch.Tensor) -> DraftTokens:
         """Tokens from the logits (1, n, V) of hidden states (1, n, width): each for itself, or given the one before it
         where the body has a selector."""
-        selector = self.body.candidate_selector
-        if selector is None:
-            return choose_tokens(logits, self.vocab_size, self.reading.mask_token_id, self.warp)
-        step = selector.walk(hidden, logits.float())
-        return choose_in_turn(step, logits.shape[1], last, self.vocab_size, self.reading.mask_token_id, self.warp)
+        mask_token_id, confidence = self.reading.mask_token_id, self._acceptance(hidden)
+        walker = self.body.candidate_selector or self.body.markov_head
+        if walker is None and confidence is None:
+            return choose_tokens(self._spread(logits), self.vocab_size, mask_token_id, self.warp)
+        walk = (lambda position, _: logits[:, position]) if walker is None else walker.walk(hidden, logits.float())
+        return choose_in_turn(
+            lambda position, previous: self._spread(walk(position, previous)),
+            logits.shape[1],
+            last,
+            self.vocab_size,
+            mask_token_id,
+            self.warp,
+            confidence,
+        )
+
+    def _acceptance(self, hidden: torch.Tensor) -> Step | None:
+        """From a position and the token before it to the trained acceptance probability; None if there is none."""
+        head, markov = self.body.confidence_head, self.body.markov_head
+        if head is None:
+            return None
+        with_markov = markov is not None and head.proj.in_features > hidden.shape[-1]
+        return lambda position, previous: head(
+            hidden[:, position], markov.of(previous) if markov is not None and with_markov else None
+        )
+
+    def _spread(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) over the target's ids, of logits over the body's own; what it cannot propose has none."""
+        if self.vocabulary is None:
+            return logits
+        whole = logits.new_full((*logits.shape[:-1], self.vocab_size), -torch.inf, dtype=torch.float32)
+        return whole.index_copy(-1, self.vocabulary, logits.float())
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Rows of the target's embedding as they are, without what some targets do to them (a scale in Gemma, a norm
@@ -190,25 +228,55 @@ def load_dflash2(request: LoadRequest) -> DFlashDrafter:
     return _load(request, extend)
 
 
+def load_dspark(request: LoadRequest) -> DFlashDrafter:
+    """A drafter with a Markov head and a head that was trained on acceptance."""
+    values = request.checkpoint.config
+    rank = int(values.get("markov_rank") or 0)
+
+    def extend(body: DFlashBody) -> None:
+        width, vocab_size = body.config.hidden_size, body.config.vocab_size
+        if rank > 0:
+            kind, drafted = str(values.get("markov_head_type")), values.get("draft_vocab_size") or vocab_size
+            body.markov_head = MarkovHead(kind, vocab_size, drafted, width, rank)
+        if values.get("enable_confidence_head"):
+            body.confidence_head = AcceptanceHead(width + (rank if values.get("confidence_head_with_markov") else 0))
+
+    return _load(request, extend)
+
+
 def _load(request: LoadRequest, extend: Callable[[DFlashBody], None]) -> DFlashDrafter:
     """extend: adds to the layers what the generation has beside them."""
     from transformers import Qwen3Config
 
     values = request.checkpoint.config
     config = Qwen3Config.from_dict(values)
-    if values.get("target_hidden_size", config.hidden_size) != config.hidden_size:
+    if (values.get("target_hidden_size") or config.hidden_size) != config.hidden_size:
         raise ValueError(
             f"`target_hidden_size` must be {config.hidden_size}, the drafter's own width, but is "
             f"{values['target_hidden_size']}: adapters between two widths are not supported."
         )
-    layer_ids = values.get("target_layer_ids") or usual_layers(values.get("num_target_layers"), config)
+    states = values.get("target_states")
+    if states is None:
+        layer_ids = values.get("target_layer_ids") or usual_layers(values.get("num_target_layers"), config)
+        states = [layer_id + 1 for layer_id in layer_ids]  # hidden state 0 is the embedding
+    drafted = values.get("draft_vocab_size") or config.vocab_size
     with torch.device("meta"):
-        body = DFlashBody(config, len(layer_ids) * config.hidden_size, layer_sights(config, values))
+        body = DFlashBody(config, len(states) * config.hidden_size, layer_sights(config, values))
+        if drafted != config.vocab_size:
+            body.reduce_vocabulary(drafted)
         extend(body)
-    load_into(body, request)
+    load_into(body, request, request.checkpoint.family.ignored_weights)
+    if body.vocabulary is not None and body.vocabulary.device.type != "meta":
+        _check_vocabulary(body.vocabulary, config.vocab_size)
     scale = values.get("input_embedding_scale")
-    reading = _reading(layer_ids, request, 1.0 if scale is None else float(scale))
+    reading = _reading(states, request, 1.0 if scale is None else float(scale))
     return DFlashDrafter(body.eval().to(body.device), reading, LogitRule.of(values), request.config)
+
+
+def _check_vocabulary(vocabulary: torch.Tensor, vocab_size: int) -> None:
+    """Raises ValueError unless the ids of a reduced vocabulary are different ids of the whole one."""
+    if vocabulary.min() < 0 or vocabulary.max() >= vocab_size or len(vocabulary.unique()) < len(vocabulary):
+        raise ValueError(f"`d2t` must lead to {len(vocabulary)} different ids below {vocab_size}, but does not.")
 
 
 def usual_layers(num_target_layers: int | None, config: Any) -> list[int]:
@@ -227,11 +295,11 @@ def load_dflash_assistant(request: LoadRequest) -> DFlashDrafter:
     from transformers import AutoModel
 
     body = NativeDFlashBody(load_native(request, AutoModel))
-    return DFlashDrafter(body.eval(), _reading(body.config.target_layer_ids, request), None, request.config)
+    states = [layer_id + 1 for layer_id in body.config.target_layer_ids]
+    return DFlashDrafter(body.eval(), _reading(states, request), None, request.config)
 
 
-def _reading(layer_ids: Sequence[int], request: LoadRequest, embedding_scale: float = 1.0) -> BlockReading:
+def _reading(states: Sequence[int], request: LoadRequest, embedding_scale: float = 1.0) -> BlockReading:
     spec = request.checkpoint.spec
-    layers = tuple(layer_id + 1 for layer_id in layer_ids)  # hidden state 0 is the embedding
     block_size, mask_token_id = cast(int, spec.block_size), cast(int, spec.mask_token_id)
-    return BlockReading(layers, block_size, mask_token_id, spec.shift, embedding_scale)
+    return BlockReading(tuple(states), block_size, mask_token_id, spec.shift, embedding_scale)
