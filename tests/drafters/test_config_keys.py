@@ -112,6 +112,27 @@ PUBLISHED: dict[str, tuple[str, str, str]] = {
         "var_min",
         "adaln causal time_conditioning",
     ),
+    "CoDA": (
+        f"{QWEN} attention_bias head_dim mask_token_id",
+        f"{BOOKKEEPING} attention_kernel block_masking_probability mask_block_sizes prefix_probability sampling_eps "
+        "truncate_probability",
+        "",
+    ),
+    "PARD": (f"{QWEN} layer_types pard_token", BOOKKEEPING, "spd_type"),
+    "WeDLM": (
+        f"{QWEN} attention_bias head_dim mask_token_id qk_norm",
+        f"{BOOKKEEPING} wedlm_entropy_threshold wedlm_pos_penalty_factor wedlm_window_size",
+        "",
+    ),
+    "Jacobi forcing": (f"{QWEN} layer_types", BOOKKEEPING, ""),
+    "SDLM": (f"{QWEN} block_size text_mask_token_id", BOOKKEEPING, "causal_attn"),
+    "Nemotron-Labs-Diffusion": (
+        "attention_dropout block_size bos_token_id eos_token_id head_dim hidden_act hidden_size intermediate_size "
+        "mask_token_id max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads rms_norm_eps "
+        "rope_parameters sliding_window tie_word_embeddings use_cache vocab_size",
+        f"{BOOKKEEPING} ar_loss_weight attn_implementation dlm_loss_weight dlm_paradigm dp_varying_mask_ratio",
+        "attention_bias mlp_bias",
+    ),
     "DiffusionGemma": ("canvas_length text_config vision_config", "architectures model_type", ""),
 }
 

@@ -29,8 +29,14 @@ def _how(family: Family) -> str:
     """The family's name and how it drafts."""
     if family.reads_hidden_states:
         return f"{family.name}: reads the target's hidden states"
-    kinds = {"block_causal": "blocks", "bidirectional": "bidirectional", "causal_canvas": "causal text, canvas"}
+    kinds = {
+        "causal": "causal",
+        "causal_canvas": "causal text, canvas",
+        "anchored_canvas": "causal text, canvas with an anchor",
+        "block_causal": "blocks",
+        "bidirectional": "bidirectional",
+    }
     kind = kinds[family.spec["attention"]]
     if family.spec.get("noise") == "random":
-        kind += " of random tokens"
+        kind += ", random tokens"
     return f"{family.name}: {kind}" + (", shift" if family.spec.get("shift") else "")

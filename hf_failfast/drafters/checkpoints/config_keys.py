@@ -52,7 +52,8 @@ def verdict(family: Family, key: str) -> Verdict | None:
         return "read"
     if key == "mask_token_id" and family.spec.get("noise", "mask") == "mask":
         return "read"
-    if key == "block_size" and (family.spec["attention"] == "block_causal" or family.block_is_draft):
+    has_block = family.block_is_draft or family.spec["attention"] in ("block_causal", "anchored_canvas")
+    if key == "block_size" and has_block:
         return "read"
     if key in BOOKKEEPING or key in family.without_effect:
         return "without effect"

@@ -19,6 +19,14 @@ FULL = {"attention": "bidirectional"}
 DLLM_MDLM = FULL | {"shift": 0}
 DLLM_BD3LM = BLOCKS | {"block_size": 32, "alignment": "free"}
 
+CODA_TRAINING = (
+    "attention_kernel",
+    "block_masking_probability",
+    "mask_block_sizes",
+    "prefix_probability",
+    "sampling_eps",
+    "truncate_probability",
+)
 SDAR_TRAINING = ("debug", "ep_size", "fuse_cross_entropy", "micro_forward", "skip_checkpoint", "use_deepep")
 # The training of NVIDIA's diffusion models, whatever attention it used beside the one of a draft.
 NVIDIA_TRAINING = (
@@ -354,6 +362,16 @@ FAMILIES = (
             "Dream-org/Dream-v0-\\*, Dream-Coder-v0-\\*; apple/DiffuCoder-7B-\\*", "Qwen2.5", "any", "data"
         ),
     ),
+    # arXiv 2510.03270. Its config leaves out that head and embedding are two.
+    Family(
+        "CoDA",
+        "CoDA",
+        "qwen3",
+        FULL | {"shift": 1, "mask_token_id": QWEN3_MASK},
+        config_defaults={"tie_word_embeddings": False},
+        without_effect=CODA_TRAINING,
+        listing=Listing("Salesforce/CoDA-v0-{Base,Instruct}", "Qwen3", "any", "format; config not seen whole"),
+    ),
     Family(
         "Open-dCoder",
         "qwen2",
@@ -430,6 +448,82 @@ FAMILIES = (
             "data (blocks of 4)",
         ),
         **DIT,
+    ),
+    # Plain causal LMs that fill masks causally. PARD: arXiv 2504.18583.
+    *(
+        Family(
+            "PARD",
+            body,
+            body,
+            {"attention": "causal", "shift": 1},
+            needs=("pard_token",),
+            config_keys={"pard_token": "mask_token_id"},
+            fixed={"spd_type": ("pard",)},
+            listing=listing,
+        )
+        for body, listing in (
+            (
+                "qwen2",
+                Listing(
+                    "amd/PARD-Qwen2.5-0.5B, PARD-Qwen3-0.6B, PARD-Llama-3.2-1B, PARD-DeepSeek-R1-Distill-Qwen-1.5B",
+                    "Qwen2.5, Qwen3, Llama 3",
+                    "any",
+                    "format",
+                ),
+            ),
+            ("qwen3", None),
+            ("llama", None),
+        )
+    ),
+    # WeDLM, by its config a Qwen2.5 or a Qwen3.
+    *(
+        Family(
+            "WeDLM",
+            "wedlm",
+            body,
+            {"attention": "causal", "shift": 0, "mask_token_id": QWEN2_MASK},
+            values={"qk_norm": has_norm},
+            own_keys=("qk_norm",),
+            fixed={} if has_norm else {"attention_bias": (True,), "head_dim": ()},
+            without_effect=("wedlm_entropy_threshold", "wedlm_pos_penalty_factor", "wedlm_window_size"),
+            listing=Listing("tencent/WeDLM-{7B,8B}-\\*", "Qwen2.5, Qwen3", "any", "format") if has_norm else None,
+        )
+        for body, has_norm in (("qwen3", True), ("qwen2", False))
+    ),
+    # A causal LM that was trained on its own unfinished Jacobi iterations: random tokens in place of masks.
+    Family(
+        "Jacobi forcing",
+        "qwen2",
+        "qwen2",
+        {"attention": "causal", "shift": 1, "mask_token_id": None, "noise": "random"},
+        names=("jacobiforcing",),
+        listing=Listing(
+            "JacobiForcing/JacobiForcing_{Coder,Math}_7B_v1",
+            "Qwen2.5",
+            "any",
+            "format; the original starts from earlier guesses, here each chunk from random tokens",
+        ),
+    ),
+    # Causal text; the last known token and the masks after it see each other. SDLM: arXiv 2509.24007.
+    Family(
+        "SDLM",
+        "qwen2",
+        "qwen2",
+        {"attention": "anchored_canvas", "shift": 1, "mask_token_id": QWEN2_MASK, "block_size": 4},
+        needs=("text_mask_token_id",),
+        config_keys={"text_mask_token_id": "mask_token_id"},
+        fixed={"causal_attn": (False,)},
+        listing=Listing("OpenGVLab/SDLM-3B-D4, SDLM-3B-D8, SDLM-32B-D4", "Qwen2.5", "block (4, 8)", "format"),
+    ),
+    Family(
+        "Nemotron-Labs-Diffusion",
+        "nemotron_labs_diffusion",
+        "ministral3",
+        {"attention": "anchored_canvas", "shift": 0, "mask_token_id": 100, "block_size": 32},
+        fixed={"attention_bias": (False,), "mlp_bias": (False,), "num_ar_layers": (0,), "num_diffusion_layers": (0,)},
+        without_effect=NVIDIA_TRAINING,
+        weight_keys={r"^encoder\.": "model.", r"^diffusion_head\.": "lm_head."},
+        listing=Listing("nvidia/Nemotron-Labs-Diffusion-{3B,8B,14B}", "Ministral 3", "block - 1 (31)", "format"),
     ),
     # Random canvas instead of masks, native to transformers.
     Family(

@@ -132,7 +132,7 @@ def _chunk_per_pass(checkpoint: Checkpoint) -> int | None:
     spec, section = checkpoint.spec, checkpoint.section
     if section.conditioned:
         return section.canvas_length
-    if checkpoint.family.block_is_draft:
+    if checkpoint.family.block_is_draft or (spec.attention == "anchored_canvas" and spec.block_size):
         return cast(int, spec.block_size) - 1 + spec.shift
     return spec.block_size
 

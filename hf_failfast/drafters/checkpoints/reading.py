@@ -9,12 +9,12 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from runpy import run_path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError, safe_open
 
-from ..spec import SECTION, DrafterSection, DrafterSpec
+from ..spec import SECTION, AttentionKind, DrafterSection, DrafterSpec
 from .families import FAMILIES, block_size_of_name, bodies, check_section, find_family, nearest_family
 from .family import Family
 
@@ -260,12 +260,12 @@ def _spec(
     if "attention" not in values:
         raise ValueError(
             f"{name!r} is an ordinary causal LM (`model_type` {family.model_type!r}), not a drafter: its config "
-            'does not say how it drafts: pass `attention=` ("causal_canvas", "block_causal" or "bidirectional"), '
+            f"does not say how it drafts: pass `attention=` (one of {list(get_args(AttentionKind))}), "
             "`shift=`, `mask_token_id=` and, for block_causal, `block_size=` to read it as one. "
             f"{_nearest(str(family.model_type))}"
         )
     if values["attention"] != "block_causal":
-        if not family.block_is_draft:
+        if not family.block_is_draft and values["attention"] != "anchored_canvas":
             values.pop("block_size", None)
         values.pop("alignment", None)
     return DrafterSpec(**values)
