@@ -60,6 +60,7 @@ def drafter_section(drafter: CanvasDrafter, target: str, config: TrainingConfig)
         },
         shared_embeddings=True,
         conditioned=config.conditioned,
+        input_fusion=drafter.fusion is not None,
         canvas_length=None if is_block else length,
         source_layers=drafter.source_layers,
         target=target,

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from ...engine.causal_lm import DecoderParts, execution_device, in_place
 from ..checkpoints.target_fit import check_width
 from ..spec import DrafterSpec
+from .fusion import StateFusion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +37,7 @@ class SharedBody(nn.Module):
     mask_embedding: (hidden,), of the positions to be filled; the mask id lies beyond the target's vocabulary.
     spec: names the mask id.
     draft_vocabulary: (Vd,) target ids that the drafter can propose; None for all of them.
+    fusion: of a conditioned drafter whose rows' input holds the target's states too.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class SharedBody(nn.Module):
         mask_embedding: torch.Tensor,
         spec: DrafterSpec,
         draft_vocabulary: torch.Tensor | None = None,
+        fusion: StateFusion | None = None,
     ) -> None:
         super().__init__()
+        self.fusion = fusion
         self.decoder = decoder
         self.config = decoder.config
         assert spec.mask_token_id is not None  # the body has one learned embedding, for this id

@@ -83,6 +83,8 @@ class DFlashDrafter(DiffusionDrafter):
     """
 
     def __init__(self, body: Body, reading: BlockReading, rule: LogitRule | None, config: FailFastConfig) -> None:
+        # Where a token's q depends on the one before, it holds for no alternative to that one.
+        self.has_alternatives = not (body.candidate_selector or body.markov_head or body.confidence_head)
         self.body = body
         self.reading = reading
         self.rule = rule
@@ -135,6 +137,7 @@ class DFlashSession(BlockSession):
         self.vocab_size = config.vocab_size
         self.vocabulary = self.body.vocabulary
         self.warp = request.warp
+        self.num_alternatives = request.num_alternatives
         super().__init__(
             SlotCache(len(self.body.layers), request.capacity + drafter.block_size),
             torch.zeros(1, 0, self.body.num_features, dtype=self.body.dtype, device=self.device),
@@ -145,10 +148,10 @@ class DFlashSession(BlockSession):
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         self.features = torch.cat([self.features, states[0].to(self.device, self.body.dtype)], dim=1)
 
-    def draft_block(self, last: torch.Tensor) -> DraftTokens:
+    def draft_block(self, known: torch.Tensor) -> DraftTokens:
         device = execution_device(self.embedding)
         masks = torch.full((1, self.reading.block_size - 1), self.reading.mask_token_id, device=device)
-        window = torch.cat([last.to(device), masks], dim=1)
+        window = torch.cat([known.to(device), masks], dim=1)  # a draft ends with the block: no token is drafted yet
         embedded = self._embed(window).to(self.device, self.body.dtype)
         context = self.cache.get_seq_length() + self.features.shape[1]
         hidden = self.body(embedded, self.features, self.cache)
@@ -159,7 +162,7 @@ class DFlashSession(BlockSession):
             logits = self.head(read.to(execution_device(self.head), self.head.weight.dtype)).to(self.device)
         else:
             logits = self.body.lm_head(read)
-        return self._choose(read, self.rule(logits), last[:, 0].to(self.device))
+        return self._choose(read, self.rule(logits), known[:, -1].to(self.device))
 
     def _choose(self, hidden: torch.Tensor, logits: torch.Tensor, last: torch.Tensor) -> DraftTokens:
         """Tokens from the logits (1, n, V) of hidden states (1, n, width): each for itself, or given the one before it
@@ -167,7 +170,9 @@ class DFlashSession(BlockSession):
         mask_token_id, confidence = self.reading.mask_token_id, self._acceptance(hidden)
         walker = self.body.candidate_selector or self.body.markov_head
         if walker is None and confidence is None:
-            return choose_tokens(self._spread(logits), self.vocab_size, mask_token_id, self.warp)
+            return choose_tokens(
+                self._spread(logits), self.vocab_size, mask_token_id, self.warp, self.num_alternatives
+            )
         walk = (lambda position, _: logits[:, position]) if walker is None else walker.walk(hidden, logits.float())
         return choose_in_turn(
             lambda position, previous: self._spread(walk(position, previous)),
