@@ -472,4 +472,4 @@ def test_a_target_without_masks_of_its_own(name: str, caplog: pytest.LogCaptureF
             assert torch.equal(output.sequences, reference)
             assert output.speculation.nodes_verified == 0 < output.speculation.accepted
     messages = [record.message for record in caplog.records if "draft_tree" in record.message]
-    assert len(messages) == 1 and "falls back to chains" in messages[0]
+    assert len(messages) == 1 and "fall back to chains" in messages[0]
