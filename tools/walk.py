@@ -135,7 +135,8 @@ def steps(folder: Path) -> list[Step]:
     short = ("--max-new-tokens", "8")
     plain = folder / "plain"
     plain.mkdir()
-    (plain / "config.json").write_text('{"model_type": "llama"}')
+    section = '{"attention": "causal_canvas", "shift": 1, "mask_token_id": 0}'
+    (plain / "config.json").write_text(f'{{"model_type": "llama", "failfast": {section}}}')
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{")
     commands = ("demo", "generate", "bench", "doctor", "trace", "calibrate", "experiment", "train", "inspect")
@@ -189,7 +190,7 @@ def steps(folder: Path) -> list[Step]:
         Step(("experiment", "nosuch"), 2, "'nosuch' is not one of"),
         Step(("inspect", str(plain)), 1, "has no weights"),
         Step(("inspect", str(folder / "broken")), 1, "is not JSON"),
-        Step(("inspect", bundled, "--target", str(out)), 2, "has no config.json"),
+        Step(("inspect", bundled, "--target", str(folder)), 2, "has no config.json"),
         Step(("calibrate",), 1, "hf_failfast[eval]", hides=("lm_eval",)),
         Step(("experiment", "tau", "--no-plot"), 1, "hf_failfast[eval]", hides=("lm_eval",)),
         Step(("experiment", "tau"), 1, "hf_failfast[plots]", hides=("matplotlib",)),
