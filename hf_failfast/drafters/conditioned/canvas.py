@@ -8,55 +8,90 @@ positions that it drafts.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ...config import FailFastConfig
-from ...engine.kernels import most_likely
-from ...engine.runner import EagerRunner
 from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
-from ..bodies.borrowed import SharedBody
+from ..bodies.borrowed import BorrowingLM, SharedBody
 from ..checkpoints.target_fit import check_layers, check_vocabulary
-from ..denoising import DraftTokens
+from ..denoising import DraftTokens, MostLikely
 from ..masked.attention_patterns import CausalCanvas
 from ..spec import DrafterSpec
-from .block_session import CONDITIONED, BlockSession
+from .block_session import BlockSession
 
 if TYPE_CHECKING:
-    pass
+    from transformers.modeling_outputs import CausalLMOutput
+
+
+class _Given(threading.local):
+    """The states of this thread's forward, and none in a copy or another process."""
+
+    states: torch.Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[_Given], tuple[()]]:
+        return _Given, ()
+
+
+class _Injection:
+    """The pre-hook of one layer. A captured forward includes it."""
+
+    is_hf_failfast = True
+
+    def __init__(self, index: int, given: _Given) -> None:
+        self.index, self.given = index, given
+
+    def __call__(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        states = self.given.states
+        if states is None:
+            return None
+        hidden = arguments[0]
+        given = states[:, :, self.index].to(hidden.dtype)
+        return (torch.cat([given, hidden[:, given.shape[1] :]], dim=1), *arguments[1:])
 
 
 class HiddenStateInjection:
     """Replaces the first positions of the input of each decoder layer."""
 
     def __init__(self, decoder: nn.Module) -> None:
-        self._states: torch.Tensor | None = None
+        self._given = _Given()
         layers: Any = decoder.layers
         for index, layer in enumerate(layers):
-            layer.register_forward_pre_hook(partial(self._inject, index))  # a copy's belongs to the copy
+            layer.register_forward_pre_hook(_Injection(index, self._given))  # a copy's belongs to the copy
 
     @contextmanager
     def of(self, states: torch.Tensor | None) -> Iterator[None]:
         """In this context layer i reads states[:, :, i] of (B, m, layers, hidden) as its first m positions."""
-        self._states = states
+        self._given.states = states
         try:
             yield
         finally:
-            self._states = None
+            self._given.states = None
 
-    def _inject(self, index: int, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The pre-hook of layer `index`."""
-        if self._states is None:
-            return None
-        hidden = arguments[0]
-        given = self._states[:, :, index].to(hidden.dtype)
-        return (torch.cat([given, hidden[:, given.shape[1] :]], dim=1), *arguments[1:])
+
+class ConditionedLM(BorrowingLM):
+    """A `BorrowingLM` whose layers read given states at the first positions of a window."""
+
+    def __init__(self, model: BorrowingLM, injection: HiddenStateInjection) -> None:
+        super().__init__(model.body, model.embedding, model.head)
+        self.injection = injection
+
+    def __call__(
+        self,
+        *,
+        input_ids: torch.Tensor,
+        logits_to_keep: int | torch.Tensor,
+        states: torch.Tensor | None = None,  # (B, m, layers, hidden)
+        **inputs: Any,
+    ) -> CausalLMOutput:
+        with self.injection.of(states):
+            return super().__call__(input_ids=input_ids, logits_to_keep=logits_to_keep, **inputs)
 
 
 class ConditionedDrafter(DiffusionDrafter):
@@ -76,7 +111,6 @@ class ConditionedDrafter(DiffusionDrafter):
         config = request.target.config.get_text_config(decoder=True)
         check_vocabulary(self.body.config.get_text_config(decoder=True).vocab_size, config.vocab_size)
         check_layers(self.target_layers, config.num_hidden_layers)
-        self.runners.explain(request.target, CONDITIONED)
         return PerRow.of(request, lambda one: ConditionedSession(self, one))
 
     def modules(self) -> Iterator[nn.Module]:
@@ -87,13 +121,14 @@ class ConditionedSession(BlockSession):
     """Drafts one canvas per round. The last token and the masks after it pass through the layers as in training."""
 
     def __init__(self, drafter: ConditionedDrafter, request: DraftRequest) -> None:
-        self.model = drafter.body.attach(request.target)
+        self.model = ConditionedLM(drafter.body.attach(request.target), drafter.injection)
         self.device = self.model.device
         self.target_layers = drafter.target_layers
-        self.injection = drafter.injection
         self.mask_token_id = drafter.body.mask_token_id
         self.pattern = CausalCanvas(drafter.spec)
-        self.runner = EagerRunner(self.model)
+        self.runner = drafter.runners.drafter(self.model, request.target)
+        vocabulary, config = self.model.vocabulary, request.target.config.get_text_config(decoder=True)
+        self.head = MostLikely(config.vocab_size if vocabulary is None else len(vocabulary), None)
         super().__init__(
             self.runner.new_cache(request.capacity + drafter.canvas_length),
             torch.zeros(1, 0, len(self.target_layers), self.model.config.hidden_size, device=self.device),
@@ -103,7 +138,7 @@ class ConditionedSession(BlockSession):
 
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         new = states[0].to(self.device).unflatten(-1, (len(self.target_layers), -1))
-        self.features = torch.cat([self.features.to(new.dtype), new], dim=1)
+        self.features = torch.cat([self.features.to(new.dtype), new], dim=1) if self.features.shape[1] else new
 
     def draft_block(self, last: torch.Tensor) -> DraftTokens:
         last = last.to(self.device)
@@ -113,10 +148,10 @@ class ConditionedSession(BlockSession):
         window = torch.cat([context, last, masks], dim=1)
         end = start + window.shape[1]
         limit = self.pattern.limit(torch.arange(start, end, device=self.device), start + new + 1, end)
-        with self.injection.of(self.features):
-            forward = self.runner.run(Window(window, [start], self.block_length, Sight(limit)), self.cache)
-        (logits,) = forward.outputs
+        forward = self.runner.run(
+            Window(window, [start], self.block_length, Sight(limit), states=self.features), self.cache, self.head
+        )
+        ids, confidence = forward.outputs
         self.cache.rollback(start + new)
         self.features = self.features[:, :0]
-        ids, confidence = most_likely(logits, logits.shape[-1], None)
         return DraftTokens(ids if self.model.vocabulary is None else self.model.vocabulary[ids], confidence)

@@ -7,21 +7,25 @@ checkpoints' weight names, its layers transformers' Qwen3 layers; `NativeDFlashB
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
+from transformers.modeling_outputs import CausalLMOutput
 
 from ...compatibility import CACHE
 from ...config import FailFastConfig
 from ...engine.causal_lm import execution_device, in_place
+from ...engine.runner import Head, raw_logits
 from ...engine.slot_cache import SlotCache
+from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..checkpoints.target_fit import check_layers, check_mask_token, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
-from ..denoising import DraftTokens, choose_tokens
-from .block_session import CONDITIONED, BlockSession
+from ..denoising import DraftTokens, MostLikely, choose_tokens
+from .block_session import BlockSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,23 +59,25 @@ class DFlashBody(nn.Module):
     def device(self) -> torch.device:
         return self.fc.weight.device
 
-    def forward(self, block: torch.Tensor, features: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+    def forward(
+        self, block: torch.Tensor, features: torch.Tensor, positions: torch.Tensor, cache: SlotCache
+    ) -> torch.Tensor:
         """Hidden states (1, b, width) of the embedded block (1, b, width).
 
-        features: (1, m, features), the context tokens that are not in the slots. Afterwards the slots hold them, and
-            the block after them.
+        features: (1, m, features), of the context tokens that are not in the slots.
+        positions: (1, m + b), the block's last; slots beyond the last of all are not seen.
         """
         context = self.hidden_norm(self.fc(features))
-        start = cache.get_seq_length()
-        end = start + context.shape[1] + block.shape[1]
-        positions = torch.arange(start, end, device=block.device)
-        rotation = self.rotary(block, positions[None])
+        rotation = self.rotary(block, positions)
+        own, slots, visible = _sight(block, positions, cache)
+        masks = {"full_attention": visible}
+        if self.config.sliding_window is not None:  # causal and windowed; full layers see all of the block too
+            masks["sliding_attention"] = visible & (slots <= own) & (slots > own - self.config.sliding_window)
         hidden = block
         for index, layer in enumerate(cast("list[Any]", self.layers)):
-            mask = self._mask(index, positions[-block.shape[1] :], end)
+            mask = masks[self.config.layer_types[index]]
             hidden = hidden + self._attend(index, layer.input_layernorm(hidden), context, rotation, mask, cache)
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        cache.advance(context.shape[1] + block.shape[1])
         normed: torch.Tensor = self.norm(hidden)
         return normed
 
@@ -81,7 +87,7 @@ class DFlashBody(nn.Module):
         block: torch.Tensor,
         context: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        mask: torch.Tensor,
         cache: SlotCache,
     ) -> torch.Tensor:
         from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
@@ -99,12 +105,14 @@ class DFlashBody(nn.Module):
         projected: torch.Tensor = attention.o_proj(attended.transpose(1, 2).flatten(2))
         return projected
 
-    def _mask(self, index: int, positions: torch.Tensor, end: int) -> torch.Tensor | None:
-        """Full layers see everything, the whole block too; sliding ones are causal and windowed."""
-        if self.config.layer_types[index] != "sliding_attention":
-            return None
-        slots = torch.arange(end, device=positions.device)
-        return (slots <= positions[:, None]) & (slots > positions[:, None] - self.config.sliding_window)
+
+def _sight(
+    block: torch.Tensor, positions: torch.Tensor, cache: SlotCache
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The block's positions (1, 1, b, 1), all slots (S,), and those that hold the text or the block, (1, 1, b, S)."""
+    own = positions[:, None, -block.shape[1] :, None]
+    slots = torch.arange(cache.get_mask_sizes(positions.shape[1], 0)[0], device=block.device)
+    return own, slots, (slots <= own[:, :, -1:]).expand(-1, -1, own.shape[2], -1)
 
 
 class NativeDFlashBody(nn.Module):
@@ -129,18 +137,70 @@ class NativeDFlashBody(nn.Module):
     def device(self) -> torch.device:
         return self.model.encoder.fc.weight.device
 
-    def forward(self, block: torch.Tensor, features: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+    def forward(
+        self, block: torch.Tensor, features: torch.Tensor, positions: torch.Tensor, cache: SlotCache
+    ) -> torch.Tensor:
         """See `DFlashBody.forward`."""
-        start = cache.get_seq_length() + features.shape[1]
-        slots = torch.arange(start + block.shape[1], device=block.device)
+        own, slots, visible = _sight(block, positions, cache)
         # In both directions; a distance equal to the window is inside.
-        near = (slots - slots[start:, None]).abs() <= self.config.sliding_window
-        masks = {"full_attention": None, "sliding_attention": near[None, None]}
+        near = (slots - own).abs() <= self.config.sliding_window
         hidden: torch.Tensor = self.model(
-            noise_embeds=block, context_hidden_states=features, attention_mask=masks, **{CACHE: cache}
+            noise_embeds=block,
+            context_hidden_states=features,
+            attention_mask={"full_attention": visible, "sliding_attention": visible & near},
+            position_ids=positions,
+            **{CACHE: cache},
         ).last_hidden_state
-        cache.advance(features.shape[1] + block.shape[1])
         return hidden
+
+
+class DFlashLM:
+    """A body between one target's embedding and head: the call of a causal LM whose window begins with the context."""
+
+    def __init__(self, body: DFlashBody | NativeDFlashBody, target: PreTrainedModel) -> None:
+        self.body = body
+        self.config = body.config
+        self.embedding = target.get_input_embeddings()
+        self.head = target.get_output_embeddings()
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module whose weights a forward reads."""
+        return chain(self.body.modules(), self.embedding.modules(), self.head.modules())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.body.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.body.device
+
+    def __call__(
+        self,
+        *,
+        input_ids: torch.Tensor,  # (1, m + b), those of the context unread
+        logits_to_keep: int | torch.Tensor,
+        **inputs: Any,  # `states` (1, m, features), `position_ids`, the cache; a mask, which is not read
+    ) -> CausalLMOutput:
+        states = inputs["states"]
+        num_states = states.shape[1]
+        embedded = self._embed(input_ids[:, num_states:].to(execution_device(self.embedding)))
+        embedded = embedded.to(self.device, self.dtype)
+        hidden = self.body(embedded, states, inputs["position_ids"], inputs[CACHE])
+        if isinstance(logits_to_keep, int):
+            hidden = hidden[:, -logits_to_keep:]
+        else:
+            hidden = hidden[:, (logits_to_keep - num_states).clamp(min=0)]
+        logits = self.head(hidden.to(execution_device(self.head), self.head.weight.dtype))
+        return CausalLMOutput(logits=logits.to(self.device))
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """The target's embedding, without its normalisation if it has one: DFlash was trained without."""
+        if hasattr(self.embedding, "embed_norm"):
+            with in_place(self.embedding):
+                return embedding(token_ids, self.embedding.weight)
+        embedded: torch.Tensor = self.embedding(token_ids)
+        return embedded
 
 
 class DFlashDrafter(DiffusionDrafter):
@@ -162,7 +222,6 @@ class DFlashDrafter(DiffusionDrafter):
 
     def start(self, request: DraftRequest) -> DraftSession:
         self._check(request.target)
-        self.runners.explain(request.target, CONDITIONED)
         return PerRow.of(request, lambda one: DFlashSession(self, one))
 
     def modules(self) -> Iterator[nn.Module]:
@@ -182,44 +241,39 @@ class DFlashSession(BlockSession):
     """Drafts one block per round; the original always proposes the whole block."""
 
     def __init__(self, drafter: DFlashDrafter, request: DraftRequest) -> None:
-        target = request.target
         self.body = drafter.body
         self.device = self.body.device
         self.target_layers = drafter.target_layers
         self.mask_token_id = drafter.mask_token_id
-        self.embedding = target.get_input_embeddings()
-        self.head = target.get_output_embeddings()
-        self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
+        self.vocab_size = request.target.config.get_text_config(decoder=True).vocab_size
         self.warp = request.warp
+        self.head: Head = raw_logits if self.warp else MostLikely(self.vocab_size, self.mask_token_id)
+        self.runner = drafter.runners.drafter(DFlashLM(self.body, request.target), request.target)
         super().__init__(
-            SlotCache(len(self.body.layers), request.capacity + drafter.block_size),
+            self.runner.new_cache(request.capacity + drafter.block_size),
             torch.zeros(1, 0, self.body.num_features, dtype=self.body.dtype, device=self.device),
             drafter.block_size - 1,
             request.eos_on(self.device),
         )
 
     def observe(self, states: Sequence[torch.Tensor]) -> None:
-        self.features = torch.cat([self.features, states[0].to(self.device, self.body.dtype)], dim=1)
+        new = states[0].to(self.device, self.body.dtype)
+        self.features = torch.cat([self.features, new], dim=1) if self.features.shape[1] else new
 
     def draft_block(self, last: torch.Tensor) -> DraftTokens:
-        device = execution_device(self.embedding)
-        masks = torch.full((1, self.block_length), self.mask_token_id, device=device)
-        window = torch.cat([last.to(device), masks], dim=1)
-        embedded = self._embed(window).to(self.device, self.body.dtype)
-        context = self.cache.get_seq_length() + self.features.shape[1]
-        hidden = self.body(embedded, self.features, self.cache)
-        self.cache.rollback(context)
+        last = last.to(self.device)
+        start, new = self.cache.get_seq_length(), self.features.shape[1]
+        masks = last.new_full((1, self.block_length), self.mask_token_id)
+        window = torch.cat([last.new_zeros(1, new), last, masks], dim=1)
+        limit = torch.full((window.shape[1],), start + window.shape[1], device=self.device)
+        forward = self.runner.run(
+            Window(window, [start], self.block_length, Sight(limit), states=self.features), self.cache, self.head
+        )
+        self.cache.rollback(start + new)
         self.features = self.features[:, :0]
-        logits = self.head(hidden[:, 1:].to(execution_device(self.head), self.head.weight.dtype)).to(self.device)
-        return choose_tokens(logits, self.vocab_size, self.mask_token_id, self.warp)
-
-    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """The target's embedding, without its normalisation if it has one: DFlash was trained without."""
-        if hasattr(self.embedding, "embed_norm"):
-            with in_place(self.embedding):
-                return embedding(token_ids, self.embedding.weight)
-        embedded: torch.Tensor = self.embedding(token_ids)
-        return embedded
+        if self.warp is None:
+            return DraftTokens(*forward.outputs)
+        return choose_tokens(forward.outputs[0], self.vocab_size, self.mask_token_id, self.warp)
 
 
 def load_dflash(request: LoadRequest) -> DFlashDrafter:

@@ -88,7 +88,7 @@ class CudaGraphRunner(EagerRunner):
                 return captured
             # Tensors made in inference mode could not be written outside of it.
             with torch.inference_mode(False), torch.no_grad():
-                captured = CapturedForward(shape, slots.num_rows, self.model.device)
+                captured = CapturedForward(shape, window, self.model.device)
                 captured.fill(window)
                 self._capture(captured, slots)
             slots.forwards[shape] = captured
@@ -129,7 +129,7 @@ class CudaGraphRunner(EagerRunner):
         Nothing here may depend on a number that changes on the host.
         """
         shape = forward.shape
-        positions = forward.starts + torch.arange(shape.width, device=forward.starts.device)
+        positions = forward.positions()
         rows = torch.arange(len(positions), device=positions.device)[:, None]
         shown = Cache(layers=[ShownLayer(*states, rows, positions, shape.num_slots) for states in slots.buffers])
         limit = forward.limit if shape.is_limited else positions + 1
@@ -138,7 +138,9 @@ class CudaGraphRunner(EagerRunner):
         mask = self._mask(positions, limit, shape.num_slots)
         self._is_fused = False
         with slot_attention.slot_attention(self.model) if is_fused else nullcontext():
-            logits, hidden_states, _ = self._forward(forward.input_ids, position_ids, mask, shown, forward.read)
+            logits, hidden_states, _ = self._forward(
+                forward.input_ids, position_ids, mask, shown, forward.read, forward.states
+            )
         return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))
 
     def _window_mask(

@@ -37,8 +37,11 @@ class Shape(NamedTuple):
 
     @classmethod
     def around(cls, window: Window, max_slots: int, hidden_layers: tuple[int, ...], head: Head) -> Shape:
-        """The smallest shape that holds a window. Up to 16 tokens cost a GPU as much as one."""
-        width = _round_up(window.input_ids.shape[1])
+        """The smallest shape that holds a window. Up to 16 tokens cost a GPU as much as one. Of a window with states
+        the number of these is rounded up, and that of the other tokens, which is always the same, is not."""
+        width = window.input_ids.shape[1]
+        num_states = 0 if window.states is None else window.states.shape[1]
+        width = _round_up(num_states) + width - num_states if num_states else _round_up(width)
         num_slots = min(max(_power_of_two(max(window.starts) + width), SLOT_STEP), max_slots)
         num_read = min(_round_up(window.num_read), width)
         return cls(width, num_slots, num_read, window.sight is not None, hidden_layers, head)
@@ -95,10 +98,20 @@ class ShownLayer(CacheLayerMixin):
 
 
 class CapturedForward:
-    """One forward with its inputs at fixed addresses; captured by `capture`, then called any number of times."""
+    """One forward with its inputs at fixed addresses; captured by `capture`, then called any number of times.
 
-    def __init__(self, shape: Shape, num_rows: int, device: torch.device) -> None:
+    Given states lie before the tokens, so that the model finds them at its first positions; padding follows both, but
+    here it is between them, and only its slots are after those of the tokens: see `positions`.
+    """
+
+    def __init__(self, shape: Shape, window: Window, device: torch.device) -> None:
+        num_rows, width = window.input_ids.shape
         self.shape = shape
+        self.states: torch.Tensor | None = None
+        if window.states is not None:
+            room = shape.width - width + window.states.shape[1]
+            self.states = window.states.new_zeros(num_rows, room, *window.states.shape[2:])
+            self.num_states = torch.zeros(1, dtype=torch.long, device=device)
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
@@ -110,17 +123,34 @@ class CapturedForward:
         The rest of an earlier call stays as padding: valid ids, tokens of the window, limits of at least one slot.
         """
         width = window.input_ids.shape[1]
-        self.input_ids[:, :width] = window.input_ids
+        num_states = padding = 0
+        if window.states is not None and self.states is not None:
+            num_states, padding = window.states.shape[1], self.shape.width - width
+            assert num_states + padding == self.states.shape[1], "captured for another number of tokens"
+            self.states[:, :num_states] = window.states
+            self.num_states.fill_(num_states)
+        own = slice(num_states + padding, width + padding)
+        self.input_ids[:, own] = window.input_ids[:, num_states:]
         if is_even(window.starts):
             self.starts.fill_(window.starts[0])  # the launch carries the number: no copy from the host
         else:
             self.starts.copy_(torch.tensor(window.starts)[:, None])
         if isinstance(window.read, int):
-            torch.arange(width - window.read, width, out=self.read[: window.read])
+            torch.arange(own.stop - window.read, own.stop, out=self.read[: window.read])
         else:
-            self.read[: window.num_read] = window.read
+            self.read[: window.num_read] = window.read + padding if padding else window.read
         if window.sight is not None:
-            self.limit[:, :width] = window.sight.limit
+            self.limit[:, own] = window.sight.limit[..., num_states:]
+
+    def positions(self) -> torch.Tensor:
+        """Of the tokens, and the slots that they are written to, (B, width)."""
+        order = torch.arange(self.shape.width, device=self.starts.device)
+        if self.states is not None:
+            room = self.states.shape[1]
+            after = order + self.shape.width - room
+            given = torch.where(order < self.num_states, order, after)
+            order = torch.where(order < room, given, order - room + self.num_states)
+        return self.starts + order
 
     def capture(
         self, forward: Callable[[], Outputs], plain: Callable[[], Outputs], graphs: CudaGraphs, arena: Arena
