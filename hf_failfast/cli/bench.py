@@ -71,7 +71,7 @@ def bench(
     from ..experiments.replay import load as load_record
     from ..experiments.replay import record as make_record
     from ..experiments.replay import replayed, save
-    from ..measure.methods import Method, all_methods, compiled_methods, load_assistant, title
+    from ..measure.methods import all_methods, compiled_methods, load_assistant, plain_forms, title
     from ..measure.provenance import provenance, setting
     from ..measure.timing import Prompts
     from .output.bench import show
@@ -100,11 +100,12 @@ def bench(
     if prepack:
         pack(pair.target, pair.drafter, *([] if loaded is None else [loaded]))
     prompts = [Prompts.greedy(ids, max_new_tokens) for ids in asked]
-    compilable: list[Method] = []
+    compilable = plain_forms(pair.target.device)
     compilation: dict[str, dict[str, Any]] = {}
     if compiled or (compiled is None and pair.target.device.type == "cuda"):
         with waiting("Compiling"):
-            compilable, compilation = compiled_methods(pair.target, prompts, loaded)
+            found, compilation = compiled_methods(pair.target, prompts, loaded)
+        compilable = found + compilable
     methods = all_methods(pair.drafter, options, loaded, compilable)
     with progress_bar() as on_progress:
         measured = measure(pair.target, pair.drafter, methods, prompts, repeats, partial(on_progress, "Timing"))

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...decoding.stats import SpecDecodingStats
 from ...drafters import DiffusionDrafter
-from ...experiments.bench import row
-from ...measure.methods import PLAIN, Method, drafted, prompt_lookup
+from ...experiments.bench import fastest_plain, row
+from ...measure.methods import PLAIN, Method, drafted, plain_forms, prompt_lookup
 from ...measure.provenance import setting
 from ...measure.records import SpeedRecord
 from ...measure.timing import Prompts, time_answers
@@ -48,7 +48,8 @@ def show(
         options | {"max_new_tokens": max_new_tokens, "do_sample": False},
         console,
     )
-    methods = [PLAIN, prompt_lookup(), drafted(drafter, drafter.config.with_options(options))]
+    ours = drafted(drafter, drafter.config.with_options(options))
+    methods = [PLAIN, *plain_forms(target.device), prompt_lookup(), ours]
     asked = [Prompts.greedy(ids, max_new_tokens) for ids in encoded]
     measured = setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
     is_exact = target.dtype == torch.float32
@@ -65,6 +66,12 @@ def show(
     exact = sum(record.identical is True for record in checked[methods[-1].title])
     rows = [row(name, found) for name, found in records.items()]
     console.print(_table(rows))
+    if (fastest := fastest_plain(rows)) is not rows[0]:
+        over_fastest = rows[-1]["speedup"] / fastest["speedup"]
+        console.print(
+            f"{rows[-1]['method']}: {rows[-1]['speedup']:.2f}x over {rows[0]['method']}, {over_fastest:.2f}x over the "
+            f"fastest plain decoding, {fastest['method']}."
+        )
     margins = [margin for each in rows if (margin := each["largest_margin_at_first_difference"]) is not None]
     if margins:
         console.print(f"Where texts part, the target's two best logits are at most {max(margins):.3f} apart.")
