@@ -45,19 +45,19 @@ def _runner(machine: Machine, model: PreTrainedModel, kind: str) -> EagerRunner:
 
 
 def forward_pass(
-    machine: Machine, model: PreTrainedModel, kind: str, rows: int, head: Head = raw_logits
+    machine: Machine, model: PreTrainedModel, kind: str, rows: int, head: Head = raw_logits, batch: int = 1
 ) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """A forward of `rows` tokens after a filled context, which forgets them again."""
+    """A forward of `rows` tokens of each of `batch` sequences after a filled context, which forgets them again."""
     runner = _runner(machine, model, kind)
-    cache = runner.new_cache(machine.context + graph_runner.MAX_WIDTH)
+    cache = runner.new_cache(machine.context + graph_runner.MAX_WIDTH, batch)
     with torch.no_grad():
-        prompt = torch.zeros(1, machine.context, dtype=torch.long, device=machine.device)
-        runner.run(Window(prompt, [0], read=1), cache)
-    ids = torch.zeros(1, rows, dtype=torch.long, device=machine.device)
+        prompt = torch.zeros(batch, machine.context, dtype=torch.long, device=machine.device)
+        runner.run(Window(prompt, [0] * batch, read=1), cache)
+    ids = torch.zeros(batch, rows, dtype=torch.long, device=machine.device)
 
     @torch.no_grad()
     def run() -> tuple[torch.Tensor, ...]:
-        return runner.run(Window(ids, [machine.context], read=rows), cache, head).outputs
+        return runner.run(Window(ids, [machine.context] * batch, read=rows), cache, head).outputs
 
     if kind == "captured_sdpa":
         with sdpa_only():

@@ -40,7 +40,7 @@ class Recorder(CudaGraphs):
     """Takes the place of `CudaGraphs` on the CPU.
 
     alive: what the recorder has handed out and something still refers to: arenas, tapes, and the tensors that replays
-        write, each of which would be memory of the GPU.
+        write. On a GPU all of it is memory.
     """
 
     def __init__(self) -> None:
