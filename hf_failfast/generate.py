@@ -215,6 +215,7 @@ class NamedGenerate(str):
 generate = NamedGenerate(NAME)
 
 
+@functools.cache
 def register() -> None:
     """Makes `custom_generate="hf_failfast"` resolve to `generate`; installed code needs no `trust_remote_code`."""
     original: Callable[..., Any] = GenerationMixin.load_custom_generate

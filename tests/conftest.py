@@ -165,6 +165,12 @@ def saved_drafter(kind: str, model_type: str = "qwen2") -> str:
 @functools.cache
 def shared_drafter(draft_vocabulary: int | None = None) -> DiffusionDrafter:
     """The layers of the Llama target between the target's own embedding and head; optionally only every n-th id."""
+    return hf_failfast.load_drafter(save_shared_drafter(draft_vocabulary))
+
+
+@functools.cache
+def save_shared_drafter(draft_vocabulary: int | None = None) -> Path:
+    """The folder of `shared_drafter`."""
     folder = Path(tempfile.mkdtemp(prefix="drafter-"))
     body = target("llama").model
     weights = {f"model.{name}": value for name, value in body.state_dict().items() if "embed" not in name}
@@ -174,7 +180,7 @@ def shared_drafter(draft_vocabulary: int | None = None) -> DiffusionDrafter:
     save_file(weights, folder / "model.safetensors")
     spec = {"attention": "causal_canvas", "shift": 1, "mask_token_id": VOCAB_SIZE, "shared_embeddings": True}
     (folder / "config.json").write_text(json.dumps(target("llama").config.to_dict() | {"failfast": spec}))
-    return hf_failfast.load_drafter(folder)
+    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -188,13 +194,18 @@ def accelerate_begins_anew() -> Iterator[None]:
 # Text
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def character_tokenizer(shift: int = 0) -> PreTrainedTokenizerFast:
     """One character per id."""
-    inner = Tokenizer(models.WordLevel({chr(33 + i): i for i in range(VOCAB_SIZE)}, unk_token="!"))
+    inner = Tokenizer(models.WordLevel({chr(33 + i): (i + shift) % VOCAB_SIZE for i in range(VOCAB_SIZE)}, "!"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
     inner.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="!")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One character per id."""
+    return character_tokenizer()
 
 
 @pytest.fixture

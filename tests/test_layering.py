@@ -23,11 +23,12 @@ MAY_IMPORT = {
     "policies": {"engine"},
     "drafters": {"policies", "engine"},
     "decoding": {"drafters", "policies", "engine"},
-    "training": {"drafters", "policies", "engine"},
+    "training": {"drafters", "policies", "engine", "measure"},
     "measure": CORE,
-    "eval": {*CORE, "measure"},
+    "eval": {*CORE, "measure", "generate"},
+    "serving": {"drafters", "policies", "engine"},
     "experiments": {*CORE, "measure", "eval", "pairs"},
-    "cli": {*CORE, "measure", "eval", "experiments", "training", "hub", "pairs"},
+    "cli": {*CORE, "measure", "eval", "experiments", "training", "hub", "pairs", "generate", "serving"},
 }
 # Single modules at the top, the publishing of the entry point, and the public names, which nothing inside imports.
 MAY_IMPORT |= {name: set() for name in LEAVES}

@@ -7,10 +7,13 @@ from typer.core import TyperGroup
 
 from .bench import bench
 from .calibrate import calibrate
+from .doctor import doctor
 from .experiment import experiment
 from .generate import demo, generate
 from .hub import export_hub, push
 from .inspect import inspect
+from .interrupts import Stopped
+from .serve import PASSES_ON, export_vllm, serve
 from .trace import trace
 from .train import train
 
@@ -21,6 +24,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            typer.echo(f"hf-failfast: {stop if isinstance(stop, Stopped) else Stopped()}", err=True)
+            raise typer.Exit(130) from None
         except Exception as error:
             is_typers_own = isinstance(error, typer.Abort) or hasattr(error, "exit_code")
             if is_typers_own or isinstance(error, BrokenPipeError) or ctx.params["debug"]:
@@ -55,7 +61,7 @@ def _version(is_wanted: bool) -> None:
 
 app = typer.Typer(
     cls=Commands,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # in rich's tables the names of options are cut at 80 columns
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,8 +78,10 @@ def main(
     """Lossless speculative decoding with diffusion drafters."""
 
 
-for command in (demo, generate, bench, trace, calibrate, experiment, train, inspect, export_hub, push):
+for command in (demo, generate, bench, doctor, trace, calibrate, experiment, train, inspect, export_hub, push):
     app.command()(command)
+app.command()(export_vllm)
+app.command(context_settings=PASSES_ON)(serve)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .checks import check_models, check_parents
+from .interrupts import on_interrupt
 from .options import (
     AsJson,
     Device,
@@ -16,10 +18,12 @@ from .options import (
     Prepack,
     Repeats,
     Target,
-    quiet,
+    check_device,
+    given_prompts,
     torch_dtype,
     with_failfast_options,
 )
+from .startup import begin
 
 RECORDED_CHUNK = 16
 
@@ -46,7 +50,12 @@ def bench(
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What to answer; may be given several times.", show_default="eight of several kinds"),
+        typer.Option(
+            metavar="TEXT", help="What to answer; may be given several times.", show_default="eight of several kinds"
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Prompts of a .jsonl file or of the lines of a text.")
     ] = None,
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 3,
@@ -66,57 +75,96 @@ def bench(
     options: dict[str, Any],
 ) -> None:
     """Time every method on the same prompts, and show where the time goes. The last line is one JSON document."""
-    from ..engine.cpu.packed_weights import prepack as pack
-    from ..experiments.bench import PROMPTS, encode_prompts, is_without_weights, load, measure
+    texts = None if prompt is None and prompts is None else given_prompts(prompt, prompts)
+    _check(target, drafter, assistant, replay, record, plots)
+    begin("Recording what the drafter drafts" if record else "Timing every method on the same prompts, for minutes")
+    from ..experiments.bench import PROMPTS, encode_prompts, load
     from ..experiments.replay import load as load_record
-    from ..experiments.replay import record as make_record
-    from ..experiments.replay import replayed, save
-    from ..measure.methods import all_methods, compiled_methods, load_assistant, plain_forms, title
-    from ..measure.provenance import provenance, setting
-    from ..measure.timing import Prompts
+    from ..experiments.replay import replayed
     from .output.bench import show
-    from .output.progress import progress_bar, waiting
+    from .output.progress import waiting
+
+    check_device(device)
+    recorded = None if replay is None else load_record(replay)
+    with on_interrupt("nothing is kept of what is not finished"):
+        with waiting("Loading the models"):
+            pair = load(target, drafter, torch_dtype(dtype), device)
+        asked = encode_prompts(pair.tokenizer, texts or PROMPTS, pair.target)
+        if record is not None:
+            _record(record, pair, asked, max_new_tokens, as_json)
+            return
+        if recorded is not None:
+            with waiting("Answering plainly"):
+                pair = pair._replace(drafter=replayed(pair.target, pair.drafter, recorded, asked, max_new_tokens))
+        facts = {
+            "assistant": assistant,
+            "replay": None if replay is None else replay.name,
+            "options": options,
+            "max_new_tokens": max_new_tokens,
+            "repeats": repeats,
+        }
+        document = _timed(pair, asked, facts, compiled, prepack)
+    show(document, plots, as_json)
+
+
+def _check(
+    target: str | None,
+    drafter: str | None,
+    assistant: str | None,
+    replay: Path | None,
+    record: Path | None,
+    plots: Path | None,
+) -> None:
+    """Raises what can be known before torch is imported."""
+    from ..pairs import check_named_together, is_smollm2_made, is_without_weights
 
     if plots is not None:
         from ..experiments.plots import require_matplotlib
 
         require_matplotlib()
-    texts = None if replay is None else load_record(replay)
+    if replay is not None and not replay.is_file():
+        raise typer.BadParameter(f"there is no file {str(replay)!r}.", param_hint="--replay")
+    check_named_together(target, drafter)
     if target is not None and replay is None and is_without_weights(target):
         raise ValueError(f"{target} has no weights; timing it needs a recorded acceptance, `--replay FILE`.")
-    quiet()
-    with waiting("Loading the models"):
-        pair = load(target, drafter, torch_dtype(dtype), device)
-    asked = encode_prompts(pair.tokenizer, prompt or PROMPTS, pair.target)
-    if record is not None:
-        with waiting("Recording"):
-            save(record, make_record(pair.target, pair.drafter, asked, max_new_tokens, RECORDED_CHUNK), pair.names)
-        print(json.dumps({"record": str(record)} | pair.names) if as_json else record)
-        return
-    if texts is not None:
-        with waiting("Answering plainly"):
-            pair = pair._replace(drafter=replayed(pair.target, pair.drafter, texts, asked, max_new_tokens))
-    loaded = None if assistant is None else load_assistant(assistant, pair.target)
+    check_models(target=target, drafter=drafter, assistant=assistant)
+    check_parents([record, plots])
+    if target is None:
+        is_smollm2_made()
+
+
+def _record(path: Path, pair: Any, asked: list[Any], max_new_tokens: int, as_json: bool) -> None:
+    from ..experiments.replay import record, save
+    from .output.progress import waiting
+
+    with waiting("Recording"):
+        save(path, record(pair.target, pair.drafter, asked, max_new_tokens, RECORDED_CHUNK), pair.names)
+    print(json.dumps({"record": str(path)} | pair.names) if as_json else path)
+
+
+def _timed(pair: Any, asked: list[Any], facts: dict[str, Any], compiled: bool | None, prepack: bool) -> dict[str, Any]:
+    """The document of the benchmark."""
+    from ..engine.cpu.packed_weights import prepack as pack
+    from ..experiments.bench import measure
+    from ..measure.methods import all_methods, compiled_methods, load_assistant, plain_forms, title
+    from ..measure.provenance import provenance, setting
+    from ..measure.timing import Prompts
+    from .output.progress import progress_bar, waiting
+
+    name = facts["assistant"]
+    assistant = None if name is None else load_assistant(name, pair.target)
     if prepack:
-        pack(pair.target, pair.drafter, *([] if loaded is None else [loaded]))
-    prompts = [Prompts.greedy(ids, max_new_tokens) for ids in asked]
+        pack(pair.target, pair.drafter, *([] if assistant is None else [assistant]))
+    prompts = [Prompts.greedy(ids, facts["max_new_tokens"]) for ids in asked]
     compilable = plain_forms(pair.target.device)
     compilation: dict[str, dict[str, Any]] = {}
     if compiled or (compiled is None and pair.target.device.type == "cuda"):
         with waiting("Compiling"):
-            found, compilation = compiled_methods(pair.target, prompts, loaded)
+            found, compilation = compiled_methods(pair.target, prompts, assistant)
         compilable = found + compilable
-    methods = all_methods(pair.drafter, options, loaded, compilable)
+    methods = all_methods(pair.drafter, facts["options"], assistant, compilable)
     with progress_bar() as on_progress:
-        measured = measure(pair.target, pair.drafter, methods, prompts, repeats, partial(on_progress, "Timing"))
-    facts = {
-        "assistant": assistant,
-        "replay": None if replay is None else replay.name,
-        "options": options,
-        "compiled": compilation.pop(title("plain", is_compiled=True), None),
-        "compiled_hf": compilation,
-        "max_new_tokens": max_new_tokens,
-        "repeats": repeats,
-    }
-    document = measured | pair.names | facts | setting(pair.target) | provenance(pair.target.device)
-    show(document, plots, as_json)
+        timing = partial(on_progress, "Timing")
+        measured = measure(pair.target, pair.drafter, methods, prompts, facts["repeats"], timing)
+    facts = facts | {"compiled": compilation.pop(title("plain", is_compiled=True), None), "compiled_hf": compilation}
+    return measured | pair.names | facts | setting(pair.target) | provenance(pair.target.device)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .checks import check_models, require
+from .interrupts import on_interrupt
 from .options import (
     AsJson,
     Device,
@@ -17,10 +19,12 @@ from .options import (
     Repeats,
     Target,
     Tasks,
-    quiet,
+    check_device,
+    check_prompts_file,
     task_names,
     torch_dtype,
 )
+from .startup import begin
 
 
 def calibrate(
@@ -34,7 +38,7 @@ def calibrate(
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 1,
     tolerance: Annotated[
-        float, typer.Option(help="How far below the best speedup the plateau reaches, as a share.")
+        float, typer.Option(min=0.0, max=0.999, help="How far below the best speedup the plateau reaches, as a share.")
     ] = 0.03,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -46,13 +50,21 @@ def calibrate(
     """Find the tau, N and N_max that are fastest for a pair on this machine, and how much they matter."""
     from dataclasses import asdict
 
+    from ..pairs import check_named_together
+
+    if save and (drafter is None or not (Path(drafter) / "config.json").is_file()):
+        raise ValueError("`--save` needs `--drafter` with a drafter's folder, whose config.json it changes.")
+    require("eval", "lm_eval")
+    check_prompts_file(prompts)
+    check_named_together(target, drafter)
+    check_models(target=target, drafter=drafter)
+    begin("Timing settings of tau, N and N_max one after the other, for minutes")
     from ..experiments.calibration import COLUMNS
     from ..experiments.run import SetupOptions, calibrated
     from ..experiments.tables import print_rows
     from .output.progress import progress_bar
 
-    if save and (drafter is None or not (Path(drafter) / "config.json").is_file()):
-        raise ValueError("`--save` needs `--drafter` with a drafter's folder, whose config.json it changes.")
+    check_device(device)
     setup = SetupOptions(
         target=target,
         drafter=drafter,
@@ -64,8 +76,7 @@ def calibrate(
         dtype=torch_dtype(dtype),
         device=device,
     )
-    quiet()
-    with progress_bar() as on_progress:
+    with on_interrupt("no setting was changed"), progress_bar() as on_progress:
         found, document = calibrated(setup, tolerance, lambda done: on_progress("calibrate", done))
     if save:
         _save(Path(str(drafter)) / "config.json", asdict(found.best))

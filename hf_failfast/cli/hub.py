@@ -1,12 +1,17 @@
 """`hf-failfast export-hub` and `hf-failfast push`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .checks import check_models
+from .interrupts import on_interrupt
 from .options import AsJson
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def export_hub(
@@ -19,10 +24,13 @@ def export_hub(
     ] = None,
 ) -> None:
     """Write a repository that works as custom_generate="user/repo" where hf_failfast is not installed."""
+    if drafter is not None or target is not None:
+        check_models(drafter=drafter, target=target)
+    typer.echo(f"Writing {output} ...")
     from ..hub.export import export_hub as export
     from .output.progress import waiting
 
-    with waiting(f"Writing {output}"):
+    with waiting(f"Writing {output}"), on_interrupt(f"{output} was not written"):
         export(output, drafter, target)
     typer.echo(f"wrote {output}; upload it with: hf-failfast push USER/NAME {output}")
 
@@ -37,8 +45,13 @@ def push(
     """Upload an exported repository or a drafter to the Hub, in one commit."""
     from ..hub.push import plan, upload
 
+    if REPOSITORY.fullmatch(repo_id) is None:
+        raise typer.BadParameter(f"{repo_id!r} is not USER/NAME, the name of a repository on the Hub.")
     planned = plan(repo_id, folder)
-    address = None if dry_run else upload(planned, private)
+    if not (dry_run or as_json):
+        typer.echo(f"Uploading {len(planned.sizes)} files to {repo_id} ...")
+    with on_interrupt(f"see whether {repo_id} has a new commit; an upload is one commit or none"):
+        address = None if dry_run else upload(planned, private)
     if as_json:
         print(json.dumps({"repo_id": repo_id, "files": planned.sizes, "commit": address}))
         return

@@ -2,20 +2,22 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .options import AsJson, quiet
+from .options import AsJson
+from .startup import quiet
 
 
 def inspect(
     checkpoint: Annotated[str, typer.Argument(help="Folder or Hub name of a diffusion drafter.")],
     target: Annotated[str | None, typer.Option(help="Folder or Hub name of a target to draft for.")] = None,
     attention: Annotated[str | None, typer.Option(help="As for load_drafter, where the config does not say.")] = None,
-    shift: Annotated[int | None, typer.Option(help="As for load_drafter.")] = None,
-    mask_token_id: Annotated[int | None, typer.Option(help="As for load_drafter.")] = None,
-    block_size: Annotated[int | None, typer.Option(help="As for load_drafter.")] = None,
+    shift: Annotated[int | None, typer.Option(min=0, max=1, help="As for load_drafter.")] = None,
+    mask_token_id: Annotated[int | None, typer.Option(min=0, help="As for load_drafter.")] = None,
+    block_size: Annotated[int | None, typer.Option(min=1, help="As for load_drafter.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a drafter checkpoint is, and whether it fits a target. Reads headers, loads no weights."""
@@ -26,7 +28,10 @@ def inspect(
 
     spec = {"attention": attention, "shift": shift, "mask_token_id": mask_token_id, "block_size": block_size}
     given: dict[str, Any] = {name: value for name, value in spec.items() if value is not None}
-    quiet()
+    if not as_json:
+        typer.echo(f"Reading {checkpoint} ...")
+    if target is not None or not Path(checkpoint).is_dir():
+        quiet()  # only they need transformers
     found = inspect_checkpoint(checkpoint, target, **given)
     if as_json:
         print(json.dumps(asdict(found) | {"target": target}))

@@ -270,6 +270,7 @@ def finish(generation: Generation) -> GenerateDecoderOnlyOutput | torch.Tensor:
     layers = generation.layer_outputs
     if generation.streamer is not None:
         generation.streamer.end()
+    stats.runner = generation.runner.description
     stats.drafter_errors = int(generation.session.error is not None)
     stats.other_seconds = perf_counter() - generation.started - stats.draft_seconds - stats.verify_seconds
     if generation.complete is not None:

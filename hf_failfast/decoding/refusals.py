@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
-from transformers.cache_utils import StaticSlidingWindowLayer
+from transformers.cache_utils import StaticLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
-from ..engine.causal_lm import attention_name
+from ..engine.causal_lm import attention_name, has_several_states
 from ..engine.positions import counted_from, position_table, rope_change
 from ..engine.slot_cache import layer_windows, storing_layers
 
@@ -62,6 +62,9 @@ OWN_INPUTS = {
 
 # Those that transformers' own assisted loop makes the right inputs for.
 OWN_INPUTS_OF_OTHER_LOOP = ("kosmos-2.5", "mllama")
+
+# Model types with a sliding window whose forward makes no mask for it.
+UNMASKED_WINDOWS = ("moshi",)
 
 # Fields of other decoding methods, of transformers' own ways to draft and of its prefill.
 UNSUPPORTED_FIELDS = (
@@ -192,6 +195,8 @@ def check_request(
         f"a target without `{CACHE}`": config.use_cache is not False and CACHE not in model_kwargs,
         f"a `{model.config.model_type}` whose tokens see later ones (`is_decoder=False`, "
         "`use_bidirectional_attention`)": _sees_later_tokens(model),
+        f"a `{model.config.model_type}` with `use_learned_position_embeddings=False`, whose positions leave out its "
+        "padding id": getattr(model.config, "use_learned_position_embeddings", None) is False,
         "`synced_gpus`": synced_gpus,
         "an empty prompt": input_ids.shape[-1] == 0,
         "an `attention_mask` that hides a whole prompt": mask is not None and not bool(mask.any(dim=-1).all()),
@@ -200,6 +205,7 @@ def check_request(
         ),
     }
     refusals |= _attention_refusals(model, config, model_kwargs.get(CACHE))
+    refusals |= _window_refusals(model, config.max_length)
     refusals |= _batch_refusals(model, input_ids.shape[0], config.max_length)
     refusals |= _rope_refusals(model, input_ids, mask, config, model_kwargs.get(CACHE))
     refusals |= _cache_refusals(model_kwargs.get(CACHE), input_ids, config.max_length)
@@ -240,10 +246,9 @@ def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: 
     attention = attention_name(model)
     is_asked = bool(config.return_dict_in_generate and config.output_attentions)
     text_config, kind = model.config.get_text_config(decoder=True), model.config.model_type
-    is_altup = getattr(text_config, "altup_num_inputs", 1) > 1
     return {
         f"`output_hidden_states` of `{kind}`, which are several per layer": (
-            is_altup and bool(config.return_dict_in_generate and config.output_hidden_states)
+            has_several_states(text_config) and bool(config.return_dict_in_generate and config.output_hidden_states)
         ),
         f"`output_attentions` of `{kind}`, whose last layers read the K/V of earlier ones": (
             is_asked and bool(getattr(text_config, "num_kv_shared_layers", 0))
@@ -252,6 +257,17 @@ def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: 
             is_asked and attention != "eager"
         ),
         "`output_attentions` with a static cache": is_asked and isinstance(past, StaticCache),
+    }
+
+
+def _window_refusals(model: PreTrainedModel, max_length: int) -> dict[str, bool]:
+    """Refuses windows that only the cache of plain `generate` makes: there the tokens of a prompt see all before them,
+    and later ones what the cache has kept."""
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
+    return {
+        f"`max_length`={max_length} for a `{config.model_type}` with `sliding_window`={window}, which it has no mask "
+        "for": config.model_type in UNMASKED_WINDOWS and window is not None and max_length > window,
     }
 
 
@@ -301,7 +317,7 @@ def _rope_refusals(
         f"a batch of {num_rows} prompts {text} (one prompt at a time is fine)": (
             num_rows > 1 and (crosses or change.kind == "dynamic")
         ),
-        f"with transformers before 5.24, whose plain `generate` forgets the text there, a prompt {text}": (
+        f"with transformers before 5.20, whose plain `generate` forgets the text there, a prompt {text}": (
             change.reads_again and crosses and not READS_WHOLE_TEXT_AGAIN
         ),
         f"a padded prompt {text}": change.reads_again and min(lengths) < width and crosses,
@@ -336,7 +352,7 @@ def _cache_refusals(past: Cache | None, input_ids: torch.Tensor, max_length: int
     slots = [
         layer.max_cache_len
         for layer in storing_layers(past)
-        if isinstance(past, StaticCache) and not isinstance(layer, StaticSlidingWindowLayer)
+        if isinstance(past, StaticCache) and type(layer) is StaticLayer
     ]
     return {
         f"a batch of {num_rows} prompts for `{CACHE}` of {held}": num_rows != held,

@@ -51,12 +51,7 @@ def measured_costs(target: PreTrainedModel, drafter: DiffusionDrafter, num_rows:
             "`length_policy='goodput'` times rounds of hf_failfast's own loop, which cannot take a "
             f"`{target.config.model_type}` target: use the default policy with `hf_failfast.assisted_generate`."
         )
-    context = min(max(1 << (num_tokens - 1).bit_length(), SHORTEST_CONTEXT), LONGEST_CONTEXT)
-    context = min(
-        context,
-        num_positions(target.config.get_text_config(decoder=True)) // 2,
-        drafter.window // 2 or LONGEST_CONTEXT,
-    )
+    context = typical_context(target, drafter, num_tokens)
     packing = is_prepacked(target), is_prepacked(drafter)
     key = (target.dtype, target.device, packing, torch.get_num_threads(), num_rows, context)
     with _one_at_a_time:
@@ -67,6 +62,13 @@ def measured_costs(target: PreTrainedModel, drafter: DiffusionDrafter, num_rows:
             except DrafterFailed:
                 return UNKNOWN
         return known[key]
+
+
+def typical_context(target: PreTrainedModel, drafter: DiffusionDrafter, num_tokens: int) -> int:
+    """A context that stands for texts of about `num_tokens` tokens, and leaves room to measure after it."""
+    context = min(max(1 << (num_tokens - 1).bit_length(), SHORTEST_CONTEXT), LONGEST_CONTEXT)
+    positions = num_positions(target.config.get_text_config(decoder=True))
+    return min(context, positions // 2, drafter.window // 2 or LONGEST_CONTEXT)
 
 
 @torch.no_grad()

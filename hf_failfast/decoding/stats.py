@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
-from .advice import advise
+from .advice import Doing, advise
 
 
 class RoundRecord(NamedTuple):
@@ -24,6 +24,7 @@ class SpecDecodingStats:
     drafter_errors: drafters given up in mid-generation, after which the rest was decoded plainly.
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
+    runner: how the target's forwards ran: `eager`, or `cuda_graphs` and what was captured.
     """
 
     rounds: int = 0
@@ -37,13 +38,16 @@ class SpecDecodingStats:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
+    runner: str = "eager"
     records: list[RoundRecord] = field(default_factory=list)
 
     @classmethod
     def total(cls, parts: Sequence["SpecDecodingStats"]) -> "SpecDecodingStats":
-        """Counts, seconds and rounds of several calls together."""
-        whole = cls()
+        """Counts, seconds and rounds of several calls together; their runners, each named once."""
+        whole = cls(runner="; ".join(dict.fromkeys(part.runner for part in parts)))
         for each in fields(cls):
+            if each.name == "runner":
+                continue
             setattr(whole, each.name, sum((getattr(part, each.name) for part in parts), getattr(whole, each.name)))
         return whole
 
@@ -74,7 +78,7 @@ class SpecDecodingStats:
         longest = max((record.drafted for record in self.records), default=0)
         return [sum(record.accepted > position for record in self.records) for position in range(longest)]
 
-    def as_dict(self) -> dict[str, int | float | list[int]]:
+    def as_dict(self) -> dict[str, int | float | str | list[int]]:
         """Every count, ratio and time without the per-round records, ready for JSON."""
         return {
             "rounds": self.rounds,
@@ -91,12 +95,23 @@ class SpecDecodingStats:
             "other_seconds": self.other_seconds,
             "host_reads": self.host_reads,
             "drafter_errors": self.drafter_errors,
+            "runner": self.runner,
         }
 
-    def advice(self, speedup: float | None = None, other_speedup: float | None = None) -> list[str]:
+    def advice(
+        self,
+        speedup: float | None = None,
+        other_speedup: float | None = None,
+        *,
+        dtype: str = "",
+        device: str = "",
+        is_tuned: bool = False,
+    ) -> list[str]:
         """What keeps drafting from paying, and what to do about it, one sentence each; empty if no sign is seen.
 
         speedup: measured, over plain `generate`. other_speedup: that of another method, such as an autoregressive
         draft model or prompt lookup.
+        dtype, device, is_tuned: what the call did, where it is known ("bfloat16", "cpu"; whether the chunk rule's
+        numbers were tuned for the pair), so that the advice does not name it again.
         """
-        return advise(self, speedup, other_speedup)
+        return advise(self, speedup, other_speedup, Doing(dtype, device, is_tuned))

@@ -1,16 +1,30 @@
-"""Diffusion language models as drafters."""
+"""Diffusion language models as drafters.
+
+Names that need torch are imported when one of them is asked for: a checkpoint's config can be read without.
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..engine.causal_lm import execution_device
-from ..engine.ragged import RaggedIds
-from .base import DiffusionDrafter, Draft, DraftRequest, DraftSession, PerRow
-from .denoising import Warp
-from .loading import load_drafter, load_drafter_for
 from .spec import DrafterSpec
-from .wrappers.base import Wrapper
-from .wrappers.conversation import Conversation
-from .wrappers.fallback import DrafterErrors, FallbackSession
+
+if TYPE_CHECKING:
+    from .public import (
+        Conversation,
+        DiffusionDrafter,
+        Draft,
+        DrafterErrors,
+        DraftRequest,
+        DraftSession,
+        FallbackSession,
+        PerRow,
+        RaggedIds,
+        Warp,
+        Wrapper,
+        execution_device,
+        load_drafter,
+        load_drafter_for,
+    )
 
 # The drafter that ships with the package, made for SmolLM2-135M-Instruct.
 BUNDLED_DRAFTER = Path(__file__).parents[1] / "assets" / "smollm2-135m-drafter"
@@ -33,3 +47,11 @@ __all__ = [
     "load_drafter",
     "load_drafter_for",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import public
+
+    return getattr(public, name)

@@ -106,10 +106,16 @@ class DraftSession(ABC):
         `target_layers`). Called only if the session names `target_layers`."""
         assert not self.target_layers, f"{type(self).__name__} asks for hidden states and does not take them"
 
-    def inherit(self, previous: Self, num_tokens: int) -> int:
-        """Takes over what another session of this drafter remembers of the first `num_tokens` tokens of its one
-        sequence (not the last token), and returns how many tokens that are. Called at most once, before the first
-        draft. By default 0: then the drafter reads the whole text."""
+    def row(self, row: int) -> tuple[DraftSession, int]:
+        """The session that remembers a sequence of this one, and its row there."""
+        return self, row
+
+    def inherit(self, previous: Self, num_tokens: int, rows: tuple[int, int] = (0, 0)) -> int:
+        """Takes over what another session of this drafter remembers of the first `num_tokens` tokens of a sequence
+        (not the last token), and returns how many tokens that are. Called at most once for each sequence, before the
+        first draft. By default 0: then the drafter reads the whole text.
+
+        rows: the sequence's row in this session, and in the other one."""
         return 0
 
 
@@ -139,6 +145,9 @@ class PerRow(DraftSession):
 
     def keep(self, rows: Sequence[int]) -> None:
         self.sessions = [self.sessions[row] for row in rows]
+
+    def row(self, row: int) -> tuple[DraftSession, int]:
+        return self.sessions[row].row(0)
 
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         for session, row in zip(self.sessions, states, strict=True):

@@ -71,7 +71,7 @@ class DiffusionGemmaSession(ChunkedSession):
     def accept(self, counts: Sequence[int]) -> None:
         self.cache.rollback(min(self.cache.get_seq_length(), self.lengths[0] + counts[0]))
 
-    def inherit(self, previous: Self, num_tokens: int) -> int:
+    def inherit(self, previous: Self, num_tokens: int, rows: tuple[int, int] = (0, 0)) -> int:
         self.cache.adopt(previous.cache, num_tokens)
         return self.cache.lengths[0]
 

@@ -89,7 +89,7 @@ def load_drafter(
     window = _window(drafter_window, section)
     load = LOADERS.get(family.body, load_causal_lm)
     drafter = load(LoadRequest(checkpoint, config, options, dtype, device_map, allow_pickle))
-    if window and not isinstance(drafter, MaskedDrafter):
+    if window and not isinstance(drafter, MaskedDrafter | ConditionedDrafter):
         raise ValueError(f"`drafter_window`={window} does not fit {type(drafter).__name__}: it reads all of a text.")
     drafter.window = window
     drafter.made_for = MadeFor.of(section)
@@ -107,8 +107,9 @@ def load_drafter_for(target: PreTrainedModel, name_or_path: str | Path, **option
 
 def _window(given: int | None, section: DrafterSection) -> int:
     """Raises ValueError on a window that holds no draft."""
-    is_own = section.shared_embeddings and not section.conditioned
-    stored = OWN_WINDOW if is_own and section.drafter_window is None else section.drafter_window or 0
+    stored = (
+        OWN_WINDOW if section.shared_embeddings and section.drafter_window is None else section.drafter_window or 0
+    )
     window = stored if given is None else given
     if isinstance(window, bool) or not isinstance(window, int) or (window != 0 and window < LEAST_WINDOW):
         raise ValueError(f"`drafter_window` must be 0 or an integer >= {LEAST_WINDOW}, but is {window!r}.")

@@ -66,8 +66,9 @@ class DrafterSection:
     spec: values of `DrafterSpec`; without `attention` they complete the row of the checkpoint's family.
     options: values of `FailFastConfig` that suit the drafter.
     shared_embeddings: embedding and head are the target's (`SharedBody`).
-    conditioned: the drafter reads the target's hidden states, those that enter its `source_layers`, and drafts one
-        canvas of `canvas_length` positions a round.
+    conditioned: the drafter reads the target's hidden states, those that enter its `source_layers`, and drafts
+        `canvas_length` positions a pass.
+    input_fusion: a conditioned drafter's rows hold these states in their input too (`StateFusion`).
     drafter_window: the most tokens of a text that the drafter sees, 0 for all; None: `OWN_WINDOW`.
     source_layers: the target's layers that the drafter's layers were copied from.
     target, target_fingerprint: the target it was made for (`MadeFor`).
@@ -77,6 +78,7 @@ class DrafterSection:
     options: Mapping[str, Any] = field(default_factory=dict)
     shared_embeddings: bool = False
     conditioned: bool = False
+    input_fusion: bool = False
     canvas_length: int | None = None
     drafter_window: int | None = None
     source_layers: tuple[int, ...] = ()
@@ -86,6 +88,8 @@ class DrafterSection:
     def __post_init__(self) -> None:
         if self.conditioned and not (self.shared_embeddings and self.canvas_length and self.source_layers):
             raise ValueError("A `conditioned` drafter needs `shared_embeddings`, `canvas_length` and `source_layers`.")
+        if self.input_fusion and not self.conditioned:
+            raise ValueError("`input_fusion` needs a `conditioned` drafter.")
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> DrafterSection:
@@ -108,5 +112,6 @@ class DrafterSection:
     def content(self) -> dict[str, Any]:
         """The section for config.json; what is not set is left out."""
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("spec", "options")}
+        own["input_fusion"] = self.input_fusion or None  # older versions know no such key
         values = {**self.spec, **own, **self.options, "source_layers": list(self.source_layers) or None}
         return {key: value for key, value in values.items() if value is not None}

@@ -36,6 +36,11 @@ _COUNTING = frozenset(
     }
 )
 
+# Without rotary embeddings and without a table: distances in place of positions, or sines that the forward computes as
+# the text grows.
+_UNBOUNDED = ("bloom", "mpt")
+_GROWING = ("kosmos_2_text_model", "xglm")
+
 
 class RopeChange(NamedTuple):
     """Rotary embeddings that depend on how long the text is at the time of the forward.
@@ -55,9 +60,14 @@ def num_positions(config: PreTrainedConfig) -> int:
 
 
 def position_table(config: PreTrainedConfig) -> int | None:
-    """How many positions the model has an embedding of; None for rotary ones, which are computed for any position."""
-    is_rotary = getattr(config, "rope_parameters", None) is not None
-    return None if is_rotary else getattr(config, "max_position_embeddings", None)
+    """How many positions the model has an embedding of; None where it computes them for any position."""
+    is_computed = getattr(config, "rope_parameters", None) is not None or config.model_type in _UNBOUNDED
+    return None if is_computed or table_grows(config) else getattr(config, "max_position_embeddings", None)
+
+
+def table_grows(config: PreTrainedConfig) -> bool:
+    """Whether the forward replaces its table of positions by a longer one when a text outgrows it."""
+    return config.model_type in _GROWING
 
 
 def rope_change(config: PreTrainedConfig) -> RopeChange | None:

@@ -71,6 +71,11 @@ class EagerRunner:
         self.hidden_layers = hidden_layers
         self.recorded = recorded
 
+    @property
+    def description(self) -> str:
+        """How its forwards have run."""
+        return "eager"
+
     def new_cache(self, capacity: int, num_rows: int = 1) -> SlotCache:
         """Empty slots for up to `capacity` positions of each of `num_rows` sequences."""
         bound = self.position_table
@@ -104,7 +109,7 @@ class EagerRunner:
         attention = in_place_of_sdpa(self.model) if is_grouped else nullcontext()
         with mode, attention:
             logits, hidden_states, recorded = self._forward(
-                window.input_ids, position_ids, mask, cache, window.read, window.states
+                window.input_ids, position_ids, mask, cache, window.read, window.states, window.added
             )
             outputs = window.own(head(logits))
         cache.advance(width)
@@ -122,6 +127,7 @@ class EagerRunner:
         cache: Cache,
         read: int | torch.Tensor,
         states: torch.Tensor | None,
+        added: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[LayerOutput, tuple[torch.Tensor, ...]]]:
         """The model's logits, and `hidden_states` and `recorded` of `Forward`."""
         wanted = {*self.recorded, "hidden_states"} if self.hidden_layers else self.recorded
@@ -134,6 +140,7 @@ class EagerRunner:
             return_dict=True,
             **({"logits_to_keep": read} if self.leaves_out_logits else {}),
             **({} if states is None else {"states": states}),
+            **({} if added is None else {"added": added}),
             **{f"output_{name}": True for name in wanted},
         )
         hidden_states = None

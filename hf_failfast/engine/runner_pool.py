@@ -56,6 +56,21 @@ class RunnerPool:
         """The runner that drafts for this target."""
         return self._runner(model, target, "drafter", ())
 
+    def why_eager(self, model: CausalLM, target: PreTrainedModel, role: str) -> str | None:
+        """Why forwards of this model run eagerly in generations of this target; None if they are replayed.
+
+        role: `target` or `drafter`.
+        """
+        if self.name == "eager":
+            return "`runner='eager'` was asked for"
+        kept = self._kept.get(target, {}).get(role)
+        return self._obstacle(model, role) or (None if kept is None else kept.problem)
+
+    def _obstacle(self, model: CausalLM, role: str) -> str | None:
+        if not self.graphs.is_available(model.device):
+            return f"they need an NVIDIA GPU, and the {role} is on {model.device}"
+        return obstacle(model)
+
     def explain(self, target: PreTrainedModel, reason: str) -> None:
         """Logs once, where graphs would be used, why the drafter's own forwards are never captured."""
         if self.name != "eager" and self.graphs.is_available(target.device):
@@ -72,7 +87,7 @@ class RunnerPool:
         if self.name == "eager" or (self.name == "auto" and not is_possible):
             return EagerRunner(model, hidden_layers)
         kept = self._kept_for(target, role)
-        reason = obstacle(model) if is_possible else f"they need an NVIDIA GPU, and the {role} is on {model.device}"
+        reason = self._obstacle(model, role)
         if reason is not None:
             kept.warn(reason)
             return EagerRunner(model, hidden_layers)

@@ -178,15 +178,17 @@ class SlotCache(Cache):
         end = self.lengths[row]
         return [(layer.keys[row, :, :end], layer.values[row, :, :end]) for layer in self.layers]
 
-    def adopt(self, other: "SlotCache", length: int) -> None:
-        """Fills empty slots with the first `length` valid ones of another cache of the same model."""
-        length = min(length, min(other.lengths))
+    def adopt(self, other: "SlotCache", length: int, row: int = 0, source: int = 0) -> None:
+        """Fills the empty slots of a sequence with the first `length` valid ones of `source`, a sequence of another
+        cache of the same model."""
+        length = min(length, other.lengths[source])
         if length:
             for mine, theirs in zip(self.layers, other.layers, strict=True):
-                mine.reserve(theirs.keys, theirs.values, length)
-                mine.keys[:, :, :length] = theirs.keys[:, :, :length]
-                mine.values[:, :, :length] = theirs.values[:, :, :length]
-            self.cursor.move([length] * len(self.lengths))
+                shape = (len(self.lengths), -1, -1, -1)
+                mine.reserve(theirs.keys[:1].expand(shape), theirs.values[:1].expand(shape), length)
+                mine.keys[row, :, :length] = theirs.keys[source, :, :length]
+                mine.values[row, :, :length] = theirs.values[source, :, :length]
+            self.cursor.move([length if index == row else old for index, old in enumerate(self.lengths)])
 
     def load(self, past: Cache, columns: Sequence[torch.Tensor]) -> None:
         """Fills empty slots with the K/V of an earlier call's cache.

@@ -29,6 +29,7 @@ class Window(NamedTuple):
     sight: Sight | None = None  # None: every token sees itself and all before it
     places: torch.Tensor | None = None  # (B, n): which of the tokens read are each sequence's own; None: all of them
     states: torch.Tensor | None = None  # (B, m, ...): what the model reads in place of the first m tokens
+    added: torch.Tensor | None = None  # (B, q - m, ...): and beside the others
 
     @property
     def num_read(self) -> int:

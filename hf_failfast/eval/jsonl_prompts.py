@@ -1,10 +1,13 @@
 """Prompts out of any JSONL file: MT-Bench, Spec-Bench, or one's own."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, DatasetDict
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 # In this order; `turns` is MT-Bench's and Spec-Bench's, and its first turn is asked.
 PROMPT_KEYS = ("turns", "prompt", "question", "instruction", "text")
@@ -12,6 +15,8 @@ PROMPT_KEYS = ("turns", "prompt", "question", "instruction", "text")
 
 def prompts_dataset(prompts: str | None = None, **metadata: Any) -> DatasetDict:
     """The lm-eval dataset of `failfast_prompts`, from `--metadata '{"prompts": "<file>"}'`."""
+    from datasets import Dataset, DatasetDict
+
     return DatasetDict({"test": Dataset.from_list(read_prompts(prompts))})
 
 

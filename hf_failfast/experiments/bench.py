@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from shutil import copytree
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..measure.methods import CAPTURED_PLAIN, Method, title
 from ..measure.metrics import speedup_of, summarise
 from ..measure.records import SpeedRecord
 from ..measure.timing import Prompts, time_answers
-from ..pairs import DEMO_PROMPTS, Pair, encode_prompt, load_pair
+from ..pairs import DEMO_PROMPTS, Pair, encode_prompt, is_without_weights, load_pair
 from .floor import floor
 
 # The demo's, and prompts of other kinds.
@@ -31,7 +30,6 @@ PROMPTS = (
     "Summarise the plot of Romeo and Juliet in three sentences.",
 )
 RANDOM_PROMPTS, RANDOM_PROMPT_TOKENS = 4, 64
-WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def load(target: str | None, drafter: str | None, dtype: Any, device: str) -> Pair:
@@ -41,12 +39,6 @@ def load(target: str | None, drafter: str | None, dtype: Any, device: str) -> Pa
     names = {"target": target, "drafter": drafter}
     model = _random_model(target, dtype).to(device)
     return Pair(model, None, _random_drafter(drafter, model.dtype, model.device), names)
-
-
-def is_without_weights(folder: str) -> bool:
-    """Whether the folder holds a model's config and nothing else of it."""
-    path = Path(folder)
-    return (path / "config.json").is_file() and not any(file for pattern in WEIGHTS for file in path.glob(pattern))
 
 
 def _random_model(folder: str, dtype: Any) -> PreTrainedModel:
@@ -94,7 +86,7 @@ def measure(
     records = time_answers(arms, target, prompts, repeats, on_progress=on_progress)
     context = sum(prompt.ids.shape[1] + prompt.max_length for prompt in prompts) // (2 * len(prompts))
     costs = measure_costs(target, drafter, 1, context)
-    rows = [row(name, found) | _interval(found) | _where_time_goes(found) for name, found in records.items()]
+    rows = [row(name, found) | interval(found) | _where_time_goes(found) for name, found in records.items()]
     ours = {each["method"]: each["speedup"] for each in rows if "time_share" in each}
     best_hf = max(each["speedup"] for each in rows if each["method"] not in {*ours, CAPTURED_PLAIN})
     fastest = fastest_plain(rows)
@@ -135,7 +127,8 @@ def row(method: str, records: Sequence[SpeedRecord]) -> dict[str, Any]:
     }
 
 
-def _interval(records: Sequence[SpeedRecord]) -> dict[str, float]:
+def interval(records: Sequence[SpeedRecord]) -> dict[str, float]:
+    """The limits of the 95 % interval of a method's speedup over prompts."""
     speedup = speedup_of(records)
     return {"speedup_low": round(speedup.speedup_low, 3), "speedup_high": round(speedup.speedup_high, 3)}
 

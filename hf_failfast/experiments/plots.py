@@ -23,7 +23,7 @@ def require_matplotlib() -> None:
     """Raises ImportError saying what to install; called before anything slow."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
-            'Plots need matplotlib: pip install "hf_failfast[plots]", or leave them out with --no-plots.'
+            'Plots need matplotlib: pip install "hf_failfast[plots]", or in a checkout pip install -e ".[plots]".'
         )
 
 

@@ -34,24 +34,33 @@ def record(
     chunk_length: int,
 ) -> list[list[Position]]:
     """The acceptance of a real pair on the target's own greedy answers, one text per prompt."""
-    texts = []
-    for prompt in prompts:
-        answer = target.generate(prompt, do_sample=False, max_new_tokens=max_new_tokens)
-        session = drafter.start(DraftRequest(target, answer.shape[1] + chunk_length))
-        if not isinstance(session, ChunkedSession):
-            raise ValueError("Only a drafter that drafts by chunks can be recorded.")
-        positions: list[Position] = []
-        for length in range(prompt.shape[1], answer.shape[1]):
-            session.lengths = [length]
-            with torch.no_grad():
-                chunk = session.draft_chunk(RaggedIds.full(answer[:, :length]), chunk_length)
-            session.accept([0])
-            truth = answer[0, length : length + chunk_length]
-            count = len(truth)
-            is_right = chunk.token_ids[0, :count].to(truth.device) == truth
-            positions.append((chunk.confidence[0, :count].tolist(), is_right.tolist()))
-        texts.append(positions)
-    return texts
+    answers = [target.generate(prompt, do_sample=False, max_new_tokens=max_new_tokens) for prompt in prompts]
+    pairs = zip(prompts, answers, strict=True)
+    return [record_answer(target, drafter, prompt.shape[1], answer, chunk_length) for prompt, answer in pairs]
+
+
+@torch.no_grad()
+def record_answer(
+    target: PreTrainedModel,
+    drafter: DiffusionDrafter,
+    prompt_length: int,
+    answer: torch.Tensor,  # (1, n), prompt included
+    chunk_length: int,
+) -> list[Position]:
+    """What the drafter proposes at every position of a known answer, after the true text before it."""
+    session = drafter.start(DraftRequest(target, answer.shape[1] + chunk_length))
+    if not isinstance(session, ChunkedSession):
+        raise ValueError("Only a drafter that drafts by chunks can be recorded.")
+    positions: list[Position] = []
+    for length in range(prompt_length, answer.shape[1]):
+        session.lengths = [length]
+        chunk = session.draft_chunk(RaggedIds.full(answer[:, :length]), chunk_length)
+        session.accept([0])
+        truth = answer[0, length : length + chunk_length]
+        count = len(truth)
+        is_right = chunk.token_ids[0, :count].to(truth.device) == truth
+        positions.append((chunk.confidence[0, :count].tolist(), is_right.tolist()))
+    return positions
 
 
 def save(path: Path, texts: list[list[Position]], pair: dict[str, str]) -> None:

@@ -6,9 +6,8 @@ from ..compatibility import OLDEST, UNTESTED
 from ..config import FailFastConfig
 from ..drafters.checkpoints.reading import Checkpoint
 from ..version import __version__
+from .layout import DRAFTER_CARD
 
-CARD = "README.md"
-DRAFTER_CARD = "DRAFTER.md"
 REPOSITORY = "<this repository>"
 
 # transformers checks the lower bounds before it runs the code; a version after the upper one warns.

@@ -8,8 +8,9 @@ from huggingface_hub import ModelCard, snapshot_download
 
 from ..drafters.checkpoints.inspection import inspect_checkpoint
 from ..drafters.checkpoints.reading import Checkpoint, read_checkpoint
-from .card import CARD, DRAFTER_CARD, REQUIREMENTS, repository_card
+from .card import REQUIREMENTS, repository_card
 from .flatten import flat_name, flattened
+from .layout import CARD, DRAFTER_CARD
 
 ENTRY = "hub.entry"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from .card import CARD
+from .layout import CARD
 
 # A folder to upload holds one of these besides its card.
 KINDS = ("custom_generate/generate.py", "config.json")

@@ -1,6 +1,6 @@
-"""Paired speedups with their bootstrap confidence interval."""
+"""Ratios over prompts, speedups above all, with their bootstrap confidence intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,20 +46,49 @@ def paired_speedup(
     values = np.array(list(columns.values()), dtype=np.float64)  # (4, prompts)
     ratios = _speedup(values)
     prompts = values.shape[1]
-    generator = np.random.default_rng(seed)
     micro, macro = [], []
-    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
-        count = min(_RESAMPLES_AT_ONCE, resamples - start)
-        weights = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=count)  # (count, prompts)
+    for weights in _resampled(prompts, resamples, seed):
         micro.append(_speedup(values @ weights.T))
         macro.append(weights @ ratios / prompts)
-    tails = [50 * (1 - confidence), 50 * (1 + confidence)]
-    low, high = np.percentile(np.concatenate(micro), tails)
-    macro_low, macro_high = np.percentile(np.concatenate(macro), tails)
+    low, high = _limits(micro, confidence)
+    macro_low, macro_high = _limits(macro, confidence)
     speedup = float(_speedup(values.sum(axis=1)))
-    return PairedSpeedup(
-        speedup, float(low), float(high), float(ratios.mean()), float(macro_low), float(macro_high), prompts
-    )
+    return PairedSpeedup(speedup, low, high, float(ratios.mean()), macro_low, macro_high, prompts)
+
+
+def ratio_interval(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """(ratio, low, high) of the summed numerators to the summed denominators, prompts resampled with replacement.
+
+    Entry i of both is prompt i. Raises ValueError as `paired_speedup` does.
+    """
+    _check({"numerators": numerators, "denominators": denominators}, confidence, resamples)
+    values = np.array([numerators, denominators], dtype=np.float64)  # (2, prompts)
+    ratios = []
+    for weights in _resampled(values.shape[1], resamples, seed):
+        above, below = values @ weights.T
+        ratios.append(above / below)
+    above, below = values.sum(axis=1)
+    return float(above / below), *_limits(ratios, confidence)
+
+
+def _resampled(prompts: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each prompt is drawn, (count, prompts) at a time."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+        count = min(_RESAMPLES_AT_ONCE, resamples - start)
+        yield generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=count)
+
+
+def _limits(values: Sequence[np.ndarray], confidence: float) -> tuple[float, float]:
+    low, high = np.percentile(np.concatenate(values), [50 * (1 - confidence), 50 * (1 + confidence)])
+    return float(low), float(high)
 
 
 def _speedup(values: np.ndarray) -> np.ndarray:
@@ -70,7 +99,7 @@ def _speedup(values: np.ndarray) -> np.ndarray:
 
 def _check(columns: dict[str, Sequence[float]], confidence: float, resamples: int) -> None:
     lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) != 1 or not lengths["seconds"]:
+    if len(set(lengths.values())) != 1 or not min(lengths.values()):
         raise ValueError(f"The columns must have one entry per prompt, at least one, but have {lengths}.")
     for name, column in columns.items():
         if not all(value > 0 for value in column):

@@ -76,7 +76,7 @@ class Method:
             output = model.generate(
                 input_ids=prompts.ids,
                 attention_mask=prompts.attention_mask,
-                max_length=prompts.max_length,
+                max_new_tokens=prompts.max_length - prompt_length,  # wins over what the target has saved
                 stopping_criteria=[stops] if prompts.stop else [],
                 **{"use_cache": True}
                 | self._static_cache(model)

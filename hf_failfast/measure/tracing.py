@@ -152,5 +152,5 @@ class _RecordingSession(DraftSession):
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         self.session.observe(states)
 
-    def inherit(self, previous: Self, num_tokens: int) -> int:
-        return self.session.inherit(previous.session, num_tokens)
+    def inherit(self, previous: Self, num_tokens: int, rows: tuple[int, int] = (0, 0)) -> int:
+        return self.session.inherit(previous.session, num_tokens, rows)

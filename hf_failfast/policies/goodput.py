@@ -138,13 +138,7 @@ class Goodput(LengthPolicy):
         return cls(measure)
 
     def start(self, num_rows: int, num_tokens: int) -> None:
-        costs = self._measure(num_rows, num_tokens)
-        self.num_rows = num_rows
-        plain = seconds_at(costs.verify, 0)
-        self._draft_points = [(count, seconds / plain) for count, seconds in costs.draft]
-        self._verify = [seconds_at(costs.verify, count) / plain for count in range(LONGEST_DRAFT + 1)]
-        first, last = self._pass_cost(1), self._pass_cost(LONGEST_CHUNK)
-        self._row_cost = max(last - first, 0.0) / (LONGEST_CHUNK - 1)
+        self.price(num_rows, num_tokens)
         self.calibration = Calibration()
         self.account, self.savings = FIRST_CREDIT, 0.0
         self._num_emitted = 0.0
@@ -157,6 +151,16 @@ class Goodput(LengthPolicy):
         self._num_read = 0  # tokens that the drafter had read when the last draft began
         self._rows: list[RowDraft] = []  # the drafts in progress
         self._drafted: list[RowDraft] = []  # all drafts of the round
+
+    def price(self, num_rows: int, num_tokens: int) -> None:
+        """Takes over the costs of such a batch; keeps what was learned of confidences and gains."""
+        costs = self._measure(num_rows, num_tokens)
+        self.num_rows = num_rows
+        plain = seconds_at(costs.verify, 0)
+        self._draft_points = [(count, seconds / plain) for count, seconds in costs.draft]
+        self._verify = [seconds_at(costs.verify, count) / plain for count in range(LONGEST_DRAFT + 1)]
+        first, last = self._pass_cost(1), self._pass_cost(LONGEST_CHUNK)
+        self._row_cost = max(last - first, 0.0) / (LONGEST_CHUNK - 1)
 
     @property
     def rate(self) -> float:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .canvases import Attention, Canvases
+from .canvases import Canvases
+from .config import Attention
 from .data.shards import Example
 from .losses import IGNORE
 
@@ -73,6 +74,7 @@ class CanvasPlan:
     attention: Attention
     canvas_length: int
     anchors: int
+    extended: float = 0.0  # share of the causal canvases that go on with a draft: their first tokens are known
 
     def random(self, examples: Sequence[Example], generator: torch.Generator) -> torch.Tensor:
         """[batch, A] positions whose canvas holds an answer token, uniform and with replacement."""
@@ -89,6 +91,44 @@ class CanvasPlan:
             room = (count - self.canvas_length).clamp_min(0)
         return self._position(first + (torch.linspace(0, 1, self.anchors) * room).long())
 
+    def drawn(self, examples: Sequence[Example], generator: torch.Generator) -> Canvases:
+        """At random anchors; in blocks some tokens are revealed."""
+        return self._canvases(examples, self.random(examples, generator), generator)
+
+    def fixed(self, examples: Sequence[Example]) -> Canvases:
+        """At the anchors of `even`."""
+        return self._canvases(examples, self.even(examples), None)
+
+    def every(self, examples: Sequence[Example]) -> tuple[Canvases, torch.Tensor]:
+        """A canvas after each token of the answers but the last, [batch, longest answer]: canvas i drafts after i
+        tokens. The second value is the first position of each canvas that it drafts: in blocks a canvas is the block
+        that the next token lies in, and the tokens before that one are revealed."""
+        last = torch.tensor([len(e.tokens) - 1 for e in examples])[:, None]
+        known = torch.tensor([e.prompt_length - 1 for e in examples])[:, None]
+        known = (known + torch.arange(max(e.answer_length for e in examples))).minimum(last)
+        tokens = padded_tokens(examples)
+        if self.attention == "causal_canvas":
+            return Canvases(tokens, known, self.canvas_length), torch.zeros_like(known)
+        # The first block's anchor is -1: what would draft its first token, which no answer begins with.
+        anchors = (known + 1) // self.canvas_length * self.canvas_length - 1
+        canvases = Canvases(tokens, anchors, self.canvas_length, self.attention)
+        revealed = canvases.canvas_positions() <= known[..., None]
+        return dataclasses.replace(canvases, revealed=revealed), known - anchors
+
+    def _canvases(
+        self, examples: Sequence[Example], anchors: torch.Tensor, generator: torch.Generator | None
+    ) -> Canvases:
+        tokens = padded_tokens(examples)
+        anchors = anchors.clamp(max=tokens.shape[1] - 1)
+        canvases = Canvases(tokens, anchors, self.canvas_length, self.attention)
+        if self.attention == "block_causal":
+            return reveal(examples, canvases, generator)
+        if self.extended == 0 or generator is None:
+            return canvases
+        is_extended = torch.rand(anchors.shape, generator=generator) < self.extended
+        known = (torch.rand(anchors.shape, generator=generator) * canvases.rows_per_canvas).long() * is_extended
+        return dataclasses.replace(canvases, revealed=torch.arange(canvases.rows_per_canvas) < known[..., None])
+
     def _choices(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """First choice and number of choices, each [batch, 1]: positions, or blocks other than the first one."""
         if self.attention == "causal_canvas":
@@ -101,6 +141,11 @@ class CanvasPlan:
 
     def _position(self, choices: torch.Tensor) -> torch.Tensor:
         return choices if self.attention == "causal_canvas" else choices * self.canvas_length - 1
+
+
+def padded_tokens(examples: Sequence[Example]) -> torch.Tensor:
+    """[batch, T], padded on the right with zeros."""
+    return pad_sequence([example.tokens for example in examples], batch_first=True)
 
 
 def reveal(examples: Sequence[Example], canvases: Canvases, generator: torch.Generator | None) -> Canvases:
@@ -121,18 +166,16 @@ def collate(
     draft_ids: torch.Tensor,
     generator: torch.Generator | None = None,
 ) -> Batch:
-    """Pads and aligns; `draft_ids` [vocabulary] maps a token to its draft vocabulary index or IGNORE.
+    """`aligned` with canvases that are drawn, or without a generator the fixed ones of evaluation."""
+    canvases = plan.fixed(examples) if generator is None else plan.drawn(examples, generator)
+    return aligned(examples, canvases, draft_ids)
 
-    With a generator canvases are drawn, without one they are the fixed ones of evaluation.
-    """
-    tokens = pad_sequence([example.tokens for example in examples], batch_first=True)
-    anchors = plan.even(examples) if generator is None else plan.random(examples, generator)
-    anchors = anchors.clamp(max=tokens.shape[1] - 1)
-    canvases = Canvases(tokens, anchors, plan.canvas_length, plan.attention)
-    if plan.attention == "block_causal":
-        canvases = reveal(examples, canvases, generator)
-    batch, clean = tokens.shape
-    labels = torch.full((batch, clean + plan.canvas_length), IGNORE)
+
+def aligned(examples: Sequence[Example], canvases: Canvases, draft_ids: torch.Tensor) -> Batch:
+    """Labels and states for every row of the canvases; `draft_ids` [vocabulary] maps a token to its draft vocabulary
+    index or IGNORE."""
+    batch, clean = canvases.tokens.shape
+    labels = torch.full((batch, clean + canvases.canvas_length), IGNORE)
     answer = torch.zeros(labels.shape, dtype=torch.bool)
     for row, example in enumerate(examples):
         rows = slice(example.prompt_length - 1, len(example.tokens) - 1)

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
-from .canvases import Attention
 from .options import option
 
+Attention = Literal["causal_canvas", "block_causal"]
 LOSS_WEIGHTS = (
     "cross_entropy_weight",
     "focal_weight",
@@ -15,6 +15,7 @@ LOSS_WEIGHTS = (
     "soft_label_weight",
     "regression_weight",
 )
+SELF_WRITTEN, NATURAL = "self-written", "natural"
 SEED = "Decides the data and the training."  # one option of both
 
 
@@ -35,9 +36,10 @@ def layer_numbers(text: str) -> tuple[int, ...]:
 class DataConfig:
     """What decides the prompts and answers; the same values give the same data."""
 
-    source: str | None = option(
-        None, "A .txt or .jsonl file, or a dataset's name.", shown="the target's own questions"
-    )
+    source: str | None = option(None, "self-written, natural, or as --prompts.", shown=SELF_WRITTEN)
+    prompts: str | None = option(None, "A .txt or .jsonl file, or a dataset's name.", shown="none")
+    # Training leaves them out.
+    unseen: str | None = option(None, "As --prompts: what decoding is measured on.", shown="64 of the package's own")
     records: str = option("prompts", "What the source holds: prompts to answer, or texts.")
     field: str | None = option(None, "Where a record's text is.", shown="prompt or text")
     questions: int = option(2400, "Prompts to answer.", shown="enough for the steps, at most 2400")
@@ -64,8 +66,20 @@ class DataConfig:
             require(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
         if self.records not in ("prompts", "texts"):
             raise ValueError(f"`records` must be 'prompts' or 'texts', got {self.records!r}.")
-        if self.records == "texts" and (self.source is None or self.sampled_answers):
+        if self.prompts is not None and self.source is not None:
+            raise ValueError(f"`prompts` takes the place of `source`, got {self.prompts!r} beside {self.source!r}.")
+        if self.records == "texts" and (self.file is None or self.sampled_answers):
             raise ValueError("`records` 'texts' needs a `source`, and has no `sampled_answers`.")
+
+    @property
+    def origin(self) -> str:
+        """Who writes the prompts: SELF_WRITTEN, NATURAL, or where `file` has them."""
+        return self.prompts or self.source or SELF_WRITTEN
+
+    @property
+    def file(self) -> str | None:
+        """The file or dataset that holds the prompts or texts, if one does."""
+        return None if self.origin in (SELF_WRITTEN, NATURAL) else self.origin
 
 
 @dataclass(frozen=True)
@@ -77,13 +91,16 @@ class TrainingConfig:
     minutes: float | None = option(None, "Training ends after this many minutes.", shown="60 without steps")
     attention: Attention = option("causal_canvas", "causal_canvas or block_causal.", kind=str)
     conditioned: bool = option(False, "Let the drafter read the target's hidden states.")
+    # Nothing where the drafter is not conditioned.
+    input_fusion: bool = option(True, "A conditioned drafter's input holds the target's states too.")
+    extended: float = option(0.25, "Of a conditioned drafter's canvases: those that continue a draft.")
     initial: str | None = option(
         None, "Folder of a drafter to start from.", shown="the target's layers", kind=Path, read=str
     )
     layers: tuple[int, ...] | None = option(
         None,
         "Layers of the target, such as 0,1,2,29.",
-        shown="the first three and the last",
+        shown="the first three and the last; the last four if conditioned",
         kind=str,
         read=layer_numbers,
     )
@@ -119,8 +136,10 @@ class TrainingConfig:
             raise ValueError(f"`attention` must be one of {list(get_args(Attention))}, got {self.attention!r}.")
         if self.conditioned and self.attention != "causal_canvas":
             raise ValueError("`conditioned` needs attention 'causal_canvas', got 'block_causal'.")
-        require("steps", self.steps or 1, "at least 1", (self.steps or 1) >= 1)
-        require("minutes", self.minutes or 1, "positive", (self.minutes or 1) > 0)
+        if self.steps is not None:
+            require("steps", self.steps, "at least 1", self.steps >= 1)
+        if self.minutes is not None:
+            require("minutes", self.minutes, "positive", self.minutes > 0)
         require("canvas_length", self.canvas_length, "at least 2", self.canvas_length >= 2)
         counts = ("batch_size", "accumulation", "anchors", "soft_label_top", "evaluation_steps", "held_out_anchors")
         for name in counts:
@@ -129,6 +148,7 @@ class TrainingConfig:
             require(name, getattr(self, name), "positive", getattr(self, name) > 0)
         for name in ("draft_vocabulary", "warmup_steps", "position_decay", "clean_weight", "seed", *LOSS_WEIGHTS):
             require(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
+        require("extended", self.extended, "in [0, 1)", 0 <= self.extended < 1)
         require("head_fraction", self.head_fraction, "in (0, 1]", 0 < self.head_fraction <= 1)
         require("ema_decay", self.ema_decay, "in [0, 1)", 0 <= self.ema_decay < 1)
         if not any(getattr(self, name) for name in LOSS_WEIGHTS):

@@ -13,6 +13,7 @@ from ..drafters.spec import SECTION, DrafterSection
 from .atomic_files import replacing, write_json
 from .config import LOSS_WEIGHTS, TrainingConfig
 from .data.shards import HELD_OUT_ONE_IN
+from .data.unseen import ANSWER_TOKENS
 from .model import CanvasDrafter
 from .report import PLOT
 
@@ -59,6 +60,7 @@ def drafter_section(drafter: CanvasDrafter, target: str, config: TrainingConfig)
         },
         shared_embeddings=True,
         conditioned=config.conditioned,
+        input_fusion=drafter.fusion is not None,
         canvas_length=None if is_block else length,
         source_layers=drafter.source_layers,
         target=target,
@@ -73,6 +75,7 @@ def model_card(provenance: Provenance, record: dict[str, Any]) -> str:
     figures = zip(accuracy, held_out["acceptance_by_position"], strict=True)
     rows = "\n".join(f"| {k} | {right:.3f} | {accepted:.3f} |" for k, (right, accepted) in enumerate(figures, start=1))
     losses = ", ".join(f"{name.removesuffix('_weight')} {config[name]}" for name in LOSS_WEIGHTS if config[name])
+    decoding = _decoding_lines(record["decoding"]) if "decoding" in record else ""
     conditioned = ",\nand they read the target's hidden states of the text so far" if config["conditioned"] else ""
     return f"""---
 license: {provenance.licence}
@@ -90,7 +93,7 @@ Training data: {_data_line(provenance.data)}; one prompt in {HELD_OUT_ONE_IN} is
 Trained for {record["step"]} steps ({record["minutes"]} minutes; loss weights: {losses}) with
 
     {provenance.command}
-
+{decoding}
 Held-out mean acceptance length (greedy, teacher-forced, one pass of {len(accuracy)} draft positions, bonus token
 included): **{held_out["mean_acceptance_length"]:.2f}** over {held_out["drafts"]} drafts.
 
@@ -104,10 +107,22 @@ The weights derive from the target's and keep its licence.
 """
 
 
+def _decoding_lines(decoding: dict[str, Any]) -> str:
+    mean, low, high = (decoding[name] for name in ("mean_acceptance_length", "low", "high"))
+    shares = ", ".join(f"{share:.2f}" for share in decoding["acceptance_by_position"])
+    return f"""
+Decoding of prompts that training never saw (greedy, one whole canvas a round, the first {ANSWER_TOKENS} tokens of
+{decoding["answers"]} answers): **{mean:.2f}** tokens a round, bonus token included (95 % interval: {low:.2f} to
+{high:.2f}).
+Share of the rounds that accepted draft position 1, 2, ...: {shares}.
+"""
+
+
 def _data_line(data: dict[str, Any]) -> str:
     questions = sum(shard["questions"] for shard in data["shards"])
     answer_tokens = sum(shard["answer_tokens"] for shard in data["shards"])
-    return f"{questions} prompts ({data['settings']['source']}), {answer_tokens} tokens of answers"
+    loops = f"; {data['loops']:.1%} of them are cut, since they repeat themselves" if "loops" in data else ""
+    return f"{questions} prompts ({data['settings']['source']}), {answer_tokens} tokens of answers{loops}"
 
 
 def versions() -> dict[str, str]:

@@ -40,7 +40,13 @@ def _losses(axes: Axes, log: list[dict[str, Any]]) -> None:
 def _acceptance_length(axes: Axes, log: list[dict[str, Any]]) -> None:
     steps = [record["step"] for record in log]
     axes.plot(steps, [record["held_out"]["mean_acceptance_length"] for record in log], marker=".")
-    axes.set(title="Held-out mean acceptance length (with the bonus token)", xlabel="step", ylabel="tokens per draft")
+    decoding = [(record["step"], record["decoding"]) for record in log if "decoding" in record]
+    if decoding:
+        axes.plot([step for step, _ in decoding], [d["mean_acceptance_length"] for _, d in decoding], marker=".")
+        low, high = ([d[name] for _, d in decoding] for name in ("low", "high"))
+        axes.fill_between([step for step, _ in decoding], low, high, alpha=0.2)
+    axes.legend(["held out, teacher-forced", "decoding of unseen prompts"][: len(axes.lines)])
+    axes.set(title="Mean acceptance length (with the bonus token)", xlabel="step", ylabel="tokens per draft")
 
 
 def _accuracy(axes: Axes, held_out: dict[str, Any]) -> None:

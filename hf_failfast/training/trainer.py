@@ -16,23 +16,27 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast
 from rich.console import Console
 from safetensors.torch import load_file
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .atomic_files import replacing
 from .averaging import WeightAverage, copy_tensors
-from .batches import Batch, CanvasPlan, batch_indices, collate, draft_index, step_generator
+from .batches import Batch, CanvasPlan, aligned, batch_indices, draft_index, step_generator
+from .canvases import Canvases
 from .config import TrainingConfig
 from .data.shards import Example
+from .decoding import Decoded, answers_of, decoding_figures
 from .export import WEIGHTS, Provenance, export, versions
 from .model import CanvasDrafter, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
+from .progress import Progress, deferred_interrupt
 from .report import LOG, write_report
 from .teacher import Teacher
 
 CHECKPOINT = "checkpoint.pt"
 # A run may be given more time or steps when it is resumed; everything else decides what the weights become.
 RESUMABLE = ("steps", "minutes")
+CONDITIONED_ONLY = ("input_fusion", "extended")
+BEFORE = {"input_fusion": False, "extended": 0.0}  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
 
 
@@ -59,13 +63,18 @@ class Trainer:
         config: TrainingConfig,
         output: Path,
         provenance: Provenance,
+        unseen: Sequence[Example] = (),
     ) -> None:
+        """data: training and held-out examples. unseen: answers to prompts that training never sees, to measure
+        decoding on; without them it is not measured."""
         self.accelerator = new_accelerator(target.device)
         self.examples, self.held_out = data
+        self.unseen = unseen
         self.config, self.output, self.provenance = config, output, provenance
         self._check_data()
         self.lengths = [len(example.tokens) for example in self.examples]
-        self.plan = CanvasPlan(config.attention, config.canvas_length, config.anchors)
+        extended = config.extended if config.conditioned else 0.0
+        self.plan = CanvasPlan(config.attention, config.canvas_length, config.anchors, extended)
         vocabulary = target.get_input_embeddings().weight.shape[0]
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = self._checkpoint()
@@ -76,8 +85,9 @@ class Trainer:
         else:
             draft_vocabulary = self._draft_vocabulary(target, vocabulary)
         self.draft_index = draft_index(draft_vocabulary, vocabulary)
-        layers = config.layers or default_layers(target.config.num_hidden_layers)
-        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size)
+        layers = config.layers or default_layers(target.config.num_hidden_layers, config.conditioned)
+        fusion = config.conditioned and config.input_fusion
+        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
         if initial:
             drafter.load_stored_state(initial)
         self.drafter = drafter.to(self.accelerator.device).eval()
@@ -122,12 +132,14 @@ class Trainer:
         return frequent_tokens([e.tokens[e.prompt_length :] for e in self.examples], size, always)
 
     def train(self, console: Console | None = None) -> dict[str, Any]:
-        """Runs to the end of `steps` or `minutes`; returns the last evaluation's record, empty if none was left."""
+        """Runs to the end of `steps` or `minutes`; returns the last evaluation's record, empty if none was left.
+
+        Ctrl-C ends the step, stores it like the others and raises KeyboardInterrupt.
+        """
         record: dict[str, Any] = {}
-        if not self.accelerator.is_main_process:
-            console = None
-        hidden = True if console is None else None  # None: hidden unless stderr is a terminal
-        with tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden) as bar:
+        is_shown = console is not None and self.accelerator.is_main_process
+        is_alone = self.accelerator.num_processes == 1  # several would have to agree on a step
+        with Progress(self.config.steps, self.step, "step", is_shown) as bar, deferred_interrupt(is_alone) as stop:
             if self.step == 0:
                 self.save(self.evaluate())
             while self.progress() < 1:
@@ -136,13 +148,15 @@ class Trainer:
                 seconds = time.monotonic() - started
                 self.seconds = self._agreed(self.seconds + seconds)
                 self.losses.update({**parts, "steps": 1})
-                bar.update()
-                bar.set_postfix(self._status(parts, seconds), refresh=False)
-                if self.step % self.config.evaluation_steps == 0 or self.progress() >= 1:
+                bar.advance(1, self._status(parts, seconds))
+                is_last = stop.is_made or self.progress() >= 1
+                if is_last or self.step % self.config.evaluation_steps == 0:
                     record = self.evaluate()
                     self.save(record)
-                    if console is not None and not console.quiet:
-                        tqdm.write(json.dumps(record["held_out"]))
+                    if is_shown and console is not None and not console.quiet:
+                        bar.say(_in_words(record))
+                if stop.is_made and self.progress() < 1:
+                    raise KeyboardInterrupt
         if record and self.accelerator.is_main_process:
             write_report(self.output)
         return record
@@ -177,7 +191,8 @@ class Trainer:
         for micro in range(config.accumulation):
             number = micro * self.accelerator.num_processes + self.accelerator.process_index
             generator = step_generator(config.seed, self.step, number)
-            batch = self._batch([self.examples[i] for i in indices[number * size :][:size]], self.plan, generator)
+            examples = [self.examples[i] for i in indices[number * size :][:size]]
+            batch = self._batch(examples, self.plan.drawn(examples, generator))
             is_last = micro == config.accumulation - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
@@ -192,20 +207,16 @@ class Trainer:
         self.step += 1
         return {**parts, "tokens": sum(self.lengths[i] for i in indices)}
 
-    def _batch(self, examples: Sequence[Example], plan: CanvasPlan, generator: torch.Generator | None) -> Batch:
-        batch = collate(examples, plan, self.draft_index, generator).to(self.accelerator.device)
+    def _batch(self, examples: Sequence[Example], canvases: Canvases) -> Batch:
+        batch = aligned(examples, canvases, self.draft_index).to(self.accelerator.device)
         return batch if self.teacher is None else self.teacher(batch)
 
     def evaluate(self) -> dict[str, Any]:
-        """Held-out acceptance on fixed anchors, with everything training.json keeps."""
-        drafts = []
-        size = self.config.batch_size
+        """Held-out acceptance on fixed anchors and decoding of unseen prompts, with everything training.json keeps."""
         plan = dataclasses.replace(self.plan, anchors=self.config.held_out_anchors)
         with self.average.applied():
-            for start in range(0, len(self.held_out), size):
-                batch = self._batch(self.held_out[start : start + size], plan, None)
-                with self.accelerator.autocast():
-                    drafts.append(self.held_out_drafts(batch))
+            drafts = [self._drafts(examples, plan.fixed(examples)) for examples in self._in_batches(self.held_out)]
+            decoding = self._decoding() if self.unseen else None
         steps = self.losses.pop("steps", 0)
         losses = {name: round(value / max(steps, 1), 4) for name, value in self.losses.items()}
         self.losses.clear()
@@ -213,6 +224,7 @@ class Trainer:
             "step": self.step,
             "minutes": round(self.seconds / 60, 2),
             "held_out": HeldOut.joined(drafts).figures(),
+            **({} if decoding is None else {"decoding": decoding}),
             "losses": losses,
             "source_layers": list(self.drafter.source_layers),
             "target": self.provenance.target,
@@ -222,6 +234,24 @@ class Trainer:
             "data": self.provenance.data,
             "versions": versions(),
         }
+
+    def _decoding(self) -> dict[str, Any]:
+        """Of greedy decoding on the unseen prompts, simulated."""
+        answers: list[Decoded] = []
+        for examples in self._in_batches(self.unseen):
+            canvases, starts = self.plan.every(examples)
+            matches = self._drafts(examples, canvases).matches.unflatten(0, starts.shape)
+            answers += answers_of(matches, starts, examples, drafts_at_once=not self.config.conditioned)
+        return decoding_figures(answers, self.config.canvas_length)
+
+    def _in_batches(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
+        size = self.config.batch_size
+        return [examples[start : start + size] for start in range(0, len(examples), size)]
+
+    def _drafts(self, examples: Sequence[Example], canvases: Canvases) -> HeldOut:
+        batch = self._batch(examples, canvases)
+        with self.accelerator.autocast():
+            return self.held_out_drafts(batch)
 
     def held_out_drafts(self, batch: Batch) -> HeldOut:
         return held_out_drafts(self.drafter, batch)
@@ -244,7 +274,8 @@ class Trainer:
         }
         with replacing(self.output / CHECKPOINT) as partial:
             torch.save(state, partial)
-        line = {name: record[name] for name in ("step", "minutes", "held_out", "losses")}
+        logged = ("step", "minutes", "held_out", "decoding", "losses")
+        line: dict[str, Any] = {name: record[name] for name in logged if name in record}
         line["questions"] = len(self.examples)
         with (self.output / LOG).open("a") as log:
             log.write(json.dumps(line) + "\n")
@@ -255,9 +286,12 @@ class Trainer:
         if not path.exists():
             return None
         state: dict[str, Any] = torch.load(path, map_location="cpu")
+        stored = BEFORE | state["config"]
         for name, value in dataclasses.asdict(self.config).items():
-            if name not in RESUMABLE and state["config"].get(name) != value:
-                raise ValueError(f"`{name}` must be {state['config'].get(name)!r} as in {path}, got {value!r}.")
+            if name in RESUMABLE or (name in CONDITIONED_ONLY and not self.config.conditioned):
+                continue
+            if stored.get(name) != value:
+                raise ValueError(f"`{name}` must be {stored.get(name)!r} as in {path}, got {value!r}.")
         return state
 
     def _resume(self, state: dict[str, Any]) -> None:
@@ -266,3 +300,12 @@ class Trainer:
             copy_tensors(state["averaged"], self.average.values)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    """An evaluation as one line."""
+    held_out = record["held_out"]
+    length = (
+        f"mean_acceptance_length {held_out['mean_acceptance_length']:.2f} over {held_out['drafts']} held-out drafts"
+    )
+    return f"step {record['step']}, {record['minutes']} minutes: {length}"

@@ -211,6 +211,23 @@ def test_tokens_that_see_later_ones(kind: str, options: dict[str, Any]) -> None:
         assert torch.equal(failfast(model, prompt(9), script, max_new_tokens=20), reference)
 
 
+def test_a_window_that_only_the_cache_makes() -> None:
+    """Refuses Moshi beyond its window, where plain `generate` has no mask for it and forgets what its cache drops."""
+    model = tiny_model("moshi", ffn_dim=64, sliding_window=16)
+    with pytest.raises(
+        ValueError, match="`max_length`=17 for a `moshi` with `sliding_window`=16, which it has no mask"
+    ):
+        failfast(model, prompt(9), drafter("canvas"), max_new_tokens=8)
+
+
+def test_positions_that_leave_out_padding_ids() -> None:
+    """Refuses TrOCR's sines: a drafted padding id would shift the positions of what follows it."""
+    sizes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    model = tiny_model("trocr", **sizes, use_learned_position_embeddings=False, pad_token_id=1)
+    with pytest.raises(ValueError, match="`trocr` with `use_learned_position_embeddings=False`, whose positions"):
+        failfast(model, prompt(9), drafter("canvas"), max_new_tokens=8)
+
+
 def test_a_model_without_a_cache() -> None:
     """Refuses models that take no cache, and names it."""
     model = tiny_model("openai-gpt", n_positions=64)

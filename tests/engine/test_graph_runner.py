@@ -15,8 +15,10 @@ import torch
 from conftest import DRAFTERS, TARGETS, drafter, failfast, plain, prompt, shared_drafter, target, tiny_model
 from graph_support import Recorder
 from sessions import logits_of
+from transformers import DynamicCache
 
 import hf_failfast
+from hf_failfast.compatibility import CACHE
 from hf_failfast.drafters import DiffusionDrafter
 from hf_failfast.engine import kernels
 from hf_failfast.engine.cuda import graph_runner, slot_attention, static_slots
@@ -199,9 +201,9 @@ def test_shapes_are_few() -> None:
         window = Window(ids, [start], num_read, Sight(torch.ones(width)) if is_limited else None)
         return Shape.around(window, max_slots, (), raw_logits)
 
-    assert around(11, 4, 300, 4096, True) == (16, 512, 16, True, (), raw_logits)
-    assert around(1, 1, 20, 4096, False) == (1, 256, 1, False, (), raw_logits)
-    assert around(17, 17, 1020, 1024, False) == (32, 1024, 32, False, (), raw_logits)
+    assert around(11, 4, 300, 4096, True) == (16, 512, 16, True, (), raw_logits, None)
+    assert around(1, 1, 20, 4096, False) == (1, 256, 1, False, (), raw_logits, None)
+    assert around(17, 17, 1020, 1024, False) == (32, 1024, 32, False, (), raw_logits, None)
     assert len({around(width, 10, 900, 4096, True) for width in range(2, 129)}) == 4
     assert all(around(w, 1, n, 4096, True).num_slots >= w + n for w in range(1, 129) for n in range(900))
 
@@ -247,6 +249,18 @@ def test_a_second_call_captures_nothing() -> None:
         check(model, used)
     assert recorder.captures == captures
     assert [len(each.idle) for each in kept(used, model).values()] == [1, 1]
+
+
+def test_a_turn_that_begins_with_a_replay() -> None:
+    """A call that continues a cache by a window that was captured before has plain `generate`'s text."""
+    model, recorder = target("llama"), Recorder()
+    proposer, cache = graphed(model_type="llama", graphs=recorder), DynamicCache(config=model.config)
+    first = failfast(model, prompt(20), proposer, max_new_tokens=30, chunk_length=4, **{CACHE: cache})
+    turn = torch.cat([first, prompt(3)], dim=1)
+    captures = recorder.captures
+    output = failfast(model, turn, proposer, max_new_tokens=30, chunk_length=4, **{CACHE: cache})
+    assert torch.equal(output, plain(model, turn, max_new_tokens=30))
+    assert recorder.captures == captures > 0
 
 
 def test_a_forward_returns_what_the_call_asks_for() -> None:
@@ -364,9 +378,23 @@ def test_a_model_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, warnin
             return super().forward(hidden)
 
     monkeypatch.setattr(model.model.norm, "__class__", Reading)
-    check(model, graphed())
+    used = graphed()
+    check(model, used)
     reason = "RuntimeError: the forward waits for the device (aten._local_scalar_dense.default)"
     assert warnings == [f"Running without CUDA graphs: {reason}."]
+    assert used.runners.why_eager(model, model, "target") == reason
+
+
+def test_a_captured_forward_that_stores_nothing(warnings: list[str]) -> None:
+    """A forward that leaves a layer out of the cache is not captured."""
+    model = tiny_model("llama")
+    runner = CudaGraphRunner(model, (), KeptGraphs(Recorder()))
+    cache = runner.new_cache(100)
+    logits_of(runner, prompt(20), cache, 1)
+    model.model.layers[-1].forward = lambda states, **_: states
+    logits_of(runner, prompt(5), cache, 1)
+    assert runner.replays == 0
+    assert any("stores nothing in the cache" in warning for warning in warnings)
 
 
 def test_a_graph_that_computes_something_else(warnings: list[str]) -> None:
@@ -401,10 +429,13 @@ def test_obstacles(change: Any, reason: str, warnings: list[str]) -> None:
     model = tiny_model("qwen2")
     runners = RunnerPool("auto", Recorder())
     assert isinstance(runners.target(model), CudaGraphRunner)
+    assert runners.why_eager(model, model, "target") is None
     change(model)
     for _ in range(2):
         assert type(runners.target(model)) is EagerRunner
     assert len(warnings) == 1 and reason in warnings[0]
+    why = runners.why_eager(model, model, "target")
+    assert why is not None and reason in why
 
 
 def test_autocast_is_eager() -> None:
@@ -423,6 +454,7 @@ def test_without_cuda(warnings: list[str]) -> None:
         check(model, used)
         assert type(used.runners.target(model)) is EagerRunner
     assert not warnings
+    assert used.runners.why_eager(model, model, "target") == "`runner='eager'` was asked for"
     used.runners = RunnerPool("cuda_graphs")
     check(model, used)
     check(model, used)

@@ -245,13 +245,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from hf_failfast.engine.kernels import triton_attention as attention
 from hf_failfast.engine.kernels import triton_confidence as confidence, triton_decisions as decisions
+from hf_failfast.engine.kernels import triton_decoder as decoder
 
 floats = {"maximum", "total", "best", "confidence", "partial", "top_of", "mass_of"}
-halves = {"logits", "query", "key", "value", "out"}
-longs = {"token_ids", "eos_token_ids", "draft_ids", "state", "limit", "first"}
+halves = {"logits", "query", "key", "value", "out", "weight", "mask_embedding", "into", "residual", "delta", "summed"}
+halves |= {"normed", "projected", "cosines", "sines", "keys", "values", "query_weight", "key_weight"}
+longs = {"token_ids", "eos_token_ids", "draft_ids", "state", "limit", "first", "input_ids", "starts"}
 
 def compile(function, out, **constants):
-    types = {"index": "*i32", "threshold": "fp32", "scale": "fp32", "out": out}
+    types = {"index": "*i32", "threshold": "fp32", "scale": "fp32", "epsilon": "fp32", "out": out}
     types |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(halves - {"out"}, "*bf16") | dict.fromkeys(longs, "*i64")
     names = function.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
@@ -265,7 +267,13 @@ compile(decisions._decide, "*i64", NUM_EOS=2, PLACES=16)
 compile(decisions._accept, "*i64", NUM_EOS=2, PLACES=16)
 compile(attention._attend, None, GROUP=6, HEAD_DIM=128, WIDTH=128, ROWS=64, SLOTS=64, TILES=4, PRECISION="tf32")
 compile(attention._join, "*bf16", HEAD_DIM=128, WIDTH=128, SPLITS=16)
+compile(decoder._embed, None, MASKED=True, BLOCK=1024)
+compile(decoder._add_norm, None, ADDS=True, BLOCK=4096)
+compile(decoder._rotate_and_store, None, QUERY_HEADS=12, KV_HEADS=2, HEAD_DIM=80, HALF=64, NORMS=True)
+compile(decoder._swiglu, "*bf16", BLOCK=1024)
 """
+KERNELS = ["_scan", "_combine", "_decide", "_accept", "_attend", "_join"]
+KERNELS += ["_embed", "_add_norm", "_rotate_and_store", "_swiglu"]
 
 
 def test_kernels_compile_for_a_gpu() -> None:
@@ -276,5 +284,5 @@ def test_kernels_compile_for_a_gpu() -> None:
     )
     assert result.returncode == 0, result.stderr
     sizes = [line.split() for line in result.stdout.splitlines()]
-    assert [name for name, *_ in sizes] == ["_scan", "_combine", "_decide", "_accept", "_attend", "_join"]
+    assert [name for name, *_ in sizes] == KERNELS
     assert all(int(cubin) > 0 and int(shared) <= 99 * 1024 for _, cubin, shared in sizes)

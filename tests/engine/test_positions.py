@@ -39,6 +39,8 @@ def test_tables() -> None:
     """Positions end where they are learned, and only there."""
     assert position_table(tiny_model("gpt2").config) == 4096
     assert position_table(tiny_model("llama").config) is None
+    assert position_table(tiny_model("bloom").config) is None
+    assert position_table(tiny_model("xglm").config) is None
     assert position_table(tiny_model("gemma3_text", head_dim=8).config) is None
 
 

@@ -1,5 +1,6 @@
 """The decoding methods by name, and their timed answers."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -52,6 +53,16 @@ def test_answers_are_timed_beside_plain_decoding_s() -> None:
     assert summarise(records["failfast"])["mean_acceptance_length"] == pytest.approx(length)
     assert summarise(records["prompt_lookup"])["mean_acceptance_length"] >= 1
     assert "mean_acceptance_length" not in summarise(records["plain"])
+
+
+def test_a_limit_that_the_target_has_saved_does_not_count() -> None:
+    """Answers are as long as asked for, whatever the target's own `generation_config` says."""
+    model = copy.deepcopy(target("qwen2"))
+    model.generation_config.max_new_tokens = 30
+    ours = drafter("canvas_shift")
+    for method in (PLAIN, prompt_lookup(), drafted(ours, ours.config)):
+        [record] = method.run(model, Prompts.greedy(prompt(5), 12))
+        assert record.new_tokens == 12
 
 
 @pytest.mark.parametrize(("seconds", "kept"), [([3.0, 1.0, 2.0], 2.0), ([4.0, 3.0], 3.0)])

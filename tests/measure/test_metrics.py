@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_failfast.measure.bootstrap import paired_speedup
+from hf_failfast.measure.bootstrap import paired_speedup, ratio_interval
 from hf_failfast.measure.metrics import SPEED_METRICS, summarise
 from hf_failfast.measure.records import SpeedRecord
 
@@ -44,6 +44,22 @@ class TestPairedSpeedup:
             result = paired_speedup(list(seconds), tokens, list(plain), tokens, resamples=300)
             held += result.speedup_low <= 1.5 <= result.speedup_high
         assert held >= 50
+
+    def test_a_ratio_of_sums_covers_the_truth(self) -> None:
+        """Tokens a round, for one: of 60 samples of 30 prompts about 95 % of the intervals must hold the true 2."""
+        import numpy as np
+
+        source = np.random.default_rng(2)
+        held = 0
+        for _ in range(60):
+            rounds = source.integers(10, 60, 30)
+            tokens = rounds * source.choice([1.5, 2.0, 2.5], 30)
+            ratio, low, high = ratio_interval(tokens.tolist(), rounds.tolist(), resamples=300)
+            assert low <= ratio <= high and ratio == pytest.approx(tokens.sum() / rounds.sum())
+            held += low <= 2 <= high
+        assert 50 <= held < 60
+        with pytest.raises(ValueError, match="`denominators` must be > 0"):
+            ratio_interval([1], [0])
 
     @pytest.mark.parametrize(
         ("columns", "message"),

@@ -1,5 +1,6 @@
 """CUDA graphs without CUDA: records the operations of a forward and repeats them as a graph does."""
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from triton_support import Launch, on_triton_launch
 
 from hf_failfast.engine.cuda.capture import CudaGraphs, Outputs, Rehearsal
 
+# One capture at a time, as on a GPU: what records launches replaces a method of a class.
+_CAPTURING = threading.Lock()
+
 
 class _Tape(TorchDispatchMode):
-    """Records every operation with the tensors it read and wrote."""
+    """Records every operation with the tensors it read and wrote, and every launch of Triton's interpreter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,6 +27,9 @@ class _Tape(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.steps.append((func, args, kwargs or {}, result))
         return result
+
+    def launch(self, name: str, launch: Launch) -> None:
+        self.steps.append((launch, (), {}, None))
 
     def replay(self) -> None:
         """Repeats every operation on the same addresses; decisions of Python are not taken again."""
@@ -63,7 +71,7 @@ class Recorder(CudaGraphs):
         if self.fails(self.captures):
             raise torch.OutOfMemoryError("CUDA out of memory")
         tape = _Tape()
-        with tape:
+        with _CAPTURING, tape, on_triton_launch(tape.launch):
             outputs = forward()
         for output in outputs:
             output.fill_(torch.nan if output.is_floating_point() else -1)  # a capture does not execute its operations

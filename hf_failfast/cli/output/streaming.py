@@ -1,5 +1,7 @@
 """Text as it is written, with the drafter's share in colour."""
 
+import re
+
 import torch
 from rich.console import Console
 from rich.text import Text
@@ -31,14 +33,21 @@ class TextPieces:
 class ColourStreamer(BaseStreamer):
     """Prints accepted draft tokens coloured and bonus tokens plain; the prompt is not printed.
 
-    Each round arrives in one `put`, bonus token last. Without a terminal rich prints no colour.
+    Each round arrives in one `put`, bonus token last. Without a terminal rich prints no colour. width: where lines are
+    broken, between words; None: nowhere.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console, width: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.console = console
-        self.pieces = TextPieces(tokenizer)
+        self.width = width
+        self._begin()
+
+    def _begin(self) -> None:
+        self.pieces = TextPieces(self.tokenizer)
         self.is_prompt = True
+        self.word = Text()  # not printed yet: it may have to begin a line
+        self.column = 0
 
     def put(self, value: torch.Tensor) -> None:
         if self.is_prompt:
@@ -50,10 +59,31 @@ class ColourStreamer(BaseStreamer):
         self._print(bonus, "")
 
     def end(self) -> None:
+        self._end_word()
         self.console.print()
-        self.pieces, self.is_prompt = TextPieces(self.tokenizer), True
+        self._begin()
 
     def _print(self, token_id: int, style: str) -> None:
         piece = self.pieces.add(token_id)
-        if piece:
-            self.console.print(Text(piece, style=style), end="", soft_wrap=True)
+        if self.width is None:
+            if piece:
+                self.console.print(Text(piece, style=style), end="", soft_wrap=True)
+            return
+        for part in re.findall(r"\S+|\s", piece):
+            if part.isspace():
+                self._end_word()
+                self._write(Text(part, style=style))
+            else:
+                self.word.append(part, style=style)
+
+    def _end_word(self) -> None:
+        """Prints the word that has come to its end, on a line of its own if it does not fit into this one."""
+        if self.width is not None and self.column and self.column + self.word.cell_len > self.width:
+            self._write(Text("\n"))
+        self._write(self.word)
+        self.word = Text()
+
+    def _write(self, text: Text) -> None:
+        if text.plain:
+            self.console.print(text, end="", soft_wrap=True)
+            self.column = 0 if text.plain == "\n" else self.column + text.cell_len

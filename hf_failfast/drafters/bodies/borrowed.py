@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from ...engine.causal_lm import execution_device, in_place
+from ...engine.causal_lm import DecoderParts, execution_device, in_place
 from ..checkpoints.target_fit import check_width
 from ..spec import DrafterSpec
+from .fusion import StateFusion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +37,7 @@ class SharedBody(nn.Module):
     mask_embedding: (hidden,), of the positions to be filled; the mask id lies beyond the target's vocabulary.
     spec: names the mask id.
     draft_vocabulary: (Vd,) target ids that the drafter can propose; None for all of them.
+    fusion: of a conditioned drafter whose rows' input holds the target's states too.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class SharedBody(nn.Module):
         mask_embedding: torch.Tensor,
         spec: DrafterSpec,
         draft_vocabulary: torch.Tensor | None = None,
+        fusion: StateFusion | None = None,
     ) -> None:
         super().__init__()
+        self.fusion = fusion
         self.decoder = decoder
         self.config = decoder.config
         assert spec.mask_token_id is not None  # the body has one learned embedding, for this id
@@ -106,4 +110,14 @@ class BorrowingLM:
         embeddings = torch.where(is_mask[..., None], self.body.mask_embedding, embeddings)
         hidden = self.body.decoder(inputs_embeds=embeddings, **inputs).last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return CausalLMOutput(logits=self.head(hidden[:, kept].to(self.head.weight.dtype)))
+        return CausalLMOutput(logits=self._logits(hidden[:, kept]))
+
+    def decoder_parts(self) -> DecoderParts:
+        """What the call consists of."""
+        body = self.body
+        return DecoderParts(self.embedding, body.decoder, self._logits, body.mask_token_id, body.mask_embedding)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        head: Any = self.head
+        logits: torch.Tensor = head(hidden.to(head.weight.dtype))
+        return logits

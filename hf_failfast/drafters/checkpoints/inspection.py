@@ -1,16 +1,21 @@
 """What a drafter checkpoint is and whether it fits a target, without loading a weight."""
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from transformers import AutoConfig, PreTrainedConfig
+from huggingface_hub import is_offline_mode
 
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
-from .target_fit import check_layers, check_mask_token, check_vocabulary, check_width
+from .target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -23,6 +28,10 @@ class Inspection:
     parameters: elements in the weight files; 0 if only a pickle is there, whose header cannot be read.
     weight_bytes: what they take in memory in the checkpoint's dtypes, K/V slots not counted.
     conditioned: whether the drafter reads the target's hidden states.
+    hidden_size, vocab_size: of the body; None where the config does not say.
+    target_layers: of a conditioned drafter, the target's layers that it reads at, counted from 0.
+    made_for_layers: the layers of the target it was made for, if its config says.
+    made_for: the target it was made for, if its config names one.
     chunk_per_pass: the longest chunk that one pass can fill; None if nothing bounds it.
     misfit: why the target cannot be drafted for; None if it can, or if no target was given.
     """
@@ -37,6 +46,11 @@ class Inspection:
     conditioned: bool
     chunk_per_pass: int | None
     misfit: str | None
+    hidden_size: int | None = None
+    vocab_size: int | None = None
+    target_layers: tuple[int, ...] = ()
+    made_for_layers: int | None = None
+    made_for: str | None = None
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of everything, ready to print."""
@@ -79,19 +93,36 @@ def inspect_checkpoint(
         conditioned=family.reads_hidden_states,
         chunk_per_pass=block - 1 if block and family.block_is_draft else block,
         misfit=None if target is None else _misfit(checkpoint, target),
+        hidden_size=checkpoint.config.get("hidden_size"),
+        vocab_size=_vocab_size(checkpoint),
+        target_layers=_target_layers(checkpoint),
+        made_for_layers=checkpoint.config.get("num_target_layers"),
+        made_for=section.target,
     )
 
 
+def _vocab_size(checkpoint: Checkpoint) -> int | None:
+    config = checkpoint.config
+    return (config.get("text_config") or config).get("vocab_size")
+
+
+def _target_layers(checkpoint: Checkpoint) -> tuple[int, ...]:
+    if not checkpoint.family.reads_hidden_states:
+        return ()
+    section = checkpoint.section
+    return section.source_layers if section.conditioned else tuple(checkpoint.config.get("target_layer_ids", ()))
+
+
 def _elements(checkpoint: Checkpoint) -> Counter[str]:
-    """Elements per dtype over all weight files; from the Hub, without fetching the files."""
+    """Elements per dtype over all weight files; from the Hub, without fetching the files; offline, from its cache."""
     counts: Counter[str] = Counter()
-    if not Path(checkpoint.name).is_dir():
+    if not Path(checkpoint.name).is_dir() and not is_offline_mode():
         from huggingface_hub import get_safetensors_metadata
 
         access = {key: checkpoint.hub_kwargs[key] for key in ("revision", "token") if key in checkpoint.hub_kwargs}
         counts.update(get_safetensors_metadata(checkpoint.name, **access).parameter_count)
         return counts
-    for path in _weight_files(checkpoint):
+    for path in weight_files(checkpoint):
         for shape, dtype in weight_shapes(path).values():
             size = 1
             for dimension in shape:
@@ -100,7 +131,7 @@ def _elements(checkpoint: Checkpoint) -> Counter[str]:
     return counts
 
 
-def _weight_files(checkpoint: Checkpoint) -> list[str]:
+def weight_files(checkpoint: Checkpoint) -> list[str]:
     single = checkpoint.file("model.safetensors")
     if single is not None:
         return [single]
@@ -112,18 +143,22 @@ def _weight_files(checkpoint: Checkpoint) -> list[str]:
 
 
 def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
+    from transformers import AutoConfig
+
     config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs).get_text_config(decoder=True)
     try:
-        _check(checkpoint, config)
+        check_fit(checkpoint, config)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _check(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
-    """The checks of the drafters' `start`, in their order, from configs alone. Raises ValueError."""
+def check_fit(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
+    """The checks of the drafters' `start`, in their order, from configs alone. Raises ValueError.
+
+    target: of the target's text model."""
     config, family, section = checkpoint.config, checkpoint.family, checkpoint.section
-    vocab_size = (config.get("text_config") or config).get("vocab_size")
+    vocab_size = _vocab_size(checkpoint)
     if vocab_size is not None:
         check_vocabulary(vocab_size, target.vocab_size)
     if family.borrows_embedding and not section.shared_embeddings:  # our own checkpoints hold the mask's embedding
@@ -131,5 +166,5 @@ def _check(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
     if family.borrows_embedding:
         check_width(config["hidden_size"], target.hidden_size)
     if family.reads_hidden_states:
-        layers = section.source_layers if section.conditioned else config.get("target_layer_ids", ())
-        check_layers(layers, target.num_hidden_layers, config.get("num_target_layers"))
+        check_states(target)
+        check_layers(_target_layers(checkpoint), target.num_hidden_layers, config.get("num_target_layers"))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from runpy import run_path
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
-from transformers.utils.hub import cached_file
 
-from ...compatibility import OLDEST
 from ..spec import SECTION, DrafterSection, DrafterSpec
 from .families import FAMILIES, Family, block_size_of_name, bodies, find_family, nearest_family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Keys that would point transformers to the checkpoint's own code, to a class that is not there, or to an attention
 # kernel that does not take the runner's masks (SDAR asks for flex attention).
@@ -56,21 +59,36 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
     Raises:
         ValueError: the checkpoint's kind is unknown or its spec incomplete; names the nearest known family.
     """
-    # transformers' tables of all models are the slow part of its import; only loading needs them.
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
     name = str(name_or_path)
     config = _read_config(name, hub_kwargs)
     section = DrafterSection.of(config.pop(SECTION, {}))
     known = None if "attention" in section.spec else find_family(config, name)
     family = known or _unlisted(str(config.get("model_type")), section)
-    if family.native_body and family.body not in CONFIG_MAPPING:
+    if family.native_body and not _is_native(family.body):
         raise ValueError(_no_body(family))
     config = family.renamed(config)
     spec = _spec(name, config, family, section, given, hub_kwargs)
     for key in DROPPED_KEYS:
         config.pop(key, None)
     return Checkpoint(name, config, family, spec, section, hub_kwargs)
+
+
+def _is_native(model_type: str) -> bool:
+    """Whether the installed transformers has a model of that type."""
+    if model_type in _config_names():
+        return True
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # with those that a caller registered
+
+    return model_type in CONFIG_MAPPING
+
+
+@cache
+def _config_names() -> dict[str, str]:
+    """transformers' table of model types, read as a file: importing it imports transformers, for seconds."""
+    package = find_spec("transformers")
+    folders = (package and package.submodule_search_locations) or []
+    tables = [path for folder in folders if (path := Path(folder, "models", "auto", "auto_mappings.py")).is_file()]
+    return run_path(str(tables[0]))["CONFIG_MAPPING_NAMES"] if tables else {}
 
 
 def _unlisted(model_type: str, section: DrafterSection) -> Family:
@@ -88,6 +106,8 @@ def _unlisted(model_type: str, section: DrafterSection) -> Family:
 
 def _no_body(family: Family) -> str:
     if family in FAMILIES:
+        from ...compatibility import OLDEST
+
         return (
             f"{family.name} checkpoints need the class that transformers calls {family.body!r}, and the installed "
             f"transformers has none: update it (transformers >= {OLDEST})."
@@ -100,6 +120,11 @@ def _no_body(family: Family) -> str:
 
 def find_file(name_or_path: str, file_name: str, hub_kwargs: dict[str, Any]) -> str | None:
     """The local path of a checkpoint's file (fetched from the Hub if it is there only); None if there is none."""
+    if Path(name_or_path).is_dir():
+        local = Path(name_or_path, hub_kwargs.get("subfolder", ""), file_name)
+        return str(local) if local.is_file() else None
+    from transformers.utils.hub import cached_file
+
     path: str | None = cached_file(
         name_or_path,
         file_name,
@@ -113,7 +138,7 @@ def find_file(name_or_path: str, file_name: str, hub_kwargs: dict[str, Any]) -> 
 def weight_shapes(path: str) -> dict[str, tuple[list[int], str]]:
     """Name -> (shape, safetensors dtype) from a file's header. Raises ValueError on a damaged file."""
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             return {key: (value.get_shape(), value.get_dtype()) for key, value in slices.items()}
     except SafetensorError as error:
@@ -121,12 +146,7 @@ def weight_shapes(path: str) -> dict[str, tuple[list[int], str]]:
 
 
 def _read_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    config: dict[str, Any] = {}
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(name, **hub_kwargs)
-    except OSError as error:
-        if _is_out_of_reach(name, hub_kwargs):
-            raise OSError(_out_of_reach(name, error)) from error
+    config = _folder_config(name, hub_kwargs) if Path(name).is_dir() else _hub_config(name, hub_kwargs)
     if "model_type" not in config:
         path = find_file(name, "model.safetensors", hub_kwargs)
         shapes = weight_shapes(path) if path else {}
@@ -134,6 +154,40 @@ def _read_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name!r} has no config.json that names a `model_type`; it is no checkpoint to load.")
         config = config | _diffugpt_config(shapes)
     return config
+
+
+def _folder_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Empty if the folder holds weights without a config. It is read without transformers, whose import is slow."""
+    path = find_file(name, "config.json", hub_kwargs)
+    if path is not None:
+        return read_json(path)
+    if find_file(name, "model.safetensors", hub_kwargs) is None:
+        raise OSError(f"{name!r} is a folder without a config.json: it holds no checkpoint.")
+    return {}
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises ValueError naming the file if it holds none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} must hold a JSON object, but holds a {type(content).__name__}.")
+    return content
+
+
+def _hub_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Empty if the repository holds weights without a config."""
+    from transformers import PreTrainedConfig
+
+    try:
+        config: dict[str, Any] = PreTrainedConfig.get_config_dict(name, **hub_kwargs)[0]
+        return config
+    except OSError as error:
+        if _is_out_of_reach(name, hub_kwargs):
+            raise OSError(_out_of_reach(name, error)) from error
+        return {}
 
 
 def _is_out_of_reach(name: str, hub_kwargs: dict[str, Any]) -> bool:
@@ -186,9 +240,10 @@ def _spec(
     values |= {**section.spec, **given}
     if "attention" not in values:
         raise ValueError(
-            f"The checkpoint (`model_type` {family.model_type!r}) does not say how it drafts: pass `attention=` "
-            '("causal_canvas", "block_causal" or "bidirectional"), `shift=`, `mask_token_id=` and, for block_causal, '
-            f"`block_size=`. {_nearest(family.model_type)}"
+            f"{name!r} is an ordinary causal LM (`model_type` {family.model_type!r}), not a drafter: its config "
+            'does not say how it drafts: pass `attention=` ("causal_canvas", "block_causal" or "bidirectional"), '
+            "`shift=`, `mask_token_id=` and, for block_causal, `block_size=` to read it as one. "
+            f"{_nearest(family.model_type)}"
         )
     if values["attention"] != "block_causal":
         if not family.block_is_draft:

@@ -8,12 +8,11 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-import torch
-
 from ..spec import DrafterSection
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Checkpoints pad one tokenizer's vocabulary to different sizes (151,936 and 152,064 for Qwen2.5).
 MAX_VOCABULARY_PADDING = 512
@@ -59,6 +58,16 @@ def check_width(width: int, target_width: int, num_states: int = 0) -> None:
     )
 
 
+def check_states(config: PreTrainedConfig) -> None:
+    """Raises ValueError if a target of this config has no single hidden state per layer and token to read."""
+    from ...engine.causal_lm import has_several_states  # imports torch
+
+    if has_several_states(config):
+        raise ValueError(
+            f"The drafter reads the target's hidden states, but those of `{config.model_type}` are several per layer."
+        )
+
+
 def check_layers(layers: Sequence[int], num_layers: int, made_for: int | None = None) -> None:
     """Raises ValueError if the target, of `num_layers`, lacks one of the layers that the drafter reads at.
 
@@ -99,17 +108,20 @@ class MadeFor:
         """None if the section names no target."""
         return cls(section.target, section.target_fingerprint) if section.target else None
 
+    def differs(self, target: PreTrainedModel) -> bool:
+        """Whether this is another model: by the fingerprint, or where there is none by the name."""
+        if self.fingerprint is not None:
+            return not _agrees(self.fingerprint, target)
+        name = target.config._name_or_path
+        return bool(name) and PurePath(name).name != PurePath(self.name).name
+
     def check(self, target: PreTrainedModel) -> None:
         """Warns, once per target, of one that the drafter was not made for."""
         if target in self._seen:
             return
         self._seen.add(target)
-        name = target.config._name_or_path
-        if self.fingerprint is None:
-            differs = bool(name) and PurePath(name).name != PurePath(self.name).name
-        else:
-            differs = not _agrees(self.fingerprint, target)
-        if differs:
+        if self.differs(target):
+            name = target.config._name_or_path
             warnings.warn(
                 f"The drafter was made for {self.name!r} and drafts for {name or type(target).__name__!r}, another "
                 "model: the text stays right, but few drafts may be accepted. Train one for this target with "
@@ -134,5 +146,7 @@ def _agrees(recorded: str, target: PreTrainedModel) -> bool:
 
 def _signs(embedding: torch.Tensor, size: int) -> torch.Tensor:
     """bool [rows x entries], of rows spread over the first `size`; a multiple of four entries per row."""
+    import torch
+
     rows = torch.linspace(0, size - 1, ROWS, device=embedding.device).long()
     return (embedding.detach()[rows, : min(ENTRIES, embedding.shape[1] // 4 * 4)] > 0).flatten()

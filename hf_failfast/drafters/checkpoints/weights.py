@@ -16,6 +16,7 @@ from transformers.utils import is_accelerate_available
 
 from ...config import FailFastConfig
 from ..bodies.borrowed import SharedBody
+from ..bodies.fusion import StateFusion
 from .reading import Checkpoint
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def load_shared(request: LoadRequest) -> SharedBody:
     weights = read_weights(checkpoint)
     mask_embedding = weights.pop("mask_embedding")
     draft_vocabulary = weights.pop("draft_vocabulary", None)
+    fusion = _fusion(checkpoint, weights)
     config = checkpoint.native_config()
     decoder_config = type(config).from_dict(config.to_dict() | _NO_VOCABULARY)
     decoder = AutoModel.from_config(decoder_config, dtype=mask_embedding.dtype)
@@ -97,10 +99,26 @@ def load_shared(request: LoadRequest) -> SharedBody:
         {key.removeprefix("model."): value for key, value in weights.items()}, strict=False
     )
     check_keys([key for key in result.missing_keys if key != "embed_tokens.weight"], result.unexpected_keys)
-    body = SharedBody(decoder, mask_embedding, checkpoint.spec, draft_vocabulary)
+    body = SharedBody(decoder, mask_embedding, checkpoint.spec, draft_vocabulary, fusion)
     if request.device_map is not None:
         body.to(_one_device(request.device_map))
     return body if request.dtype == "auto" else body.to(as_dtype(request.dtype))
+
+
+def _fusion(checkpoint: Checkpoint, weights: dict[str, torch.Tensor]) -> StateFusion | None:
+    """The input fusion that the checkpoint's section names; its weights are taken out of `weights`."""
+    section = checkpoint.section
+    if not section.input_fusion:
+        return None
+    own = {name: weights.pop(name) for name in list(weights) if name.startswith("fusion.")}
+    with torch.device("meta"):
+        fusion = StateFusion(len(section.source_layers), checkpoint.native_config().hidden_size)
+    stored = {name.removeprefix("fusion."): value for name, value in own.items()}
+    expected = fusion.state_dict()
+    if stored.keys() != expected.keys() or any(stored[name].shape != expected[name].shape for name in stored):
+        raise ValueError(f"The checkpoint's weights do not fit its config: `input_fusion` with {sorted(own)}.")
+    fusion.load_state_dict(stored, assign=True)
+    return fusion
 
 
 def load_into(module: nn.Module, request: LoadRequest, ignored: Iterable[str] = ()) -> None:

@@ -22,7 +22,7 @@ from ...engine.runner import Head, raw_logits
 from ...engine.slot_cache import SlotCache
 from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
-from ..checkpoints.target_fit import check_layers, check_mask_token, check_vocabulary, check_width
+from ..checkpoints.target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
 from ..denoising import DraftTokens, MostLikely, choose_tokens
 from .block_session import BlockSession
@@ -232,6 +232,7 @@ class DFlashDrafter(DiffusionDrafter):
         if getattr(own, "vocab_size", None) is not None:  # the native body has none to compare
             check_vocabulary(own.vocab_size, config.vocab_size)
         check_mask_token(self.mask_token_id, target.get_input_embeddings().weight.shape[0])
+        check_states(config)
         check_width(own.hidden_size, config.hidden_size, len(self.target_layers))
         read = [state - 1 for state in self.target_layers]
         check_layers(read, config.num_hidden_layers, getattr(own, "num_target_layers", None))
@@ -260,11 +261,11 @@ class DFlashSession(BlockSession):
         new = states[0].to(self.device, self.body.dtype)
         self.features = torch.cat([self.features, new], dim=1) if self.features.shape[1] else new
 
-    def draft_block(self, last: torch.Tensor) -> DraftTokens:
-        last = last.to(self.device)
+    def draft_block(self, known: torch.Tensor) -> DraftTokens:
+        known = known.to(self.device)  # a draft ends with the block: no token is drafted yet
         start, new = self.cache.get_seq_length(), self.features.shape[1]
-        masks = last.new_full((1, self.block_length), self.mask_token_id)
-        window = torch.cat([last.new_zeros(1, new), last, masks], dim=1)
+        masks = known.new_full((1, self.block_length), self.mask_token_id)
+        window = torch.cat([known.new_zeros(1, new), known, masks], dim=1)
         limit = torch.full((window.shape[1],), start + window.shape[1], device=self.device)
         forward = self.runner.run(
             Window(window, [start], self.block_length, Sight(limit), states=self.features), self.cache, self.head

@@ -143,12 +143,14 @@ class MaskedSession(ChunkedSession):
     def restart(self, rows: Sequence[int]) -> None:
         self.cache.rollback([0 if row in rows else length for row, length in enumerate(self.cache.lengths)])
 
-    def inherit(self, previous: Self, num_tokens: int) -> int:
-        seen = num_tokens - sum(previous.offsets)  # of its one sequence
-        if seen > 0:
-            self.offsets = list(previous.offsets)
-            self.cache.adopt(previous.cache, self.pattern.final_length(seen))
-        return self.cache.lengths[0]
+    def inherit(self, previous: Self, num_tokens: int, rows: tuple[int, int] = (0, 0)) -> int:
+        row, source = rows
+        offset = previous.offsets[source] if previous.offsets else 0
+        if num_tokens > offset:
+            self.offsets = self.offsets or [0] * len(self.cache.lengths)
+            self.offsets[row] = offset
+            self.cache.adopt(previous.cache, self.pattern.final_length(num_tokens - offset), row, source)
+        return self.cache.lengths[row]
 
     def max_draft_length(self, num_tokens: int) -> int:
         return self.longest - num_tokens

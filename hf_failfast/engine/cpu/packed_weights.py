@@ -64,6 +64,16 @@ def is_prepacked(model: HasModules) -> bool:
     return any(isinstance(module, PackedLinear) for module in model.modules())
 
 
+def is_packable(model: HasModules) -> bool:
+    """Whether any layer of the model is an ordinary one that `prepack` would pack."""
+    return any(isinstance(module, nn.Linear) and _is_plain(module) for module in model.modules())
+
+
+def computes_in(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has matrix products in this dtype on this processor; bfloat16 is slow where it has none."""
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class Prepacked:
     """Layers that are packed until `undo()`, or until the end of the `with` block."""
 
@@ -135,7 +145,7 @@ def _is_packable(weight: torch.Tensor) -> bool:
         and weight.dtype in TOLERANCE
         and not weight.is_inference()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and (weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and computes_in(weight.dtype)
     )
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from ..causal_lm import CausalLM, attention_name, has_foreign_hooks
-from ..positions import rope_change
+from ..positions import rope_change, table_grows
 
 
 def fingerprint(model: CausalLM) -> tuple[object, ...]:
@@ -25,9 +25,12 @@ def obstacle(model: CausalLM) -> str | None:
     devices = {tensor.device for module in modules for tensor in module.parameters(recurse=False)}
     if attention not in ("sdpa", "eager", None):  # None: a body of ours, which takes a mask
         return f"the attention implementation {attention!r} takes no mask of its own"
-    change = rope_change(model.config.get_text_config(decoder=True))
+    config = model.config.get_text_config(decoder=True)
+    change = rope_change(config)
     if change is not None and change.kind == "dynamic":
         return "its rotary embeddings are computed anew as the text grows"
+    if table_grows(config):
+        return "its table of positions is replaced as the text grows"
     if len(devices) > 1:
         return f"the model is spread over {sorted(map(str, devices))}"
     if any(module.training for module in modules):

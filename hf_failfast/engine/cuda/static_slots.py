@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
@@ -15,6 +15,9 @@ from ..runner import Head
 from ..slot_cache import SlotCache
 from ..window import Window
 from .capture import Arena, CudaGraphs, Outputs
+
+if TYPE_CHECKING:
+    from .fused_decoder import FusedDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +37,23 @@ class Shape(NamedTuple):
     is_limited: bool  # the limits are given; otherwise the window is causal
     hidden_layers: tuple[int, ...]
     head: Head
+    num_states: int | None  # given states among the tokens; None: the model takes none
 
     @classmethod
     def around(cls, window: Window, max_slots: int, hidden_layers: tuple[int, ...], head: Head) -> Shape:
         """The smallest shape that holds a window. Up to 16 tokens cost a GPU as much as one. Of a window with states
-        the number of these is rounded up, and that of the other tokens, which is always the same, is not."""
+        only their number is rounded up: that of the other tokens takes few values."""
         width = window.input_ids.shape[1]
-        num_states = 0 if window.states is None else window.states.shape[1]
-        width = _round_up(num_states) + width - num_states if num_states else _round_up(width)
+        num_states = None
+        if window.states is None:
+            width = _round_up(width)
+        else:
+            given = window.states.shape[1]
+            num_states = _round_up(given)
+            width += num_states - given
         num_slots = min(max(_power_of_two(max(window.starts) + width), SLOT_STEP), max_slots)
         num_read = min(_round_up(window.num_read), width)
-        return cls(width, num_slots, num_read, window.sight is not None, hidden_layers, head)
+        return cls(width, num_slots, num_read, window.sight is not None, hidden_layers, head, num_states)
 
 
 def _power_of_two(number: int) -> int:
@@ -73,6 +82,7 @@ class ShownLayer(CacheLayerMixin):
         self.is_initialized = True
         self.rows, self.slots = rows, slots
         self.num_slots = num_slots
+        self.is_written = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """The slots are there already."""
@@ -80,6 +90,7 @@ class ShownLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.is_written = True
         self.keys[self.rows, :, self.slots] = key_states.transpose(1, 2)
         self.values[self.rows, :, self.slots] = value_states.transpose(1, 2)
         return self.keys[:, :, : self.num_slots], self.values[:, :, : self.num_slots]
@@ -105,13 +116,16 @@ class CapturedForward:
     """
 
     def __init__(self, shape: Shape, window: Window, device: torch.device) -> None:
-        num_rows, width = window.input_ids.shape
+        num_rows = len(window.input_ids)
         self.shape = shape
+        self.content = ""  # what computes it, in words
         self.states: torch.Tensor | None = None
-        if window.states is not None:
-            room = shape.width - width + window.states.shape[1]
-            self.states = window.states.new_zeros(num_rows, room, *window.states.shape[2:])
+        self.added: torch.Tensor | None = None
+        if window.states is not None and shape.num_states is not None:
+            self.states = window.states.new_zeros(num_rows, shape.num_states, *window.states.shape[2:])
             self.num_states = torch.zeros(1, dtype=torch.long, device=device)
+        if window.added is not None:
+            self.added = torch.zeros_like(window.added)
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
@@ -126,9 +140,10 @@ class CapturedForward:
         num_states = padding = 0
         if window.states is not None and self.states is not None:
             num_states, padding = window.states.shape[1], self.shape.width - width
-            assert num_states + padding == self.states.shape[1], "captured for another number of tokens"
             self.states[:, :num_states] = window.states
             self.num_states.fill_(num_states)
+        if window.added is not None and self.added is not None:
+            self.added.copy_(window.added)
         own = slice(num_states + padding, width + padding)
         self.input_ids[:, own] = window.input_ids[:, num_states:]
         if is_even(window.starts):
@@ -185,12 +200,20 @@ def _widened(states: torch.Tensor, num_slots: int) -> torch.Tensor:
 class StaticSlots:
     """K/V at fixed addresses for one cache at a time, and the forwards captured on them."""
 
-    def __init__(self, cache: SlotCache, num_slots: int, arena: Arena, fingerprint: tuple[object, ...]) -> None:
+    def __init__(
+        self,
+        cache: SlotCache,
+        num_slots: int,
+        arena: Arena,
+        fingerprint: tuple[object, ...],
+        decoder: FusedDecoder | str,
+    ) -> None:
         self.buffers = [(_widened(layer.keys, num_slots), _widened(layer.values, num_slots)) for layer in cache.layers]
         self.num_rows = len(cache.lengths)
         self.num_slots = num_slots
         self.arena = arena
         self.fingerprint = fingerprint  # of the model as it was captured
+        self.decoder = decoder  # what stands in for the model's layers, or why nothing; the graphs read its tensors
         self.forwards: dict[Shape, CapturedForward] = {}
 
     def lend(self, cache: SlotCache) -> None:
@@ -219,6 +242,7 @@ class KeptGraphs:
         self.idle: list[StaticSlots] = []
         self.problem: str | None = None
         self.is_fused = True  # our attention kernel has not failed with this model
+        self.decoder_failure: str | None = None  # of the fused decoder with this model
         self._stated: set[str] = set()
         self._lock = threading.RLock()  # a garbage collection may give slots back at any time
 

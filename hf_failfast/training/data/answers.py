@@ -1,5 +1,6 @@
 """The target as a writer: its answers to prompts, and the hidden states that predicted them."""
 
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..config import DataConfig
 from .shards import Example
 
+TURN = "\x1e"  # ASCII's record separator; the turns are a user's, the assistant's, the user's, ...
 _MARK = "\u0001question\u0001"  # stands for the user's text while the chat template is taken apart
 TEXT_PROMPT_TOKENS = 16  # of a text: they tell it from others, and are not trained on
 
@@ -34,6 +36,7 @@ class Writer:
         return self._chat(_MARK).partition(_MARK)[0]
 
     def prompt(self, question: str) -> str:
+        """The text the target answers; TURN stands between the turns of a conversation."""
         return self._chat(question) if self.has_template else self.user_prefix() + question
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -49,17 +52,22 @@ class Writer:
         """What the drafter learns from: answers to the texts (greedy, then sampled ones), or the texts themselves."""
         if self.config.records == "texts":
             return [example for example in map(self._read, texts) if example is not None]
-        found = self._answers(texts, sampled=False, do_sample=False)
+        found = self.greedy_answers(texts, self.config.answer_tokens)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for _ in range(self.config.sampled_answers):
                 # Without truncation: the target's own distribution.
                 sampling = {"do_sample": True, "temperature": self.config.answer_temperature, "top_k": 0, "top_p": 1.0}
-                found += self._answers(texts, sampled=True, **sampling)
+                found += self._answers(texts, self.config.answer_tokens, sampled=True, **sampling)
         return found
 
-    def _chat(self, question: str) -> str:
-        turns = [{"role": "user", "content": question}]
+    def greedy_answers(self, texts: list[str], tokens: int) -> list[Example]:
+        """Of at most `tokens` tokens, in the order of the texts."""
+        return self._answers(texts, tokens, sampled=False, do_sample=False)
+
+    def _chat(self, prompt: str) -> str:
+        roles = cycle(("user", "assistant"))
+        turns = [{"role": role, "content": text} for role, text in zip(roles, prompt.split(TURN), strict=False)]
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
     def _text_ids(self, text: str) -> list[int]:
@@ -78,7 +86,7 @@ class Writer:
         states = self.target.base_model(tokens[None].to(self.target.device), use_cache=False).last_hidden_state[0]
         return Example(tokens, length, states[length - 1 : -1].to("cpu", torch.bfloat16))
 
-    def _answers(self, questions: list[str], sampled: bool, **sampling: Any) -> list[Example]:
+    def _answers(self, questions: list[str], tokens: int, sampled: bool, **sampling: Any) -> list[Example]:
         """Answers in batches of similar prompt length, with the states that chose every token."""
         prompts = [self.prompt_ids(text) for text in questions]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -86,12 +94,12 @@ class Writer:
         for start in range(0, len(order), self.config.batch_size):
             batch = order[start : start + self.config.batch_size]
             texts = [self.prompt(questions[i]) for i in batch]
-            new, hidden = self.generate(texts, self.config.answer_tokens, **sampling)
+            new, hidden = self.generate(texts, tokens, **sampling)
             for row, i in enumerate(batch):
                 length = self.answer_length(new[row].tolist())
-                tokens = torch.cat([torch.tensor(prompts[i]), new[row, :length].cpu()])
+                sequence = torch.cat([torch.tensor(prompts[i]), new[row, :length].cpu()])
                 states = hidden[row, :length].cpu() if self.config.store_states else None
-                examples[i] = Example(tokens, len(prompts[i]), states, sampled)
+                examples[i] = Example(sequence, len(prompts[i]), states, sampled)
         return [examples[i] for i in range(len(prompts))]
 
     def answer_length(self, row: list[int]) -> int:

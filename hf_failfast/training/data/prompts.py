@@ -1,4 +1,4 @@
-"""Where prompts come from: the target's own questions, or records that the user names."""
+"""Where prompts come from: the target's own questions, templates, or records that the user names."""
 
 import json
 import random
@@ -9,13 +9,17 @@ from typing import Any, Protocol
 
 import torch
 
-from ..config import DataConfig
+from ..config import NATURAL, DataConfig
 from .answers import Writer
+from .natural import NaturalPrompts
 from .openings import random_opening
+from .words import read_words, wordnet_folder
 
 
 class PromptSource(Protocol):
-    """Texts in shards; the same shard number always gives the same texts."""
+    """Texts in shards; the same shard number always gives the same texts. size: how many there are, None: no end."""
+
+    size: int | None
 
     def shard(self, number: int) -> list[str] | None:
         """The texts of one shard; None after the last one."""
@@ -23,6 +27,8 @@ class PromptSource(Protocol):
 
 class OwnQuestions:
     """Questions that the target writes itself: the chat template up to the user's turn, an opening, then sampling."""
+
+    size: int | None = None
 
     def __init__(self, writer: Writer, config: DataConfig) -> None:
         self.writer, self.config = writer, config
@@ -52,19 +58,29 @@ class Records:
     """Texts of a file or dataset, in its order."""
 
     def __init__(self, texts: Sequence[str], config: DataConfig) -> None:
-        self.texts, self.size = texts, config.shard_questions
+        self.texts, self.per_shard = texts, config.shard_questions
+        self.size: int | None = len(texts)
 
     def shard(self, number: int) -> list[str] | None:
-        return list(self.texts[number * self.size : (number + 1) * self.size]) or None
+        return list(self.texts[number * self.per_shard : (number + 1) * self.per_shard]) or None
+
+
+def prompt_source(writer: Writer, config: DataConfig) -> PromptSource:
+    """Raises FileNotFoundError where `source` natural finds no words, saying how to get them."""
+    if config.file is not None:
+        return Records(read_records(config), config)
+    if config.origin == NATURAL:
+        return NaturalPrompts(read_words(wordnet_folder()), config, continues=not writer.has_template)
+    return OwnQuestions(writer, config)
 
 
 def read_records(config: DataConfig) -> list[str]:
-    """The texts of `config.source`: the lines of a .txt file, or a field of a .jsonl file's or dataset's records.
+    """The texts of `config.file`: the lines of a .txt file, or a field of a .jsonl file's or dataset's records.
 
     Raises ValueError naming a record that has no such field or is no JSON, FileNotFoundError without the file.
     """
-    assert config.source is not None
-    path = Path(config.source)
+    assert config.file is not None
+    path = Path(config.file)
     if path.suffix == ".txt":
         return _lines(path)
     field = config.field or config.records.removesuffix("s")
@@ -73,7 +89,7 @@ def read_records(config: DataConfig) -> list[str]:
         return [_field(_json(line, place), field, place) for line, place in lines]
     from datasets import load_dataset
 
-    dataset = load_dataset(config.source, split="train", streaming=True)
+    dataset = load_dataset(config.file, split="train", streaming=True)
     # Some records will be empty, too long or repeated: as many again are read.
     limit = 2 * config.questions + config.shard_questions
     return [_field(record, field, f"{path}: record {i}") for i, record in enumerate(islice(dataset, limit))]

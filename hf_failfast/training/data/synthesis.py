@@ -4,20 +4,26 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..atomic_files import write_json
-from ..config import DataConfig
+from ..config import NATURAL, SELF_WRITTEN, DataConfig
+from ..progress import Progress
 from .answers import Writer
-from .prompts import OwnQuestions, PromptSource, Records, read_records
+from .loops import without_loops
+from .prompts import prompt_source
 from .shards import Example, load_shard, save_shard
+from .unseen import unseen_prompts
 
 MANIFEST = "manifest.json"
-OWN_QUESTIONS = "questions written by the target itself"
+# As manifests and cards call them.
+SOURCES = {
+    SELF_WRITTEN: "questions written by the target itself",
+    NATURAL: "natural prompts from templates and WordNet's words",
+}
 
 
 def synthesise(
@@ -39,33 +45,42 @@ def synthesise(
     shards = manifest["shards"]
     seen = {prompt for shard in shards for prompt in _prompts(folder / shard["file"])}
     writer = Writer(target, tokenizer, config)
-    source: PromptSource
-    source = OwnQuestions(writer, config) if config.source is None else Records(read_records(config), config)
+    if config.records == "prompts":
+        seen |= {tuple(writer.prompt_ids(text)) for text in unseen_prompts(writer)}
+    source = prompt_source(writer, config)
     written = sum(shard["questions"] for shard in shards)
-    hidden = True if console is None else None  # None: hidden unless stderr is a terminal
-    bar = tqdm(total=config.questions, initial=written, unit="prompt", disable=hidden)
-    while sum(shard["questions"] for shard in shards) < config.questions:
-        texts = source.shard(manifest["drawn"])
-        if texts is None:
-            break
-        kept = _usable(texts, writer, seen, manifest["left_out"])
-        if not kept and config.source is None:
-            raise ValueError(f"`questions` must be at most what the target can vary, got {config.questions}.")
-        examples = writer.examples(kept, seed=config.seed + manifest["drawn"])
-        manifest["drawn"] += 1
-        if examples:
-            file = f"shard-{len(shards):05d}.safetensors"
-            save_shard(folder / file, examples)
-            answer_tokens = sum(example.answer_length for example in examples)
-            shards.append({"file": file, "questions": len(kept), "answer_tokens": answer_tokens})
-        write_json(folder / MANIFEST, manifest)
-        if examples and console is not None and not console.quiet:
-            tqdm.write(f"{file}: {len(kept)} prompts, {answer_tokens} answer tokens")
-        bar.update(len(kept))
-    bar.close()
+    expected = config.questions if source.size is None else min(config.questions, source.size)
+    with Progress(expected, written, "prompt", console is not None) as bar:
+        while sum(shard["questions"] for shard in shards) < config.questions:
+            texts = source.shard(manifest["drawn"])
+            if texts is None:
+                break
+            kept = _usable(texts, writer, seen, manifest["left_out"])
+            if not kept and config.file is None:
+                raise ValueError(_too_many(config.questions, sum(shard["questions"] for shard in shards)))
+            examples = writer.examples(kept, seed=config.seed + manifest["drawn"])
+            manifest["drawn"] += 1
+            if examples:
+                file = f"shard-{len(shards):05d}.safetensors"
+                save_shard(folder / file, examples)
+                answer_tokens = sum(example.answer_length for example in examples)
+                shards.append({"file": file, "questions": len(kept), "answer_tokens": answer_tokens})
+            write_json(folder / MANIFEST, manifest)
+            if examples and console is not None and not console.quiet:
+                bar.say(f"{file}: {len(kept)} prompts, {answer_tokens} answer tokens")
+            bar.advance(len(kept))
     if not shards:
-        raise ValueError(f"`source` must hold a usable record, but {config.source} has none: {manifest['left_out']}.")
+        raise ValueError(
+            f"`source` must hold a usable record, but {config.file or config.origin} has none: {manifest['left_out']}."
+        )
     return manifest
+
+
+def _too_many(questions: int, found: int) -> str:
+    return (
+        f"`questions` must be at most what the target can vary, got {questions}: after {found} different ones it only "
+        "repeats itself. Ask for fewer, or name a `source`."
+    )
 
 
 def _usable(texts: list[str], writer: Writer, seen: set[tuple[int, ...]], left_out: dict[str, int]) -> list[str]:
@@ -85,15 +100,33 @@ def _usable(texts: list[str], writer: Writer, seen: set[tuple[int, ...]], left_o
     return kept
 
 
-def load_examples(folder: Path) -> tuple[list[Example], list[Example]]:
-    """All finished shards as (training, held-out) examples; the held-out ones are greedy."""
+class Data(NamedTuple):
+    """held_out are greedy ones. loops: the share of the answers' tokens that was cut, since they had begun to loop."""
+
+    training: list[Example]
+    held_out: list[Example]
+    loops: float
+
+
+def load_data(folder: Path) -> Data:
+    """All finished shards."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise ValueError(f"`data` must be a folder with a {MANIFEST}, got {folder}.")
     examples = [example for shard in manifest["shards"] for example in load_shard(folder / shard["file"])]
+    answer_tokens = sum(example.answer_length for example in examples)
+    if manifest["settings"].get("records") != "texts":  # a text repeats itself only where its author did
+        examples = without_loops(examples)
+    kept = sum(example.answer_length for example in examples)
     held_out = [example.held_out for example in examples]
     training = [example for example, out in zip(examples, held_out, strict=True) if not out]
-    return training, [example for example, out in zip(examples, held_out, strict=True) if out and not example.sampled]
+    greedy = [example for example, out in zip(examples, held_out, strict=True) if out and not example.sampled]
+    return Data(training, greedy, 1 - kept / answer_tokens)
+
+
+def load_examples(folder: Path) -> tuple[list[Example], list[Example]]:
+    """(training, held-out) examples of `load_data`."""
+    return load_data(folder)[:2]
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -105,7 +138,10 @@ def _checked_manifest(folder: Path, target_name: str, config: DataConfig) -> dic
     """The manifest to continue, or a new one; ValueError where the folder was made with other settings."""
     settings = dataclasses.asdict(config)
     settings.pop("questions")  # a folder may grow
-    settings["source"] = OWN_QUESTIONS if config.source is None else Path(config.source).name
+    settings.pop("prompts")
+    if config.unseen is not None:
+        settings["unseen"] = Path(config.unseen).name
+    settings["source"] = SOURCES[config.origin] if config.file is None else Path(config.file).name
     settings["target"] = target_name
     manifest = read_manifest(folder)
     if manifest is None:

@@ -1,0 +1,1 @@
+"""The same drafters inside a server of another project."""
