@@ -25,6 +25,8 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
     "verifier": ("failfast", "fixed"),
     "draft_temperature": ("failfast", "fixed"),
     "runner": ("failfast", "fixed", "plain"),
+    "draft_tree": ("failfast", "fixed"),
+    "draft_lookup": ("failfast", "fixed"),
     "num_assistant_tokens": ("assisted", "prompt_lookup"),
     "target_latency_ms": ("failfast", "fixed"),
     "drafter_latency_ms": ("failfast", "fixed"),
@@ -45,6 +47,8 @@ class EvalOptions:
     verifier, draft_temperature: how samples verify a draft; default: the drafter's own.
     runner: `auto`, `eager` or `cuda_graphs`, as in `load_drafter`; `plain` is this package's loop without drafts where
         it is `auto` or `cuda_graphs`, else transformers' `generate`.
+    draft_tree, draft_lookup: tokens that a round verifies as a tree, and that the text so far may add to a draft;
+        default: the drafter's own.
     num_assistant_tokens: draft length of `assisted` and `prompt_lookup`; default: transformers' own, and 10.
     target_latency_ms, drafter_latency_ms: forward latencies of the modelled speedup; both, or neither to have them
         measured, which needs `compare_plain`.
@@ -61,6 +65,8 @@ class EvalOptions:
     verifier: Verifier | None = None
     draft_temperature: float | None = None
     runner: RunnerName | None = None
+    draft_tree: int | None = None
+    draft_lookup: int | None = None
     num_assistant_tokens: int | None = None
     target_latency_ms: float | None = None
     drafter_latency_ms: float | None = None

@@ -21,7 +21,7 @@ from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.borrowed import BorrowingLM, SharedBody
 from ..checkpoints.target_fit import check_layers, check_states, check_vocabulary
-from ..denoising import DraftTokens, MostLikely
+from ..denoising import Alternatives, DraftTokens, MostLikely
 from ..masked.attention_patterns import CausalCanvas
 from ..spec import DrafterSpec
 from .block_session import BlockSession
@@ -103,6 +103,8 @@ class ConditionedLM(BorrowingLM):
 class ConditionedDrafter(DiffusionDrafter):
     """A causal-canvas checkpoint of this project that was trained on the target's hidden states."""
 
+    has_alternatives = True
+
     def __init__(
         self, body: SharedBody, spec: DrafterSpec, layers: tuple[int, ...], canvas_length: int, config: FailFastConfig
     ) -> None:
@@ -140,7 +142,8 @@ class ConditionedSession(BlockSession):
         self.pattern = CausalCanvas(drafter.spec)
         self.runner = drafter.runners.drafter(self.model, request.target)
         vocabulary, config = self.model.vocabulary, request.target.config.get_text_config(decoder=True)
-        self.head = MostLikely(config.vocab_size if vocabulary is None else len(vocabulary), None)
+        num_ids = config.vocab_size if vocabulary is None else len(vocabulary)
+        self.head = MostLikely(num_ids, None, request.num_alternatives)
         window, canvas = drafter.window, drafter.canvas_length
         # A window leaves as much room for drafts as it has tokens.
         capacity = min(request.capacity, 2 * window) if window else request.capacity
@@ -180,10 +183,17 @@ class ConditionedSession(BlockSession):
         limit = self.pattern.limit(torch.arange(start, end, device=self.device), start + new + known.shape[1], end)
         added = self._added(known.shape[1] + masks.shape[1])
         given = Window(window, [start], self.block_length, Sight(limit), states=self.features, added=added)
-        ids, confidence = self.runner.run(given, self.cache, self.head).outputs
+        ids, confidence, *others = self.runner.run(given, self.cache, self.head).outputs
         self.cache.rollback(start + new)
         self.features = self.features[:, :0]
-        return DraftTokens(ids if self.model.vocabulary is None else self.model.vocabulary[ids], confidence)
+        if self.model.vocabulary is not None:
+            ids = self.model.vocabulary[ids]
+        if not others:
+            return DraftTokens(ids, confidence)
+        other_ids, probs = others
+        if self.model.vocabulary is not None:
+            other_ids = self.model.vocabulary[other_ids]
+        return DraftTokens(ids, confidence, alternatives=Alternatives(other_ids, probs))
 
     @torch.no_grad()
     def _added(self, rows: int) -> torch.Tensor | None:

@@ -24,7 +24,7 @@ from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..checkpoints.target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
-from ..denoising import DraftTokens, MostLikely, choose_tokens
+from ..denoising import Alternatives, DraftTokens, MostLikely, choose_tokens
 from .block_session import BlockSession
 
 if TYPE_CHECKING:
@@ -206,6 +206,8 @@ class DFlashLM:
 class DFlashDrafter(DiffusionDrafter):
     """A DFlash checkpoint: drafts up to `block_size` - 1 tokens in one pass, from the second round on."""
 
+    has_alternatives = True
+
     def __init__(
         self,
         body: DFlashBody | NativeDFlashBody,
@@ -248,7 +250,9 @@ class DFlashSession(BlockSession):
         self.mask_token_id = drafter.mask_token_id
         self.vocab_size = request.target.config.get_text_config(decoder=True).vocab_size
         self.warp = request.warp
-        self.head: Head = raw_logits if self.warp else MostLikely(self.vocab_size, self.mask_token_id)
+        self.num_alternatives = request.num_alternatives
+        best = MostLikely(self.vocab_size, self.mask_token_id, self.num_alternatives)
+        self.head: Head = raw_logits if self.warp else best
         self.runner = drafter.runners.drafter(DFlashLM(self.body, request.target), request.target)
         super().__init__(
             self.runner.new_cache(request.capacity + drafter.block_size),
@@ -273,8 +277,10 @@ class DFlashSession(BlockSession):
         self.cache.rollback(start + new)
         self.features = self.features[:, :0]
         if self.warp is None:
-            return DraftTokens(*forward.outputs)
-        return choose_tokens(forward.outputs[0], self.vocab_size, self.mask_token_id, self.warp)
+            token_ids, confidence, *others = forward.outputs
+            return DraftTokens(token_ids, confidence, alternatives=Alternatives(*others) if others else None)
+        (logits,) = forward.outputs
+        return choose_tokens(logits, self.vocab_size, self.mask_token_id, self.warp, self.num_alternatives)
 
 
 def load_dflash(request: LoadRequest) -> DFlashDrafter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,16 +29,29 @@ MAX_SLOTS = 16384
 SLOT_STEP = 256
 
 
+class Given(IntEnum):
+    """What a window says of its tokens' sight."""
+
+    NOTHING = 0  # it is causal
+    LIMITS = 1
+    TREE = 2  # limits, ancestors and positions
+
+
 class Shape(NamedTuple):
     """What a forward is captured for."""
 
     width: int  # tokens per sequence
     num_slots: int  # in sight
     num_read: int  # tokens of the window whose logits are computed
-    is_limited: bool  # the limits are given; otherwise the window is causal
+    given: Given
     hidden_layers: tuple[int, ...]
     head: Head
     num_states: int | None  # given states among the tokens; None: the model takes none
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the limits are given; otherwise the window is causal."""
+        return self.given is not Given.NOTHING
 
     @classmethod
     def around(cls, window: Window, max_slots: int, hidden_layers: tuple[int, ...], head: Head) -> Shape:
@@ -48,12 +62,14 @@ class Shape(NamedTuple):
         if window.states is None:
             width = _round_up(width)
         else:
-            given = window.states.shape[1]
-            num_states = _round_up(given)
-            width += num_states - given
+            num_states = _round_up(window.states.shape[1])
+            width += num_states - window.states.shape[1]
         num_slots = min(max(_power_of_two(max(window.starts) + width), SLOT_STEP), max_slots)
         num_read = min(_round_up(window.num_read), width)
-        return cls(width, num_slots, num_read, window.sight is not None, hidden_layers, head, num_states)
+        given = Given.NOTHING
+        if window.sight is not None:
+            given = Given.LIMITS if window.sight.ancestors is None else Given.TREE
+        return cls(width, num_slots, num_read, given, hidden_layers, head, num_states)
 
 
 def _power_of_two(number: int) -> int:
@@ -112,7 +128,7 @@ class CapturedForward:
     """One forward with its inputs at fixed addresses; captured by `capture`, then called any number of times.
 
     Given states lie before the tokens, so that the model finds them at its first positions; padding follows both, but
-    here it is between them, and only its slots are after those of the tokens: see `positions`.
+    here it is between them, and only its slots are after those of the tokens: see `places`.
     """
 
     def __init__(self, shape: Shape, window: Window, device: torch.device) -> None:
@@ -129,6 +145,8 @@ class CapturedForward:
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
+        self.ancestors = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
+        self.positions = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.read = torch.zeros(shape.num_read, dtype=torch.long, device=device)
 
     def fill(self, window: Window) -> None:
@@ -156,9 +174,12 @@ class CapturedForward:
             self.read[: window.num_read] = window.read + padding if padding else window.read
         if window.sight is not None:
             self.limit[:, own] = window.sight.limit[..., num_states:]
+            if window.sight.ancestors is not None and window.positions is not None:
+                self.ancestors[:, own] = window.sight.ancestors
+                self.positions[:, own] = window.positions
 
-    def positions(self) -> torch.Tensor:
-        """Of the tokens, and the slots that they are written to, (B, width)."""
+    def places(self) -> torch.Tensor:
+        """The slots that the tokens are written to, (B, width)."""
         order = torch.arange(self.shape.width, device=self.starts.device)
         if self.states is not None:
             room = self.states.shape[1]
