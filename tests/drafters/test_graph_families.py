@@ -30,7 +30,6 @@ from hf_failfast.training.trainer import Trainer
 Pair = tuple[PreTrainedModel, DiffusionDrafter]
 
 # By kind, why its drafter stays eager. All others are captured.
-CONDITIONED = "the drafter reads the target's hidden states of any number of tokens"
 BIDIRECTIONAL = "a bidirectional drafter reads the whole text in every pass"
 EAGER = {
     "bidirectional": BIDIRECTIONAL,
@@ -41,10 +40,6 @@ EAGER = {
     "MDLM": BIDIRECTIONAL,
     "DiffuGPT": BIDIRECTIONAL,
     **dict.fromkeys(bidirectional.PUBLIC, BIDIRECTIONAL),
-    "DFlash": CONDITIONED,
-    "DFlash assistant of transformers": CONDITIONED,
-    "trained, conditioned": CONDITIONED,
-    "trained, conditioned, whole vocabulary": CONDITIONED,
     "reference": "`mode='reference'` reads every pass on the host",
     "DiffusionGemma": "DiffusionGemma's canvas reads slots of any number",
 }
@@ -91,7 +86,7 @@ def trained(**options: Any) -> Callable[[Path], Pair]:
         Trainer(tiny_target(), examples, config, path, PROVENANCE).train()
         model = tiny_target()
         model.generation_config.eos_token_id = None
-        return model, load_drafter(path)
+        return model, load_drafter(path, dtype=torch.float32)
 
     return load
 
