@@ -1,6 +1,7 @@
 """The training loop on tiny random models: resuming, the exported folder, the command."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from hf_failfast.cli.app import app
 from hf_failfast.drafters.loading import load_drafter
 from hf_failfast.training.config import TrainingConfig
 from hf_failfast.training.data.shards import Example
+from hf_failfast.training.interruption import Interruption
+from hf_failfast.training.precision import training_dtype
 from hf_failfast.training.trainer import Trainer, learning_rate_factor
 
 TRAINING = TrainingConfig(
@@ -188,3 +191,60 @@ def test_the_average_is_what_is_evaluated_and_exported(tmp_path: Path) -> None:
     index = next(i for i, p in enumerate(trainer.parameters) if p is trainer.drafter.mask_embedding)
     torch.testing.assert_close(exported, expected[index].bfloat16())
     assert torch.equal(trainer.drafter.mask_embedding, trained)
+
+
+def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = new_trainer(tmp_path / "straight")
+    record = straight.train()
+
+    stopped = new_trainer(tmp_path / "stopped")
+    step = stopped.train_step
+
+    def interrupted_step() -> dict[str, float]:
+        if stopped.step == 3:
+            signal.raise_signal(signal.SIGINT)  # in the middle of the fourth step
+        return step()
+
+    monkeypatch.setattr(stopped, "train_step", interrupted_step)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed = new_trainer(tmp_path / "stopped")
+    assert resumed.step == 4
+    ended = resumed.train()
+    assert (ended["held_out"], ended["losses"]) == (record["held_out"], record["losses"])
+    for one, other in zip(straight.parameters, resumed.parameters, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.is_asked
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_without_bfloat16_products_trains_in_float32(
+    supported: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_failfast.training.precision.computes_in", lambda asked: supported)
+    assert training_dtype(torch.device("cpu")) == dtype
+    assert training_dtype(torch.device("cuda")) == torch.bfloat16
+
+
+def test_checkpoints_of_before_the_conditioned_options_go_on(tmp_path: Path) -> None:
+    """Their standalone runs do; a conditioned one had no input fusion and must be told so."""
+    for folder, config in {"alone": TRAINING, "conditioned": replace(TRAINING, conditioned=True)}.items():
+        fused = replace(config, input_fusion=False, extended=0.0)
+        trainer = new_trainer(tmp_path / folder, replace(fused, steps=1))
+        trainer.train()
+        state = torch.load(tmp_path / folder / "checkpoint.pt")
+        for name in ("input_fusion", "extended"):
+            del state["config"][name]
+        torch.save(state, tmp_path / folder / "checkpoint.pt")
+        assert new_trainer(tmp_path / folder, fused).step == 1
+    assert new_trainer(tmp_path / "alone").step == 1
+    with pytest.raises(ValueError, match="`input_fusion` must be False"):
+        new_trainer(tmp_path / "conditioned", replace(TRAINING, conditioned=True))
