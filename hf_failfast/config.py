@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 LENGTH_POLICIES = ("confidence", "goodput")
 # What `verifier` may name: see `decoding.verification`.
 VERIFIERS = ("sample_and_match", "rejection")
+# The most nodes of a `draft_tree`: one bit of an integer says of each whether a token sees it.
+MOST_NODES = 64
 # (scores, draft ids (B, k), the distributions (B, k, V) they were drawn from or None) -> the target's tokens (B, m):
 # see `decoding.verification`.
 Verifier = Callable[[Any, "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
@@ -37,6 +39,10 @@ class FailFastConfig:
     length_policy: `confidence`, the rule of these three numbers; or `goodput`, which needs none of them: it measures
         what drafting and verifying cost on this machine and learns what confidence is worth (`policies.goodput`). Or
         a `LengthPolicy` object.
+    draft_tree: 0, or up to 64: how many tokens a round verifies as a tree that has the draft as its stem and branches
+        to the drafter's other likely tokens (`decoding.trees`). A draft of as many tokens stays a chain.
+    draft_lookup: 0, or up to 64: how many tokens the text so far may add to a draft, if it has the draft's sure end
+        in it (`decoding.lookup`). In a tree they are a branch.
     """
 
     confidence_threshold: float = 0.45
@@ -45,6 +51,8 @@ class FailFastConfig:
     verifier: str | Verifier = "sample_and_match"
     draft_temperature: float | None = None
     length_policy: str | object = "confidence"
+    draft_tree: int = 0
+    draft_lookup: int = 0
 
     def __post_init__(self) -> None:
         tau = self.confidence_threshold
@@ -66,6 +74,7 @@ class FailFastConfig:
                 "LengthPolicy is taken, too."
             )
         self._check_draft_temperature()
+        self._check_strategies()
 
     def _check_draft_temperature(self) -> None:
         value = self.draft_temperature
@@ -76,6 +85,17 @@ class FailFastConfig:
         if not self.draws_drafts:
             raise ValueError(
                 f"`draft_temperature`={value!r} needs `verifier='rejection'`, but that is {self.verifier!r}."
+            )
+
+    def _check_strategies(self) -> None:
+        for name in ("draft_tree", "draft_lookup"):
+            value: Any = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) <= MOST_NODES:
+                raise ValueError(f"`{name}` must be an integer from 0 to {MOST_NODES}, but is {value!r}.")
+        if self.draft_tree and self.verifier not in VERIFIERS:
+            raise ValueError(
+                f"`draft_tree`={self.draft_tree} needs one of the verifiers {list(VERIFIERS)}: a function of your own "
+                "judges a chain."
             )
 
     @property

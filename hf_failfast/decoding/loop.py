@@ -22,11 +22,15 @@ from ..engine.window import Window
 from ..policies.base import LengthPolicy
 from .acceptance import Acceptance
 from .layer_outputs import LayerOutputs, asked_layers
-from .refusals import check_request
+from .lookup import Lookup
+from .proposal import Proposal
+from .proposals import Proposals
+from .refusals import check_request, takes_trees
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import DraftRoom, StopRules
 from .token_choice import TokenChoice, draft_warp
+from .trees import TreeDraft, Trees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,7 +96,10 @@ class Generation:
     returns_dict: bool
     streamer: BaseStreamer | None
     stats: SpecDecodingStats
+    proposals: Proposals | None = None  # None: the drafter's drafts are all that is proposed
     started: float = field(default_factory=perf_counter)
+    proposed: float = 0.0  # when the round's draft was ready
+    drafting: float = 0.0  # how long that took; 0 in a plain round
 
     @property
     def is_running(self) -> bool:
@@ -138,7 +145,9 @@ def prepare(
     choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores, config.verifier)
     stops = StopRules(stopping_criteria, generation_config.max_length, sequences.num_rows, choice.is_row_independent)
     warp = draft_warp(config, generation_config, logits_processor)
-    request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp)
+    proposals = _proposals(model, config, stops)
+    num_alternatives = 0 if proposals is None else proposals.num_alternatives
+    request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp, num_alternatives)
     session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
     asked = asked_layers(generation_config)
@@ -166,8 +175,18 @@ def prepare(
         returns_dict=returns_dict,
         streamer=streamer,
         stats=stats,
+        proposals=proposals,
         started=started,
     )
+
+
+def _proposals(model: PreTrainedModel, config: FailFastConfig, stops: StopRules) -> Proposals | None:
+    """What the options ask for besides drafts."""
+    trees = Trees(config.draft_tree) if config.draft_tree and takes_trees(model, stops.max_length) else None
+    lookup = None
+    if config.draft_lookup:
+        lookup = Lookup(config.draft_lookup, config.confidence_threshold, stops.eos_token_ids)
+    return None if trees is None and lookup is None else Proposals(trees, lookup)
 
 
 def propose(generation: Generation) -> Draft:
@@ -179,7 +198,11 @@ def propose(generation: Generation) -> Draft:
         for row in sequences.running
     ]
     draft = generation.session.draft(sequences.known, generation.policy, room).to(sequences.device)
-    generation.stats.draft_seconds += perf_counter() - started
+    if generation.proposals is not None:
+        draft = generation.proposals.extend(draft, sequences.known, sequences.running, room)
+    generation.proposed = perf_counter()
+    generation.drafting = generation.proposed - started if draft.passes or len(draft) else 0.0
+    generation.stats.draft_seconds += generation.proposed - started
     return draft
 
 
@@ -194,7 +217,8 @@ def verify(generation: Generation, draft: Draft) -> Verified:
         )
     if generation.read_again_from is not None and max(seen) <= generation.read_again_from < max(known.lengths):
         cache.rollback(0)
-    window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1)
+    tree = draft.shape if isinstance(draft, TreeDraft) else None
+    window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1, tree=tree)
     forward = generation.runner.run(window, cache, generation.acceptance.head)
     if not cache.is_checked:
         cache.check()
@@ -216,14 +240,24 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     sequences, session, cache = generation.sequences, generation.session, generation.cache
     if any(row.broken for row in outcome):
         session.give_up(ValueError("its confidences are not numbers"))
-    generation.policy.observe([row.accepted for row in outcome])
+    accepted, kept = [row.accepted for row in outcome], [row.kept for row in outcome]
+    if generation.proposals is not None:
+        generation.proposals.observe(draft, outcome, generation.stats)
+    if isinstance(draft, Proposal):
+        accepted = draft.accepted_own(outcome)
+        kept = [min(count, row.cached) for count, row in zip(accepted, outcome, strict=True)]
+    if isinstance(draft, TreeDraft):
+        verified = _in_line(generation, verified, outcome)
+    generation.policy.observe(accepted)
     if generation.streamer is not None:
         sequences.stream(generation.streamer)
     cached = [length + row.cached for length, row in zip(verified.known, outcome, strict=True)]
     emitted = [row.emitted for row in outcome]
     if generation.layer_outputs is not None:
         generation.layer_outputs.add(verified.forward.recorded, cache.lengths, verified.seen, verified.known, emitted)
-    session.accept([row.kept for row in outcome])
+    session.accept(kept)
+    if isinstance(draft, Proposal):
+        session.overtaken([row.cached - count for row, count in zip(outcome, kept, strict=True)])
     hidden_states = verified.forward.hidden_states
     if hidden_states is not None:
         first = [end - hidden_states.shape[1] for end in cache.lengths]
@@ -233,7 +267,16 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     rows = zip(draft.lengths, outcome, strict=True)
     generation.stats.observe(*(RoundRecord(k, row.accepted, row.emitted, draft.passes) for k, row in rows))
     generation.stats.host_reads += draft.host_reads
+    generation.policy.spent(generation.drafting, perf_counter() - generation.proposed, emitted)
     _dismiss(generation, emitted)
+
+
+def _in_line(generation: Generation, verified: Verified, outcome: Sequence[RowOutcome]) -> Verified:
+    """Makes a chain of what was accepted of a tree: in the cache, and in what the forward returned."""
+    paths = [row.path or () for row in outcome]
+    generation.cache.gather(verified.known, paths)
+    forward = verified.forward.gather(verified.known, generation.cache.lengths, paths)
+    return verified._replace(forward=forward)
 
 
 def _dismiss(generation: Generation, emitted: list[int]) -> None:

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from .advice import Doing, advise
 
+# Counts of what a round may propose besides drafts (docs/strategies.md).
+OF_STRATEGIES = ("nodes_verified", "accepted_depth", "lookup_accepted")
+
 
 class RoundRecord(NamedTuple):
     """One sequence's share of a round: a draft, one target forward, the accepted tokens."""
@@ -22,6 +25,9 @@ class SpecDecodingStats:
 
     plain_rounds: rounds without a pass of the drafter.
     drafter_errors: drafters given up in mid-generation, after which the rest was decoded plainly.
+    nodes_verified, accepted_depth: of the rounds whose draft was a tree (`draft_tree`), the nodes that the target
+        verified and how deep the accepted paths went; both add up, and the second is part of `accepted`.
+    lookup_accepted: accepted tokens that the text suggested (`draft_lookup`); they are part of `accepted`.
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
     runner: how the target's forwards ran: `eager`, or `cuda_graphs` and what was captured.
@@ -33,6 +39,9 @@ class SpecDecodingStats:
     drafted: int = 0
     accepted: int = 0
     emitted: int = 0
+    nodes_verified: int = 0
+    accepted_depth: int = 0
+    lookup_accepted: int = 0
     host_reads: int = 0
     drafter_errors: int = 0
     draft_seconds: float = 0.0
@@ -62,6 +71,11 @@ class SpecDecodingStats:
             self.accepted += row.accepted
             self.emitted += row.emitted
 
+    def observe_trees(self, nodes: Sequence[int], depths: Sequence[int]) -> None:
+        """Adds the trees of a round."""
+        self.nodes_verified += sum(nodes)
+        self.accepted_depth += sum(depths)
+
     @property
     def acceptance_rate(self) -> float:
         """Accepted over drafted tokens; 0 if nothing was drafted."""
@@ -79,7 +93,8 @@ class SpecDecodingStats:
         return [sum(record.accepted > position for record in self.records) for position in range(longest)]
 
     def as_dict(self) -> dict[str, int | float | str | list[int]]:
-        """Every count, ratio and time without the per-round records, ready for JSON."""
+        """Every count, ratio and time without the per-round records, ready for JSON; those of strategies that were
+        used."""
         return {
             "rounds": self.rounds,
             "plain_rounds": self.plain_rounds,
@@ -96,6 +111,7 @@ class SpecDecodingStats:
             "host_reads": self.host_reads,
             "drafter_errors": self.drafter_errors,
             "runner": self.runner,
+            **{name: getattr(self, name) for name in OF_STRATEGIES if getattr(self, name)},
         }
 
     def advice(

@@ -30,6 +30,8 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
     tokens are verified. Whether short canvases draft well has not been checked on the public weights.
     """
 
+    has_alternatives = True
+
     def __init__(self, model: Any, config: FailFastConfig) -> None:
         self.model = model
         self.config = config
@@ -56,6 +58,7 @@ class DiffusionGemmaSession(ChunkedSession):
         self.device = model.device
         super().__init__(request.eos_on(self.device))
         self.warp = request.warp
+        self.num_alternatives = request.num_alternatives
         config = model.config.text_config
         self.model = model
         self.own_vocab_size = config.vocab_size
@@ -92,8 +95,8 @@ class DiffusionGemmaSession(ChunkedSession):
             decoder_attention_mask={"full_attention": None, "sliding_attention": None},
             **{CACHE: self._view(end)},
         ).logits
-        token_ids, confidence, probs = choose_tokens(logits, self.vocab_size, None, self.warp)
-        return Chunk(token_ids, confidence, 2, probs)
+        tokens = choose_tokens(logits, self.vocab_size, None, self.warp, self.num_alternatives)
+        return Chunk(tokens.token_ids, tokens.confidence, 2, tokens.probs, tokens.alternatives)
 
     def _view(self, length: int) -> SimpleNamespace:
         """The slots in the form of the decoder's cache; sliding layers are cut to what transformers would keep."""

@@ -23,6 +23,8 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
     "length_policy": ("failfast",),
     "verifier": ("failfast", "fixed"),
     "draft_temperature": ("failfast", "fixed"),
+    "draft_tree": ("failfast", "fixed"),
+    "draft_lookup": ("failfast", "fixed"),
     "num_assistant_tokens": ("assisted", "prompt_lookup"),
     "target_latency_ms": ("failfast", "fixed"),
     "drafter_latency_ms": ("failfast", "fixed"),
@@ -41,6 +43,8 @@ class EvalOptions:
     confidence_threshold, chunk_length, max_draft_length: tau, N, N_max; default: the drafter's own.
     length_policy: `confidence` or `goodput`; default: the drafter's own.
     verifier, draft_temperature: how samples verify a draft; default: the drafter's own.
+    draft_tree, draft_lookup: tokens that a round verifies as a tree, and that the text so far may add to a draft;
+        default: the drafter's own.
     num_assistant_tokens: draft length of `assisted` and `prompt_lookup`; default: transformers' own, and 10.
     target_latency_ms, drafter_latency_ms: forward latencies of the modelled speedup; both, or neither to have them
         measured, which needs `compare_plain`.
@@ -56,6 +60,8 @@ class EvalOptions:
     length_policy: str | None = None
     verifier: Verifier | None = None
     draft_temperature: float | None = None
+    draft_tree: int | None = None
+    draft_lookup: int | None = None
     num_assistant_tokens: int | None = None
     target_latency_ms: float | None = None
     drafter_latency_ms: float | None = None

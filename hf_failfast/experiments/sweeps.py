@@ -13,7 +13,7 @@ from ..measure.metrics import summarise
 from ..measure.timing import time_answers
 from . import plots
 from .base import Axis, Experiment, Outcome, Setup
-from .tables import SPEED, Row
+from .tables import SPEED, Column, Row
 
 # Of the stored runs; a forward costs these milliseconds there when nothing else runs.
 STORED = (
@@ -40,9 +40,15 @@ def drafted(label: Row, drafter: DiffusionDrafter, config: FailFastConfig) -> Va
     return Variant(label, methods.drafted(drafter, config))
 
 
-def sweep(question: str, axis: Axis, variants: Callable[[Setup], Sequence[Variant]], stored: str = "") -> Experiment:
-    """An experiment that times one variant per value of its axis."""
-    return Experiment(question, timing(variants), (axis, *SPEED), plots.sweep(axis), axis, stored)
+def sweep(
+    question: str,
+    axis: Axis,
+    variants: Callable[[Setup], Sequence[Variant]],
+    stored: str = "",
+    more: tuple[Column, ...] = (),
+) -> Experiment:
+    """An experiment that times one variant per value of its axis; `more` columns follow those of speed."""
+    return Experiment(question, timing(variants), (axis, *SPEED, *more), plots.sweep(axis), axis, stored)
 
 
 def timing(variants: Callable[[Setup], Sequence[Variant]]) -> Callable[[Setup], Outcome]:

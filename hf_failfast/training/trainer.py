@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast
 from rich.console import Console
 from safetensors.torch import load_file
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .atomic_files import replacing
@@ -28,10 +27,10 @@ from .config import TrainingConfig
 from .data.shards import Example
 from .decoding import Decoded, answers_of, decoding_figures
 from .export import WEIGHTS, Provenance, export, versions
-from .interruption import Interruption
 from .model import CanvasDrafter, covered_share, covering_size, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
 from .precision import training_dtype
+from .progress import Progress, deferred_interrupt
 from .report import LOG, write_report
 from .teacher import Teacher
 
@@ -158,14 +157,12 @@ class Trainer:
     def train(self, console: Console | None = None) -> dict[str, Any]:
         """Runs to the end of `steps` or `minutes`; returns the last evaluation's record, empty if none was left.
 
-        After Ctrl-C it ends with the step, saves the checkpoint, and raises KeyboardInterrupt.
+        Ctrl-C ends the step, stores it without an evaluation and raises KeyboardInterrupt.
         """
         record: dict[str, Any] = {}
-        if not self.accelerator.is_main_process:
-            console = None
-        hidden = True if console is None else None  # None: hidden unless stderr is a terminal
-        bar = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden)
-        with bar, Interruption() as interruption:
+        is_shown = console is not None and self.accelerator.is_main_process
+        is_alone = self.accelerator.num_processes == 1  # several would have to agree on a step
+        with Progress(self.config.steps, self.step, "step", is_shown) as bar, deferred_interrupt(is_alone) as stop:
             if self.step == 0:
                 self.save(self.evaluate())
             while self.progress() < 1:
@@ -174,16 +171,15 @@ class Trainer:
                 seconds = time.monotonic() - started
                 self.seconds = self._agreed(self.seconds + seconds)
                 self.losses.update({**parts, "steps": 1})
-                bar.update()
-                bar.set_postfix(self._status(parts, seconds), refresh=False)
-                if interruption.is_asked:
+                bar.advance(1, self._status(parts, seconds))
+                if stop.is_made and self.progress() < 1:
                     self.save_checkpoint()
                     raise KeyboardInterrupt
                 if self.step % self.config.evaluation_steps == 0 or self.progress() >= 1:
                     record = self.evaluate()
                     self.save(record)
-                    if console is not None and not console.quiet:
-                        tqdm.write(json.dumps(record["held_out"]))
+                    if is_shown and console is not None and not console.quiet:
+                        bar.say(_in_words(record))
         if record and self.accelerator.is_main_process:
             write_report(self.output)
         return record
@@ -336,3 +332,14 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.losses.update(state.get("losses", {}))
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    """An evaluation as one line."""
+    held_out = record["held_out"]
+    length = (
+        f"mean_acceptance_length {held_out['mean_acceptance_length']:.2f} over {held_out['drafts']} held-out drafts"
+    )
+    if "decoding" in record:
+        length += f", {record['decoding']['mean_acceptance_length']:.2f} in decoding of unseen prompts"
+    return f"step {record['step']}, {record['minutes']} minutes: {length}"

@@ -1,8 +1,10 @@
 """The commands, as a user types them, on a tiny random pair."""
 
 import json
+import shutil
 
 import pytest
+from conftest import tiny_model
 from typer.testing import CliRunner
 
 import hf_failfast
@@ -160,6 +162,128 @@ def test_a_hub_name_while_offline_says_so_and_what_to_set(folder):
 def test_help_shows_defaults_that_depend_on_others():
     """A default that depends on another option is shown in brackets, which rich does not take for markup."""
     assert "[default: (OUTPUT/data)]" in " ".join(run("train", "--help").output.replace("│", " ").split())
+
+
+def test_generate_only_answers(folder):
+    """Without `--check` nothing is compared or timed; the document holds the text."""
+    pair = ("--target", folder, "--drafter", folder, "--max-new-tokens", 6)
+    result = run("generate", *pair, "--prompt", "a b", "--prompt", "c")
+    assert result.exit_code == 0, result.output
+    assert "> a b" in result.stdout and "speedup" not in result.output and "{" not in result.stdout
+    document = json.loads(run("generate", *pair, "--prompt", "a b", "--json").stdout)
+    (answer,) = document["answers"]
+    assert answer["prompt"] == "a b" and answer["tokens"] == answer["speculation"]["emitted"] > 0
+    assert f"\n{answer['text']}\n" in result.stdout
+    assert "results" not in document
+    checked = json.loads(run("generate", *pair, "--prompt", "a b", "--check", "--json").stdout)
+    assert checked["answers"][0]["text"] == answer["text"]
+    assert checked["results"][-1]["speedup_low"] <= checked["results"][-1]["speedup_high"]
+
+
+def test_prompts_come_from_options_files_and_standard_input(folder, tmp_path):
+    pair = ["generate", "--target", str(folder), "--drafter", str(folder), "--max-new-tokens", "4", "--json"]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a b"}\n{"turns": ["c", "d"]}\n')
+    (tmp_path / "prompts.txt").write_text("a\n\nb c\n")
+    for options, text, prompts in (
+        (["--prompts", str(tmp_path / "prompts.jsonl")], None, ["a b", "c"]),
+        (["--prompts", str(tmp_path / "prompts.txt"), "--prompt", "x"], None, ["x", "a", "b c"]),
+        (["--prompts", "-"], "a\nb\n", ["a", "b"]),
+        ([], "a\nb\n", ["a\nb"]),
+    ):
+        result = CliRunner().invoke(app, [*pair, *options], input=text)
+        assert result.exit_code == 0, result.output
+        assert [answer["prompt"] for answer in json.loads(result.stdout)["answers"]] == prompts
+
+
+def test_temperature_draws_and_the_seed_repeats(folder):
+    pair = ("--target", folder, "--drafter", folder, "--max-new-tokens", 24, "--prompt", "a b", "--json")
+
+    def text(*options):
+        return json.loads(run("generate", *pair, *options).stdout)["answers"][0]["text"]
+
+    drawn = {text("--temperature", 3, "--seed", seed) for seed in range(3)}
+    assert len(drawn) > 1
+    assert text("--temperature", 3, "--seed", 1) == text("--temperature", 3, "--seed", 1)
+    result = run("generate", *pair, "--temperature", 1, "--check")
+    assert result.exit_code == 2 and "--check compares greedy answers" in result.output
+
+
+def test_a_long_prompt_is_named_and_not_printed(tmp_path, folder):
+    """A prompt beyond the target's positions is refused before anything of it is printed."""
+    learned = tmp_path / "learned"
+    tiny_model("gpt2", vocab_size=28, max_position_embeddings=64, n_positions=64).save_pretrained(learned)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(folder / name, learned / name)
+    config = json.loads((learned / "config.json").read_text())
+    config["failfast"] = {"attention": "causal_canvas", "shift": 1, "mask_token_id": 0}
+    (learned / "config.json").write_text(json.dumps(config))
+    result = run("generate", "--target", learned, "--drafter", learned, "--prompt", "a " * 90)
+    assert result.exit_code == 1
+    assert "A prompt has 90 tokens, but the target takes at most 64: shorten it." in result.stderr
+    assert "a a a" not in result.output
+    shown = run("generate", "--target", folder, "--drafter", folder, "--prompt", "a " * 300, "--max-new-tokens", 2)
+    assert shown.exit_code == 0 and "a ... (600 characters)" in " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["trace"])
+def test_old_names_of_options_work_and_say_so(command, folder, tmp_path):
+    pair = ("--target", folder, "--drafter", folder, "--max-new-tokens", 4, "--prompt", "a")
+    old = run(command, *pair, "--out", tmp_path / "old.html")
+    assert old.exit_code == 0 and (tmp_path / "old.html").exists()
+    assert "--out is called --output now" in old.stderr
+    new = run(command, *pair, "--output", tmp_path / "new.html")
+    assert new.exit_code == 0 and (tmp_path / "new.html").exists()
+    assert "is called" not in new.stderr
+    assert "--out " not in run(command, "--help").output
+
+
+def test_ctrl_c_says_in_one_line_what_is_kept(folder, tmp_path, monkeypatch):
+    """The line names what is kept and how to go on; no empty folder is left."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_failfast.pairs.load_pair", interrupted)
+    monkeypatch.setattr("hf_failfast.training.run.run", interrupted)
+    result = run("generate", "--target", folder, "--drafter", folder, "--prompt", "a")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "hf-failfast: stopped: an answer is not kept."
+    output = tmp_path / "drafter"
+    output.mkdir()
+    for kept, line in (
+        (None, "nothing was written"),
+        ("data/manifest.json", f"{output / 'data'} holds the answers written so far; the same command goes on there"),
+        ("checkpoint.pt", f"{output} holds the drafter as it was last stored; the same command goes on there"),
+    ):
+        if kept is not None:
+            (output / kept).parent.mkdir(exist_ok=True)
+            (output / kept).touch()
+        result = run("train", "--target", folder, "--output", output)
+        assert result.exit_code == 130
+        assert result.stderr.splitlines()[-1] == f"hf-failfast: stopped: {line}."
+
+
+def test_ctrl_c_leaves_no_empty_folder(folder, tmp_path, monkeypatch):
+    def begun(job, *_):
+        job.data.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_failfast.training.run.run", begun)
+    assert run("train", "--target", folder, "--output", tmp_path / "drafter").exit_code == 130
+    assert not (tmp_path / "drafter").exists()
+
+
+def test_the_verdict_is_in_plain_words():
+    from hf_failfast.cli.output.answers import _verdict
+
+    def row(identical, margin):
+        return {"prompts": 4, "identical": identical, "largest_margin_at_first_difference": margin}
+
+    assert _verdict(row(4, None), 4, "float32") == ["In float32 every answer is plain generate's, token by token."]
+    (line,) = _verdict(row(1, 0.125), 4, "bfloat16")
+    assert line.startswith("In float32 every answer is plain generate's, token by token. In bfloat16 1 of 4 are")
+    assert "near tie" in line and "0.125" in line
+    assert "please report it" in _verdict(row(4, None), 3, "bfloat16")[0]
 
 
 def test_doctor_examines_a_pair(folder):

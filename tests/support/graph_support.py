@@ -44,7 +44,7 @@ class Recorder(CudaGraphs):
     """Takes the place of `CudaGraphs` on the CPU.
 
     alive: what the recorder has handed out and something still refers to: arenas, tapes, and the tensors that replays
-        write, each of which would be memory of the GPU.
+        write. Each would be memory of the GPU.
     """
 
     def __init__(self) -> None:
@@ -71,5 +71,5 @@ class Recorder(CudaGraphs):
             outputs = forward()
         for output in outputs:
             output.fill_(torch.nan if output.is_floating_point() else -1)  # a capture does not execute its operations
-        self.alive.update((tape, *outputs))
+        self.alive.update({id(each): each for each in (tape, *outputs)}.values())  # equality of tensors is a tensor
         return tape.replay, outputs

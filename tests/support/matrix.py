@@ -45,7 +45,29 @@ MATRIX: dict[str, list[Row]] = {
             "test_sampling_real::test_first_tokens_are_those_of_plain_sampling",
             "two samples, both verifiers",
         ),
-        Row("a seed repeats a sample", "exact", "test_sampling::test_a_seed_reproduces_the_samples"),
+        Row(
+            "trees (`draft_tree`): 32 architectures, windows, chunks, processors, stops, batches",
+            "exact",
+            "test_trees::test_every_architecture",
+            "sliding windows and chunks by positions, eager and with graphs",
+        ),
+        Row(
+            "sampling through trees, both verifiers",
+            "same distribution",
+            "test_trees::test_samples_follow_the_targets_distribution",
+        ),
+        Row("lookup tails (`draft_lookup`), as chains and branches", "exact", "test_lookup::test_every_architecture"),
+        Row(
+            "sampling with lookup tails, both verifiers",
+            "same distribution",
+            "test_lookup::test_samples_follow_the_targets_distribution",
+        ),
+        Row(
+            "a seed repeats a sample",
+            "exact",
+            "test_sampling::test_a_seed_reproduces_the_samples",
+            "while measured times stop no draft (docs/performance.md)",
+        ),
         Row(
             "logits processors in any combination, watermarking and guidance among them",
             "exact",

@@ -1,6 +1,7 @@
 """The training loop on tiny random models: resuming, the exported folder, the command."""
 
 import json
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from hf_failfast.cli.app import app
 from hf_failfast.drafters.loading import load_drafter
 from hf_failfast.training.config import TrainingConfig
 from hf_failfast.training.data.shards import Example
-from hf_failfast.training.interruption import Interruption
 from hf_failfast.training.precision import training_dtype
 from hf_failfast.training.trainer import Trainer, learning_rate_factor
 
@@ -193,36 +193,43 @@ def test_the_average_is_what_is_evaluated_and_exported(tmp_path: Path) -> None:
     assert torch.equal(trainer.drafter.mask_embedding, trained)
 
 
-def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stores_the_step_and_training_goes_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop between two evaluations keeps every step; the resumed run ends with the weights of a straight one."""
     straight = new_trainer(tmp_path / "straight")
     record = straight.train()
+    first = new_trainer(tmp_path / "resumed")
+    step = first.train_step
 
-    stopped = new_trainer(tmp_path / "stopped")
-    step = stopped.train_step
-
-    def interrupted_step() -> dict[str, float]:
-        if stopped.step == 3:
-            signal.raise_signal(signal.SIGINT)  # in the middle of the fourth step
+    def step_and_press() -> dict[str, float]:
+        if first.step == 3:  # while the fourth of six steps runs: evaluations are after the third and the sixth
+            os.kill(os.getpid(), signal.SIGINT)
         return step()
 
-    monkeypatch.setattr(stopped, "train_step", interrupted_step)
+    monkeypatch.setattr(first, "train_step", step_and_press)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        stopped.train()
+        first.train()
     assert signal.getsignal(signal.SIGINT) is before
-    resumed = new_trainer(tmp_path / "stopped")
-    assert resumed.step == 4
-    ended = resumed.train()
+    second = new_trainer(tmp_path / "resumed")
+    assert second.step == 4
+    ended = second.train()
     assert (ended["held_out"], ended["losses"]) == (record["held_out"], record["losses"])
-    for one, other in zip(straight.parameters, resumed.parameters, strict=True):
+    for one, other in zip(straight.parameters, second.parameters, strict=True):
         assert torch.equal(one, other)
 
 
-def test_a_second_ctrl_c_does_not_wait() -> None:
-    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
-        signal.raise_signal(signal.SIGINT)
-        assert interruption.is_asked
-        signal.raise_signal(signal.SIGINT)
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = new_trainer(tmp_path)
+
+    def press_twice() -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the step went on")
+
+    monkeypatch.setattr(trainer, "train_step", press_twice)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 0
 
 
 @pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

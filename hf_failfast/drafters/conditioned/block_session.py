@@ -82,9 +82,15 @@ class BlockSession(ChunkedSession):
             self.block = self.draft_block(known.ids[:, self.lengths[0] - 1 : known.lengths[0]])
             self.block_start, passes = drafted, 1
         assert self.block is not None
-        ids, confidence, probs = self.block
+        ids, confidence, probs, alternatives = self.block
         read = slice(drafted - self.block_start, drafted - self.block_start + length)
-        return Chunk(ids[:, read], confidence[:, read], passes, None if probs is None else probs[:, read])
+        return Chunk(
+            ids[:, read],
+            confidence[:, read],
+            passes,
+            None if probs is None else probs[:, read],
+            None if alternatives is None else alternatives.map(lambda values: values[:, read]),
+        )
 
     def _seen(self, text: RaggedIds) -> RaggedIds:
         """The whole text: a pass reads no more of it than its end."""

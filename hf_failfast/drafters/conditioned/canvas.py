@@ -17,13 +17,12 @@ import torch
 from torch import nn
 
 from ...config import FailFastConfig
-from ...engine.kernels import most_likely
 from ...engine.runner import EagerRunner
 from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.borrowed import SharedBody
 from ..checkpoints.target_fit import check_layers, check_states, check_vocabulary
-from ..denoising import DraftTokens
+from ..denoising import DraftTokens, choose_tokens
 from ..masked.attention_patterns import CausalCanvas
 from ..spec import DrafterSpec
 from .block_session import CONDITIONED, BlockSession
@@ -64,6 +63,8 @@ class HiddenStateInjection:
 class ConditionedDrafter(DiffusionDrafter):
     """A causal-canvas checkpoint of this project that was trained on the target's hidden states."""
 
+    has_alternatives = True
+
     def __init__(
         self, body: SharedBody, spec: DrafterSpec, layers: tuple[int, ...], canvas_length: int, config: FailFastConfig
     ) -> None:
@@ -100,6 +101,7 @@ class ConditionedSession(BlockSession):
         self.injection = drafter.injection
         self.fusion = drafter.body.fusion
         self.mask_token_id = drafter.body.mask_token_id
+        self.num_alternatives = request.num_alternatives
         self.pattern = CausalCanvas(drafter.spec)
         self.runner = EagerRunner(self.model)
         window, canvas = drafter.window, drafter.canvas_length
@@ -145,8 +147,11 @@ class ConditionedSession(BlockSession):
         (logits,) = forward.outputs
         self.cache.rollback(start + new)
         self.features = self.features[:, :0]
-        ids, confidence = most_likely(logits, logits.shape[-1], None)
-        return DraftTokens(ids if self.model.vocabulary is None else self.model.vocabulary[ids], confidence)
+        ids, confidence, _, others = choose_tokens(logits, logits.shape[-1], None, None, self.num_alternatives)
+        if self.model.vocabulary is not None:
+            ids = self.model.vocabulary[ids]
+            others = others and others._replace(token_ids=self.model.vocabulary[others.token_ids])
+        return DraftTokens(ids, confidence, alternatives=others)
 
     @torch.no_grad()
     def _added(self, rows: int) -> torch.Tensor | None:

@@ -146,6 +146,8 @@ class NativeDFlashBody(nn.Module):
 class DFlashDrafter(DiffusionDrafter):
     """A DFlash checkpoint: drafts up to `block_size` - 1 tokens in one pass, from the second round on."""
 
+    has_alternatives = True
+
     def __init__(
         self,
         body: DFlashBody | NativeDFlashBody,
@@ -192,6 +194,7 @@ class DFlashSession(BlockSession):
         self.head = target.get_output_embeddings()
         self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
         self.warp = request.warp
+        self.num_alternatives = request.num_alternatives
         super().__init__(
             SlotCache(len(self.body.layers), request.capacity + drafter.block_size),
             torch.zeros(1, 0, self.body.num_features, dtype=self.body.dtype, device=self.device),
@@ -212,7 +215,7 @@ class DFlashSession(BlockSession):
         self.cache.rollback(context)
         self.features = self.features[:, :0]
         logits = self.head(hidden[:, 1:].to(execution_device(self.head), self.head.weight.dtype)).to(self.device)
-        return choose_tokens(logits, self.vocab_size, self.mask_token_id, self.warp)
+        return choose_tokens(logits, self.vocab_size, self.mask_token_id, self.warp, self.num_alternatives)
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """The target's embedding, without its normalisation if it has one: DFlash was trained without."""

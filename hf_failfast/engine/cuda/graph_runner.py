@@ -16,14 +16,23 @@ from transformers.cache_utils import Cache
 
 from ..causal_lm import CausalLM
 from ..positions import counted_from
-from ..runner import EagerRunner, Forward, Head, raw_logits
+from ..runner import EagerRunner, Forward, Head, raw_logits, within
 from ..slot_cache import LayerWindow, SlotCache
-from ..window import Window
+from ..window import Sight, Window
 from . import fused_decoder, slot_attention
 from .capture import Outputs
 from .eligibility import fingerprint
 from .fused_decoder import FusedDecoder
-from .static_slots import MAX_WIDTH, CapturedForward, KeptGraphs, Shape, ShownLayer, StaticSlots, num_static_slots
+from .static_slots import (
+    MAX_WIDTH,
+    CapturedForward,
+    Given,
+    KeptGraphs,
+    Shape,
+    ShownLayer,
+    StaticSlots,
+    num_static_slots,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +134,8 @@ class CudaGraphRunner(EagerRunner):
             )
 
         decoder = slots.decoder
+        if forward.shape.given is Given.TREE:
+            decoder = "it takes a token's position from its slot"
         if isinstance(decoder, FusedDecoder) and self.kept.decoder_failure is None:
             try:
                 forward.content = "fused decoder"
@@ -154,14 +165,16 @@ class CudaGraphRunner(EagerRunner):
         if decoder is not None:
             logits, hidden_states = decoder.forward(forward, slots.buffers)
             return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))
-        positions = forward.starts + torch.arange(shape.width, device=forward.starts.device)
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        layers = [ShownLayer(*states, rows, positions, shape.num_slots) for states in slots.buffers]
+        places = forward.starts + torch.arange(shape.width, device=forward.starts.device)
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        layers = [ShownLayer(*states, rows, places, shape.num_slots) for states in slots.buffers]
         shown = Cache(layers=layers)
-        limit = forward.limit if shape.is_limited else positions + 1
+        is_tree = shape.given is Given.TREE
+        positions = forward.positions if is_tree else places
+        sight = Sight(forward.limit if shape.is_limited else places + 1, forward.ancestors if is_tree else None)
         position_ids = positions if self.position_table is None else positions.clamp(max=self.position_table - 1)
         self._is_fused = is_fused
-        mask = self._mask(positions, limit, shape.num_slots)
+        mask = self._mask(positions, sight, shape.num_slots)
         self._is_fused = False
         with slot_attention.slot_attention(self.model) if is_fused else nullcontext():
             logits, hidden_states, _ = self._forward(forward.input_ids, position_ids, mask, shown, forward.read)
@@ -170,11 +183,11 @@ class CudaGraphRunner(EagerRunner):
         return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))
 
     def _window_mask(
-        self, positions: torch.Tensor, limit: torch.Tensor, end: int, window: LayerWindow | None
+        self, positions: torch.Tensor, sight: Sight, end: int, window: LayerWindow | None
     ) -> torch.Tensor:
         if self._is_fused:
-            return slot_attention.sight(positions, limit, window)
-        return super()._window_mask(positions, limit, end, window)
+            return slot_attention.as_mask(positions, within(sight, positions, window), window)
+        return super()._window_mask(positions, sight, end, window)
 
     def _static(self, cache: SlotCache) -> StaticSlots:
         """The fixed slots of this cache; if it has none yet, they are made for its capacity."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,15 +29,28 @@ MAX_SLOTS = 16384
 SLOT_STEP = 256
 
 
+class Given(IntEnum):
+    """What a window says of its tokens' sight."""
+
+    NOTHING = 0  # it is causal
+    LIMITS = 1
+    TREE = 2  # limits, ancestors and positions
+
+
 class Shape(NamedTuple):
     """What a forward is captured for."""
 
     width: int  # tokens per sequence
     num_slots: int  # in sight
     num_read: int  # tokens of the window whose logits are computed
-    is_limited: bool  # the limits are given; otherwise the window is causal
+    given: Given
     hidden_layers: tuple[int, ...]
     head: Head
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the limits are given; otherwise the window is causal."""
+        return self.given is not Given.NOTHING
 
     @classmethod
     def around(cls, window: Window, max_slots: int, hidden_layers: tuple[int, ...], head: Head) -> Shape:
@@ -44,7 +58,10 @@ class Shape(NamedTuple):
         width = _round_up(window.input_ids.shape[1])
         num_slots = min(max(_power_of_two(max(window.starts) + width), SLOT_STEP), max_slots)
         num_read = min(_round_up(window.num_read), width)
-        return cls(width, num_slots, num_read, window.sight is not None, hidden_layers, head)
+        given = Given.NOTHING
+        if window.sight is not None:
+            given = Given.LIMITS if window.sight.ancestors is None else Given.TREE
+        return cls(width, num_slots, num_read, given, hidden_layers, head)
 
 
 def _power_of_two(number: int) -> int:
@@ -108,6 +125,8 @@ class CapturedForward:
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
+        self.ancestors = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
+        self.positions = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.read = torch.zeros(shape.num_read, dtype=torch.long, device=device)
 
     def fill(self, window: Window) -> None:
@@ -127,6 +146,9 @@ class CapturedForward:
             self.read[: window.num_read] = window.read
         if window.sight is not None:
             self.limit[:, :width] = window.sight.limit
+            if window.sight.ancestors is not None and window.positions is not None:
+                self.ancestors[:, :width] = window.sight.ancestors
+                self.positions[:, :width] = window.positions
 
     def capture(
         self, forward: Callable[[], Outputs], plain: Callable[[], Outputs], graphs: CudaGraphs, arena: Arena

@@ -42,6 +42,7 @@ class RowOutcome(NamedTuple):
     emitted: int  # tokens the sequence grows by: accepted draft tokens, then the bonus token
     finished: bool
     broken: bool = False  # a confidence of the draft is NaN
+    path: Sequence[int] | None = None  # the accepted nodes of a tree; None: the draft was none
 
     @property
     def cached(self) -> int:
@@ -109,16 +110,22 @@ def attention(
     limit: torch.Tensor,
     first: torch.Tensor | None = None,
     scale: float | None = None,
+    ancestors: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Grouped-query attention in which token i of sequence b sees the slots `first[b, i]` <= slot < `limit[b, i]`.
+    """Grouped-query attention in which token i of sequence b sees the slots `first[b, i]` <= slot < `limit[b, i]`, and
+    slot `limit[b, i]` + j if bit j of `ancestors[b, i]` is set.
 
-    query: (B, H, q, D); key, value: (B, H / group, S, D); limit, first: (B, q), `first` None for 0.
-    scale: of the scores, 1 / sqrt(D) if None. Returns (B, H, q, D), zeros for tokens that see nothing.
+    query: (B, H, q, D); key, value: (B, H / group, S, D); limit, first, ancestors: (B, q) int64, `first` None for 0,
+    `ancestors` None for no bit. scale: of the scores, 1 / sqrt(D) if None. Returns (B, H, q, D), zeros for tokens that
+    see nothing.
     """
     slots = torch.arange(key.shape[2], device=key.device)
     visible = slots < limit[..., None]
     if first is not None:
         visible &= slots >= first[..., None]
+    if ancestors is not None:
+        bit = slots - limit[..., None]
+        visible |= (bit >= 0) & (bit < 64) & ((ancestors[..., None] >> bit.clamp(0, 63)) & 1 == 1)
     attended = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=visible[:, None], scale=scale, enable_gqa=True
     )
