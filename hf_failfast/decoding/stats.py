@@ -48,7 +48,7 @@ class SpecDecodingStats:
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
     runner: str = "eager"
-    records: list[RoundRecord] = field(default_factory=list)
+    records: list[RoundRecord] = field(default_factory=list, repr=False)
 
     @classmethod
     def total(cls, parts: Sequence["SpecDecodingStats"]) -> "SpecDecodingStats":
@@ -75,6 +75,16 @@ class SpecDecodingStats:
         """Adds the trees of a round."""
         self.nodes_verified += sum(nodes)
         self.accepted_depth += sum(depths)
+
+    def __str__(self) -> str:
+        """In words, for people; `as_dict` is for programs."""
+        tokens = f"{self.emitted} tokens in {self.rounds} rounds, {self.mean_acceptance_length:.2f} a round"
+        drafts = f"{self.accepted} of {self.drafted} drafted tokens accepted ({self.acceptance_rate:.0%})"
+        seconds = {"drafting": self.draft_seconds, "verifying": self.verify_seconds, "else": self.other_seconds}
+        total = sum(seconds.values())
+        shares = ", ".join(f"{name} {value / total:.0%}" for name, value in seconds.items()) if total else "not timed"
+        errors = f"; {self.drafter_errors} drafters given up" if self.drafter_errors else ""
+        return f"{tokens}; {drafts}; {shares}{errors}"
 
     @property
     def acceptance_rate(self) -> float:

@@ -210,6 +210,17 @@ class DiffusionDrafter(ABC):
     window: int = 0
     has_alternatives: bool = False
 
+    def __repr__(self) -> str:
+        """In words: what it is, for whom, and the chunk rule's numbers."""
+        weights = {weight for module in self.modules() for weight in module.parameters()}
+        count = sum(weight.numel() for weight in weights)
+        facts = [f"{count / 1e6:.1f} M parameters" if count >= 1e5 else f"{count} parameters"] if count else []
+        facts += [f"made for {self.made_for.name}"] if self.made_for is not None else []
+        if (config := getattr(self, "config", None)) is not None:
+            numbers = config.confidence_threshold, config.chunk_length, config.max_draft_length
+            facts.append("tau={}, N={}, N_max={}".format(*numbers))
+        return f"{type(self).__name__}({', '.join(facts)})"
+
     @cached_property
     def runners(self) -> RunnerPool:
         """Makes the runners of this drafter's generations, and keeps their CUDA graphs between calls."""

@@ -10,6 +10,7 @@ from ..drafters.denoising import Denoising
 from ..drafters.masked.session import MaskedDrafter
 from ..measure import methods
 from ..measure.metrics import summarise
+from ..measure.records import SpeedRecord
 from ..measure.timing import time_answers
 from . import plots
 from .base import Axis, Experiment, Outcome, Setup
@@ -90,6 +91,14 @@ def timed(setup: Setup, variants: Sequence[Variant]) -> list[Row]:
 
     All methods answer a prompt before the next one is asked, in random order.
     """
+    return [
+        variant.label | summarise([record.with_latencies(setup.latencies) for record in of_variant])
+        for variant, of_variant in zip(variants, answered(setup, variants), strict=True)
+    ]
+
+
+def answered(setup: Setup, variants: Sequence[Variant]) -> list[list[SpeedRecord]]:
+    """Every variant's records, one per prompt, beside plain decoding's."""
     if not setup.prompts:
         raise ValueError("There is no prompt to measure on.")
     runs = {
@@ -99,7 +108,4 @@ def timed(setup: Setup, variants: Sequence[Variant]) -> list[Row]:
     _, *records = time_answers(
         runs, setup.target, setup.prompts, setup.repeats, setup.seed, setup.on_progress
     ).values()
-    return [
-        variant.label | summarise([record.with_latencies(setup.latencies) for record in of_variant])
-        for variant, of_variant in zip(variants, records, strict=True)
-    ]
+    return records

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import time
 
 import pytest
 from conftest import tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import hf_failfast
 from hf_failfast.cli.app import app
+from hf_failfast.drafters.checkpoints.target_fit import fingerprint
 
 
 def run(*arguments):
@@ -335,3 +338,74 @@ def test_doctor_names_wrong_input_in_one_line(folder, arguments, message):
     assert line.startswith("hf-failfast: ")
     assert message in line
     assert not result.stdout
+
+
+def test_inspect_tells_another_model_of_the_same_shape(folder, tmp_path):
+    """The recorded fingerprint is compared with the target's embedding; a shape that fits is not enough."""
+    own = AutoModelForCausalLM.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["failfast"] |= {
+        "target": "the/right-one",
+        "target_fingerprint": fingerprint(own.get_input_embeddings().weight),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    other = tmp_path / "other"
+    shape = {"vocab_size": own.config.vocab_size, "num_key_value_heads": 4, "initializer_range": 0.02}
+    tiny_model("llama", seed=7, **shape).save_pretrained(other)
+
+    def said(target):
+        result = run("inspect", folder, "--target", target)
+        assert result.exit_code == 0, result.output
+        return " ".join(result.stdout.replace("│", " ").split())
+
+    assert "yes, it was made for this model" in said(folder)
+    assert "it was made for another model (the/right-one)" in said(other)
+    assert "0.45, 3, 60" in said(folder) and "the/right-one" in said(folder)
+    found = json.loads(run("inspect", folder, "--target", other, "--json").stdout)
+    assert found["misfit"] is None and found["is_made_for_target"] is False
+    assert found["options"] == {"confidence_threshold": 0.45, "chunk_length": 3, "max_draft_length": 60}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "sentence"),
+    [
+        ("no weights", 1, "has no weights, only a config.json"),
+        ("no JSON", 1, "is not JSON"),
+        ("nothing", 1, "is a folder without a config.json"),
+        ("an ordinary LM", 1, "is an ordinary causal LM (`model_type` 'llama'), not a drafter"),
+        ("no target", 2, "has no config.json: it holds no model"),
+        ("no causal LM", 1, "has no config of a causal LM"),
+    ],
+)
+def test_inspect_names_what_is_no_drafter_or_no_target(folder, tmp_path, kind, status, sentence):
+    other = tmp_path / "other"
+    other.mkdir()
+    arguments = [folder]
+    if kind == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif kind == "no JSON":
+        (folder / "config.json").write_text("{")
+    elif kind == "nothing":
+        arguments = [other]
+    elif kind == "an ordinary LM":
+        config = json.loads((folder / "config.json").read_text())
+        del config["failfast"]
+        (folder / "config.json").write_text(json.dumps(config))
+    else:
+        if kind == "no causal LM":
+            AutoConfig.for_model("resnet").save_pretrained(other)
+        arguments += ["--target", other]
+    result = run("inspect", *arguments)
+    assert result.exit_code == status, result.output
+    assert sentence in " ".join(result.stderr.split())
+
+
+def test_without_a_network_the_hub_is_named_within_seconds(folder, monkeypatch):
+    """A Hub that nothing answers for ends the command at once, not after the libraries' own retries."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    result = run("generate", "--target", "user/not-there", "--drafter", folder, "--prompt", "a")
+    assert result.exit_code == 1
+    assert "The Hub (http://127.0.0.1:9) cannot be reached" in result.stderr
+    assert time.monotonic() - started < 10

@@ -60,4 +60,4 @@ def test_only_drafted_tokens_are_coloured(tokenizer: PreTrainedTokenizerFast) ->
         text = streamed(tokenizer, [[0, 3], [8], [1, 10]], width, colour=True)
         parts = re.findall(r"\x1b\[32m([^\x1b]*)\x1b\[0m|([^\x1b]+)", text)
         assert "".join(green for green, _ in parts).replace(" ", "").strip() == "alphabe"
-        assert "".join(other for _, other in parts).replace(" ", "").strip() == "12True\u00e9"
+        assert "".join("".join(other for _, other in parts).split()) == "12True\u00e9"

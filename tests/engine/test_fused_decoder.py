@@ -95,8 +95,9 @@ def decoders(used: DiffusionDrafter, model: Any) -> dict[str, FusedDecoder | str
 def inputs_of(num_rows: int, width: int, start: int, num_slots: int = 64, **shape: Any) -> CapturedForward:
     """Random inputs of a causal forward at `start`, all of whose tokens are read."""
     options = {"is_limited": False, "hidden_layers": (), "head": raw_logits} | shape
-    inputs = CapturedForward(Shape(width, num_slots, width, **options), num_rows, torch.device("cpu"))
-    inputs.fill(Window(prompt(num_rows * width).view(num_rows, width), [start] * num_rows, width))
+    window = Window(prompt(num_rows * width).view(num_rows, width), [start] * num_rows, width)
+    inputs = CapturedForward(Shape(width, num_slots, width, **options), window, torch.device("cpu"))
+    inputs.fill(window)
     return inputs
 
 
@@ -383,21 +384,25 @@ def share(model: Any) -> None:
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
 
 
+QWEN2 = "transformers.models.qwen2.modeling_qwen2"
 REFUSED: dict[str, tuple[Any, str]] = {
-    "an adapter": (adapt, "`layers.1.self_attn.k_proj` is a Adapted"),
-    "a replaced forward": (replace_forward, "`layers.0.mlp` is a Qwen2MLP"),
+    "an adapter": (adapt, "`layers.1.self_attn.k_proj` is a test_fused_decoder.Adapted"),
+    "a replaced forward": (
+        replace_forward,
+        f"`layers.0.mlp` is a {QWEN2}.Qwen2MLP with another forward",
+    ),
     "another activation": (
         lambda model: setattr(model.model.layers[0].mlp, "act_fn", torch.nn.GELU()),
-        "`layers.0.mlp.act_fn` is a GELU",
+        "`layers.0.mlp.act_fn` is a torch.nn.modules.activation.GELU",
     ),
     "another norm": (
         lambda model: setattr(model.model, "norm", torch.nn.LayerNorm(32)),
-        "`norm` is a LayerNorm",
+        "`norm` is a torch.nn.modules.normalization.LayerNorm",
     ),
     "float64": (lambda model: model.double(), "its weights are in torch.float64, its embedding in torch.float64"),
     "another embedding": (
         lambda model: setattr(model.model, "embed_tokens", torch.nn.Embedding(120, 32, max_norm=1.0)),
-        "its embedding is a Embedding",
+        "its embedding is a torch.nn.modules.sparse.Embedding",
     ),
     "a transposed weight": (
         lambda model: setattr(
@@ -434,7 +439,7 @@ def test_refused(what: str) -> None:
         ("gemma2", {}, "its layers are not those of Llama, Mistral, Qwen2 or Qwen3"),
         ("olmo", {}, "its layers are not those of Llama, Mistral, Qwen2 or Qwen3"),
         ("gpt2", {}, "its layers are not those of Llama, Mistral, Qwen2 or Qwen3"),
-        ("llama", {"hidden_act": "gelu"}, "`layers.0.mlp.act_fn` is a GELUActivation"),
+        ("llama", {"hidden_act": "gelu"}, "`layers.0.mlp.act_fn` is a transformers.activations.GELUActivation"),
         (
             "llama",
             {
@@ -499,19 +504,31 @@ def test_a_failing_decoder(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lora_after_a_capture() -> None:
-    """Adapters that are added, switched off and merged are noticed, and their layers are the model's own."""
+    """Adapters that are added after a capture, switched off, merged and removed are noticed: their layers are the
+    model's own, and those of the model without them are fused again."""
     peft = pytest.importorskip("peft")
     model, used = shaped("qwen2"), graphed(drafter("canvas_shift"))
-    before = failfast(model, prompt(20), used, max_new_tokens=20)
+
+    def check() -> Any:
+        expected = plain(model, prompt(20), max_new_tokens=20)
+        assert torch.equal(failfast(model, prompt(20), used, max_new_tokens=20), expected)
+        return expected
+
+    bare = check()
+    assert isinstance(decoders(used, model)["target"], FusedDecoder)
     lora = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-    model.add_adapter(lora)
-    model.eval()
-    adapted = plain(model, prompt(20), max_new_tokens=20)
-    assert not torch.equal(adapted, before)
-    assert torch.equal(failfast(model, prompt(20), used, max_new_tokens=20), adapted)
-    assert "is a Linear" in str(decoders(used, model)["target"])
-    model.disable_adapters()
-    assert torch.equal(failfast(model, prompt(20), used, max_new_tokens=20), before)
+    adapted = peft.get_peft_model(model, lora).eval()
+    text = check()
+    assert not torch.equal(text, bare)
+    assert decoders(used, model)["target"] == "`layers.0.self_attn.q_proj` is a peft.tuners.lora.layer.Linear"
+    with adapted.disable_adapter():
+        assert torch.equal(check(), bare)
+    adapted.merge_adapter()
+    assert torch.equal(check(), text)
+    adapted.unmerge_adapter()
+    adapted.unload()
+    check()
+    assert isinstance(decoders(used, model)["target"], FusedDecoder)
 
 
 def test_every_kernel_has_its_definition() -> None:

@@ -348,6 +348,11 @@ def reads_states(call: Call) -> bool:
     return "conditioned" in call.drafter or call.drafter == "dflash"
 
 
+def is_beyond_plain(call: Call) -> bool:
+    """Whether plain `generate` itself fails: Falcon's distances do not fit the masks of static caches."""
+    return call.family == "falcon, ALiBi" and "static" in (call.cache or "")
+
+
 # What may be refused: the error, and the calls that may get it.
 REFUSALS: dict[str, Callable[[Call], bool]] = {
     "with ALiBi": lambda call: is_batch(call) and call.family in ("bloom", "falcon, ALiBi"),

@@ -1,6 +1,8 @@
 """Triton's interpreter with a GPU's rounding, and the launches of a forward, counted without a GPU."""
 
+import functools
 import importlib.util
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,12 +28,12 @@ FREE = {
 Launch = Callable[[], None]
 
 
-@contextmanager
-def on_triton_launch(seen: Callable[[str, Launch], None]) -> Iterator[None]:
-    """In this context `seen` gets each kernel that runs in Triton's interpreter: its name, and what runs it again."""
-    if importlib.util.find_spec("triton") is None:
-        yield
-        return
+_listening = threading.local()
+
+
+@functools.cache
+def _listen() -> None:
+    """Makes Triton's interpreter tell each launch to this thread's listener, from now on."""
     from triton.runtime.interpreter import GridExecutor
 
     original = GridExecutor.__call__
@@ -42,11 +44,26 @@ def on_triton_launch(seen: Callable[[str, Launch], None]) -> Iterator[None]:
                 original(self, *args, **kwargs)
 
         launch()
-        seen(self.fn.__name__, launch)
+        seen = getattr(_listening, "seen", None)
+        if seen is not None:
+            seen(self.fn.__name__, launch)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GridExecutor, "__call__", call)
+    GridExecutor.__call__ = call
+
+
+@contextmanager
+def on_triton_launch(seen: Callable[[str, Launch], None]) -> Iterator[None]:
+    """In this context `seen` gets each kernel that runs in Triton's interpreter: its name, and what runs it again.
+
+    It sees the launches of its own thread.
+    """
+    if importlib.util.find_spec("triton") is not None:
+        _listen()
+    _listening.seen = seen
+    try:
         yield
+    finally:
+        del _listening.seen
 
 
 def _is_launch(func: Any) -> bool:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import is_offline_mode
 
+from ...config import FailFastConfig
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
-from .target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width
+from .target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width, made_for_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
+# The chunk rule's numbers: tau, N, N_max.
+RULE = ("confidence_threshold", "chunk_length", "max_draft_length")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Inspection:
     made_for_layers: the layers of the target it was made for, if its config says.
     made_for: the target it was made for, if its config names one.
     chunk_per_pass: the longest chunk that one pass can fill; None if nothing bounds it.
+    options: tau, N and N_max that are used unless others are given, by name.
+    is_made_for_target: whether the target given is that of `made_for`; None where nothing can be compared.
     misfit: why the target cannot be drafted for; None if it can, or if no target was given.
     """
 
@@ -51,6 +57,8 @@ class Inspection:
     target_layers: tuple[int, ...] = ()
     made_for_layers: int | None = None
     made_for: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    is_made_for_target: bool | None = None
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of everything, ready to print."""
@@ -64,6 +72,8 @@ class Inspection:
             ("token shift", str(spec.shift)),
             ("mask id", "none (random canvas)" if spec.mask_token_id is None else str(spec.mask_token_id)),
             ("conditioned", "on the target's hidden states" if self.conditioned else "no"),
+            ("made for", self.made_for or "not recorded"),
+            ("tau, N, N_max", ", ".join(str(self.options[name]) for name in RULE if name in self.options)),
             ("chunk per pass", "as long as asked" if self.chunk_per_pass is None else f"up to {self.chunk_per_pass}"),
             ("parameters", f"{self.parameters / 1e6:,.1f} M"),
             ("weights", f"{self.weight_bytes / 2**20:,.1f} MiB as {', '.join(self.dtypes) or 'a pickle'}"),
@@ -98,7 +108,18 @@ def inspect_checkpoint(
         target_layers=_target_layers(checkpoint),
         made_for_layers=checkpoint.config.get("num_target_layers"),
         made_for=section.target,
+        options=_options(checkpoint),
+        is_made_for_target=_is_made_for(checkpoint, target),
     )
+
+
+def _options(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = FailFastConfig().with_options({**checkpoint.family.options, **checkpoint.section.options})
+    return {name: getattr(config, name) for name in RULE}
+
+
+def _is_made_for(checkpoint: Checkpoint, target: str | Path | None) -> bool | None:
+    return None if target is None or not Path(target).is_dir() else made_for_folder(checkpoint.section, Path(target))
 
 
 def _vocab_size(checkpoint: Checkpoint) -> int | None:
@@ -146,6 +167,8 @@ def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs).get_text_config(decoder=True)
+    if getattr(config, "hidden_size", None) is None or getattr(config, "vocab_size", None) is None:
+        raise ValueError(f"{str(target)!r} has no config of a causal LM: it names no `hidden_size` or `vocab_size`.")
     try:
         check_fit(checkpoint, config)
     except ValueError as error:

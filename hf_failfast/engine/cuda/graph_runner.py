@@ -106,7 +106,7 @@ class CudaGraphRunner(EagerRunner):
                 return captured
             # Tensors made in inference mode could not be written outside of it.
             with torch.inference_mode(False), torch.no_grad():
-                captured = CapturedForward(shape, slots.num_rows, self.model.device)
+                captured = CapturedForward(shape, window, self.model.device)
                 captured.fill(window)
                 self._capture(captured, slots)
             slots.forwards[shape] = captured

@@ -64,16 +64,21 @@ def _is_plain(kind: type[nn.Module], module: nn.Module) -> bool:
     return type(module) is kind and "forward" not in vars(module) and type(module.weight) is nn.Parameter
 
 
+def _described(module: nn.Module) -> str:
+    own = type(module)
+    return f"a {own.__module__}.{own.__name__}" + (" with another forward" if "forward" in vars(module) else "")
+
+
 def _unknown_parts(model: CausalLM, parts: DecoderParts, family: str) -> Iterator[str]:
     """Parts around the layers that are not what the family has there."""
     body: Any = parts.body
     if isinstance(model, nn.Module) and not _is_of(family, "ForCausalLM", model):
-        yield f"the model is a {type(model).__name__}"
+        yield f"the model is {_described(model)}"
     if not _is_plain(nn.Embedding, parts.embedding) or parts.embedding.max_norm is not None:
-        yield f"its embedding is a {type(parts.embedding).__name__}"
+        yield f"its embedding is {_described(parts.embedding)}"
     for name, kind in {"norm": "RMSNorm", "rotary_emb": "RotaryEmbedding"}.items():
         if not _is_of(family, kind, getattr(body, name)):
-            yield f"`{name}` is a {type(getattr(body, name)).__name__}"
+            yield f"`{name}` is {_described(getattr(body, name))}"
     if rope_change(body.config) is not None:
         yield "its rotary embeddings depend on the length of the text"
     if any(window is not None and window.is_chunk for window in layer_windows(body.config)):
@@ -95,7 +100,7 @@ def _unknown_layers(parts: DecoderParts, family: str) -> Iterator[str]:
         if any(map(_is_hooked, layer.modules())):
             yield f"`layers.{index}` has hooks"
         for name in unknown:
-            yield f"`layers.{index}.{name}` is a {type(layer.get_submodule(name)).__name__}"
+            yield f"`{f'layers.{index}.{name}'.rstrip('.')}` is {_described(layer.get_submodule(name))}"
 
 
 def _unfit_tensors(model: CausalLM, parts: DecoderParts) -> Iterator[str]:

@@ -119,7 +119,8 @@ class ShownLayer(CacheLayerMixin):
 class CapturedForward:
     """One forward with its inputs at fixed addresses; captured by `capture`, then called any number of times."""
 
-    def __init__(self, shape: Shape, num_rows: int, device: torch.device) -> None:
+    def __init__(self, shape: Shape, window: Window, device: torch.device) -> None:
+        num_rows = len(window.input_ids)
         self.shape = shape
         self.content = ""  # what computes it, in words
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
