@@ -231,6 +231,9 @@ class DiffusionDrafter(ABC):
         """A session for one generation. Raises ValueError if the target does not fit. A drafter that drafts for one
         sequence at a time returns `PerRow.of(request, ...)`."""
 
+    def check_target(self, target: PreTrainedModel) -> None:  # noqa: B027
+        """Raises ValueError if the target does not fit. Asks for its config and the shapes of its embedding only."""
+
     def modules(self) -> Iterator[nn.Module]:
         """Every module with weights of the drafter's own."""
         return iter(())

@@ -167,3 +167,34 @@ def _drawn_after(drawn: torch.Tensor, probs: torch.Tensor, candidates: torch.Ten
     noise = -torch.empty_like(probs).exponential_().log()
     entries = (probs.log() + noise).scatter(-1, drawn, -torch.inf).topk(count).indices
     return Alternatives(candidates.gather(-1, entries), probs.topk(count + 1).values[..., 1:])
+
+
+def choose_in_turn(
+    step: Callable[[int, torch.Tensor], torch.Tensor],
+    length: int,
+    previous: torch.Tensor,
+    vocab_size: int,
+    mask_token_id: int | None,
+    warp: Warp | None = None,
+    confidence: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+) -> DraftTokens:
+    """`length` tokens of each sequence, chosen by `choose_tokens` from logits that depend on the token before.
+
+    step: from a position and the tokens (B,) before it to the logits (B, V).
+    previous: the tokens (B,) before the first.
+    confidence: from the same arguments to confidences (B,), in place of those of `choose_tokens`. Both depend on
+        earlier tokens only, as those of chunks do.
+    """
+    chosen = []
+    for position in range(length):
+        tokens = choose_tokens(step(position, previous)[:, None], vocab_size, mask_token_id, warp)
+        if confidence is not None:
+            tokens = tokens._replace(confidence=confidence(position, previous)[:, None])
+        previous = tokens.token_ids[:, 0]
+        chosen.append(tokens)
+    probs = [tokens.probs for tokens in chosen if tokens.probs is not None]
+    return DraftTokens(
+        torch.cat([tokens.token_ids for tokens in chosen], dim=1),
+        torch.cat([tokens.confidence for tokens in chosen], dim=1),
+        torch.cat(probs, dim=1) if probs else None,
+    )

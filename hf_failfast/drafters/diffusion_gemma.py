@@ -20,7 +20,7 @@ from .chunks import Chunk, ChunkedSession
 from .denoising import choose_tokens
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedModel
 
 
 class DiffusionGemmaDrafter(DiffusionDrafter):
@@ -41,10 +41,14 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
         return self.model
 
     def start(self, request: DraftRequest) -> DraftSession:
+        self.check_target(request.target)
         vocab_size = request.target.config.get_text_config(decoder=True).vocab_size
-        check_vocabulary(self.model.config.text_config.vocab_size, vocab_size)
         self.runners.explain(request.target, "DiffusionGemma's canvas reads slots of any number")
         return PerRow.of(request, lambda one: DiffusionGemmaSession(self.model, vocab_size, one))
+
+    def check_target(self, target: PreTrainedModel) -> None:
+        vocab_size = target.config.get_text_config(decoder=True).vocab_size
+        check_vocabulary(self.model.config.text_config.vocab_size, vocab_size)
 
     def modules(self) -> Iterator[nn.Module]:
         modules: Iterator[nn.Module] = self.model.modules()

@@ -12,7 +12,7 @@ from ..config import FailFastConfig
 OWN_WINDOW = 256
 SECTION = "failfast"  # the key of `DrafterSection` in a config.json
 
-AttentionKind = Literal["causal_canvas", "block_causal", "bidirectional"]
+AttentionKind = Literal["causal", "causal_canvas", "anchored_canvas", "block_causal", "bidirectional"]
 Noise = Literal["mask", "random"]
 Alignment = Literal["absolute", "free"]
 
@@ -21,8 +21,10 @@ Alignment = Literal["absolute", "free"]
 class DrafterSpec:
     """How a checkpoint is to be read as a diffusion language model.
 
-    attention: `causal_canvas` (clean tokens causal, masked positions see everything), `block_causal` (bidirectional
-        inside a block of `block_size`, causal between blocks; Fast-dLLM v2, SDAR, BD3-LM) or `bidirectional`.
+    attention: `causal` (every position sees what is before it, masks too; PARD), `causal_canvas` (clean tokens causal,
+        masked positions see everything), `anchored_canvas` (the same, and the last clean token sees the masks too, at
+        most `block_size` positions with it; SDLM), `block_causal` (bidirectional inside a block of `block_size`,
+        causal between blocks; Fast-dLLM v2, SDAR, BD3-LM) or `bidirectional`.
     shift: 1 if the row of position p - 1 predicts the token at p (as in the AR model it came from), 0 if row p does.
     mask_token_id: the id fed at positions to be filled; None only with random noise.
     noise: what stands at positions to be filled: the mask token or uniformly random tokens (DiffusionGemma).
@@ -52,6 +54,10 @@ class DrafterSpec:
         if self.attention == "block_causal" and (self.block_size is None or self.block_size < 1):
             raise ValueError(
                 f"`block_size` must be an integer >= 1 for block_causal attention, but is {self.block_size!r}."
+            )
+        if self.attention == "anchored_canvas" and self.block_size is not None and self.block_size + self.shift < 2:
+            raise ValueError(
+                f"`block_size` must be >= {2 - self.shift} for anchored_canvas attention, but is {self.block_size!r}."
             )
         if self.alignment not in get_args(Alignment):
             raise ValueError(f"`alignment` must be one of {list(get_args(Alignment))}, but is {self.alignment!r}.")

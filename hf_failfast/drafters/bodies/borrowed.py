@@ -59,9 +59,13 @@ class SharedBody(nn.Module):
         self.register_buffer("draft_vocabulary", None if draft_vocabulary is None else draft_vocabulary.long())
         self._reduced_heads = ReducedHeads()
 
+    def check_target(self, target: PreTrainedModel) -> None:
+        """Raises ValueError if the target's embedding has another width."""
+        check_width(self.config.hidden_size, target.get_input_embeddings().embedding_dim)
+
     def attach(self, target: PreTrainedModel) -> BorrowingLM:
         """The drafter as a causal LM on this target's embedding and head; moves the layers to the target's device."""
-        check_width(self.config.hidden_size, target.get_input_embeddings().embedding_dim)
+        self.check_target(target)
         self.to(execution_device(target.get_input_embeddings()))
         return BorrowingLM(self, target.get_input_embeddings(), self._head(target))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from ..denoising import DraftTokens, choose_tokens
 from ..masked.attention_patterns import CausalCanvas
 from ..spec import DrafterSpec
 from .block_session import CONDITIONED, BlockSession
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class HiddenStateInjection:
@@ -76,12 +79,16 @@ class ConditionedDrafter(DiffusionDrafter):
         self.injection = HiddenStateInjection(body.decoder)
 
     def start(self, request: DraftRequest) -> DraftSession:
-        config = request.target.config.get_text_config(decoder=True)
+        self.check_target(request.target)
+        self.runners.explain(request.target, CONDITIONED)
+        return PerRow.of(request, lambda one: ConditionedSession(self, one))
+
+    def check_target(self, target: PreTrainedModel) -> None:
+        config = target.config.get_text_config(decoder=True)
         check_vocabulary(self.body.config.get_text_config(decoder=True).vocab_size, config.vocab_size)
         check_states(config)
         check_layers(self.target_layers, config.num_hidden_layers)
-        self.runners.explain(request.target, CONDITIONED)
-        return PerRow.of(request, lambda one: ConditionedSession(self, one))
+        self.body.check_target(target)
 
     def modules(self) -> Iterator[nn.Module]:
         return self.body.modules()

@@ -70,7 +70,9 @@ class MaskedDrafter(DiffusionDrafter):
         return None if isinstance(self.model, SharedBody) else self.model
 
     def start(self, request: DraftRequest) -> DraftSession:
-        model, vocab_size = self._fit(request.target)
+        self.check_target(request.target)
+        model = self.model.attach(request.target) if isinstance(self.model, SharedBody) else cast(CausalLM, self.model)
+        vocab_size = request.target.config.get_text_config(decoder=True).vocab_size
         if self.options.mode == "reference":
             self.runners.explain(request.target, "`mode='reference'` reads every pass on the host")
             return PerRow.of(request, lambda one: ReferenceSession(model, self.spec, vocab_size, one))
@@ -88,12 +90,11 @@ class MaskedDrafter(DiffusionDrafter):
         other.options, other.runners = replace(self.options, denoising=denoising), self.runners
         return other
 
-    def _fit(self, target: PreTrainedModel) -> tuple[CausalLM, int]:
-        """The body as it drafts for this target, and the target's vocabulary."""
+    def check_target(self, target: PreTrainedModel) -> None:
         vocab_size = target.config.get_text_config(decoder=True).vocab_size
         check_vocabulary(self.model.config.get_text_config(decoder=True).vocab_size, vocab_size)
-        model = self.model.attach(target) if isinstance(self.model, SharedBody) else cast(CausalLM, self.model)
-        return model, vocab_size
+        if isinstance(self.model, SharedBody):
+            self.model.check_target(target)
 
 
 class MaskedSession(ChunkedSession):
