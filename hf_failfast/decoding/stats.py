@@ -22,6 +22,7 @@ class SpecDecodingStats:
 
     plain_rounds: rounds without a pass of the drafter.
     drafter_errors: drafters given up in mid-generation, after which the rest was decoded plainly.
+    learned_steps: steps that a drafter which learns (`Learning`) took during the call.
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
     """
@@ -34,6 +35,7 @@ class SpecDecodingStats:
     emitted: int = 0
     host_reads: int = 0
     drafter_errors: int = 0
+    learned_steps: int = 0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
@@ -91,6 +93,7 @@ class SpecDecodingStats:
             "other_seconds": self.other_seconds,
             "host_reads": self.host_reads,
             "drafter_errors": self.drafter_errors,
+            "learned_steps": self.learned_steps,
         }
 
     def advice(

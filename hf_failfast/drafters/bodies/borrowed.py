@@ -36,7 +36,11 @@ class SharedBody(nn.Module):
     mask_embedding: (hidden,), of the positions to be filled; the mask id lies beyond the target's vocabulary.
     spec: names the mask id.
     draft_vocabulary: (Vd,) target ids that the drafter can propose; None for all of them.
+
+    head_bias: from logits to logits, what an adapter adds to the borrowed head; None: nothing.
     """
+
+    head_bias: nn.Module | None
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class SharedBody(nn.Module):
         self.mask_embedding = nn.Parameter(mask_embedding)
         self.draft_vocabulary: torch.Tensor | None
         self.register_buffer("draft_vocabulary", None if draft_vocabulary is None else draft_vocabulary.long())
+        self.head_bias = None
         self._reduced_heads = ReducedHeads()
 
     def attach(self, target: PreTrainedModel) -> BorrowingLM:
@@ -106,4 +111,5 @@ class BorrowingLM:
         embeddings = torch.where(is_mask[..., None], self.body.mask_embedding, embeddings)
         hidden = self.body.decoder(inputs_embeds=embeddings, **inputs).last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return CausalLMOutput(logits=self.head(hidden[:, kept].to(self.head.weight.dtype)))
+        logits = self.head(hidden[:, kept].to(self.head.weight.dtype))
+        return CausalLMOutput(logits=logits if self.body.head_bias is None else self.body.head_bias(logits))

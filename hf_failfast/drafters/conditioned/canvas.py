@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 
 
 class HiddenStateInjection:
-    """Replaces the first positions of the input of each decoder layer."""
+    """Replaces the first positions of the input of each decoder layer. Threads do not see each other's states."""
 
     def __init__(self, decoder: nn.Module) -> None:
-        self._states: torch.Tensor | None = None
+        self._states: dict[int, torch.Tensor | None] = {}  # by thread
         layers: Any = decoder.layers
         for index, layer in enumerate(layers):
             layer.register_forward_pre_hook(partial(self._inject, index))  # a copy's belongs to the copy
@@ -44,18 +45,19 @@ class HiddenStateInjection:
     @contextmanager
     def of(self, states: torch.Tensor | None) -> Iterator[None]:
         """In this context layer i reads states[:, :, i] of (B, m, layers, hidden) as its first m positions."""
-        self._states = states
+        self._states[get_ident()] = states
         try:
             yield
         finally:
-            self._states = None
+            del self._states[get_ident()]
 
     def _inject(self, index: int, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """The pre-hook of layer `index`."""
-        if self._states is None:
+        states = self._states.get(get_ident())
+        if states is None:
             return None
         hidden = arguments[0]
-        given = self._states[:, :, index].to(hidden.dtype)
+        given = states[:, :, index].to(hidden.dtype)
         return (torch.cat([given, hidden[:, given.shape[1] :]], dim=1), *arguments[1:])
 
 
