@@ -123,7 +123,9 @@ class Adapter:
         self.parts = {_plain(name, part): part for name, part in modules if isinstance(part, Addition)}
         size = len(self.parts["head_bias"].own()[0])
         if size != head_size:
-            raise ValueError(f"The drafter's adapter is for a head of {size} tokens, but the target's has {head_size}.")
+            raise ValueError(
+                f"The drafter's adapter is for a head of {size} tokens, but the target's has {head_size}."
+            )
 
     @property
     def rank(self) -> int:
@@ -214,9 +216,7 @@ def _adapt_layers(body: SharedBody | PreTrainedModel, rank: int) -> None:
     head = None if isinstance(body, SharedBody) else body.get_output_embeddings()
     borrowed = set() if head is None else set(head.modules())
     layers = {
-        name: part
-        for name, part in body.named_modules()
-        if isinstance(part, nn.Linear) and part not in borrowed
+        name: part for name, part in body.named_modules() if isinstance(part, nn.Linear) and part not in borrowed
     }
     if not layers:
         raise ValueError(f"An adapter needs linear layers, and {type(body).__name__} has none.")

@@ -11,6 +11,7 @@ import torch
 
 from ..decoding.stats import SpecDecodingStats
 from ..drafters import DiffusionDrafter, Draft, DraftRequest, DraftSession, RaggedIds, Wrapper
+from ..engine.runner import TopLogits
 from ..policies.base import LengthPolicy
 
 if TYPE_CHECKING:

@@ -212,7 +212,7 @@ class Learner:
         usual = self._usual_loss
         if not math.isfinite(loss) or (usual is not None and loss > DIVERGED * max(usual, 0.1)):
             self._reset()
-            raise ArithmeticError(f"a step's loss is {loss:.3g}, after {usual or loss:.3g}; what was learned is undone")
+            raise ArithmeticError(f"a step's loss is {loss:.3g}, after {usual or loss:.3g}; what it learned is undone")
         self._usual_loss = loss if usual is None else 0.9 * usual + 0.1 * loss
         self._descend(drafted.loss)
         self.adapter.publish(self._learnable())
@@ -317,7 +317,7 @@ class Learner:
             length = max(self.vocab_size, size)
             entries = torch.arange(length, device=token_ids.device)
             if self.vocabulary is None:
-                entries = entries.masked_fill(entries >= size, -1)
+                entries = entries.masked_fill((entries >= size) | (entries == self.pupil.spec.mask_token_id), -1)
             else:
                 own = torch.arange(len(self.vocabulary), device=token_ids.device)
                 entries = torch.full_like(entries, -1).scatter(0, self.vocabulary.to(token_ids.device), own)

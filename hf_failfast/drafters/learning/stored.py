@@ -43,7 +43,7 @@ def save_merged(adapter: Adapter, source: Checkpoint, folder: Path) -> None:
     deltas = adapter.deltas()
     if unknown := sorted(name for name in deltas if f"{name}.weight" not in stored):
         raise ValueError(
-            f"`merged` does not fit {source.name!r}: its file has no weights for {unknown[:4]} ({len(unknown)} in all)."
+            f"`merged` does not fit {source.name!r}: its file has no {unknown[:4]} ({len(unknown)} in all)."
         )
     for name, delta in deltas.items():
         key = stored[f"{name}.weight"]

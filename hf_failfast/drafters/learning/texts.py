@@ -62,7 +62,7 @@ class Texts:
         device, room = context.device, CONTEXT + self.block + LENGTH
         piece = Piece(
             torch.zeros(room, dtype=torch.long, device=device),
-            torch.zeros(LENGTH, self.top, dtype=dtype, device=device),
+            torch.full((LENGTH, self.top), torch.finfo(dtype).min, dtype=dtype, device=device),
             torch.zeros(LENGTH, self.top, dtype=torch.long, device=device),
             None if states is None else torch.zeros(room, self.width, dtype=states.dtype, device=device),
             first=len(context),
@@ -131,7 +131,6 @@ class Recorder:
             piece.ids[piece.end : piece.end + count] = ids[length - gained :][new]
             width = top.values.shape[1]
             piece.values[at : at + count, :width] = top.values[new]
-            piece.values[at : at + count, width:] = -torch.inf
             piece.token_ids[at : at + count, :width] = top.token_ids[new]
             piece.end += count  # last: a step in another thread reads only what is before the end
             done += count

@@ -75,8 +75,7 @@ class Learning(Wrapper):
             raise ValueError(f"`drafter` must be a drafter of `load_drafter`, but is {type(drafter).__name__}.")
         if not _is_share(learning_share):
             raise ValueError(
-                "`learning_share` must be a number > 0 and <= 1, or 'between requests', but is "
-                f"{learning_share!r}."
+                f"`learning_share` must be a number > 0 and <= 1, or 'between requests', but is {learning_share!r}."
             )
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise ValueError(f"`rank` must be an integer >= 1, but is {rank!r}.")
