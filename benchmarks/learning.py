@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from store import RESULTS, store
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 import hf_failfast
@@ -86,6 +87,7 @@ OTHERS = (
     "Suggest a healthy breakfast.",
 )
 TOP = 16
+BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -98,24 +100,34 @@ class Answer:
 
 
 @torch.no_grad()
-def answer(target: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> Answer:
-    prompt_ids = encode_prompt(tokenizer, prompt)
+def answered(target: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[Answer]:
+    """Greedy answers, each up to its end of sequence, in one batch."""
+    own = [encode_prompt(tokenizer, prompt)[0] for prompt in prompts]
+    ids = pad_sequence(own, batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones_like(each) for each in own], batch_first=True, padding_side="left")
     output = target.generate(
-        prompt_ids,
+        ids,
+        attention_mask=mask,
         do_sample=False,
         max_new_tokens=max_new_tokens,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    top = torch.cat(output.logits).topk(TOP)
-    return Answer(output.sequences[0], prompt_ids.shape[1], TopLogits(top.values, top.indices))
+    top = torch.stack(output.logits, dim=1).topk(TOP)
+    answers = []
+    for row, prompt in enumerate(own):
+        new = output.sequences[row, ids.shape[1] :]
+        is_end = new == target.generation_config.eos_token_id
+        length = int(is_end.long().argmax()) + 1 if bool(is_end.any()) else len(new)
+        kept = TopLogits(top.values[row, :length], top.indices[row, :length])
+        answers.append(Answer(torch.cat([prompt, new[:length]]), len(prompt), kept))
+    return answers
 
 
 @torch.no_grad()
 def rounds(target: Any, drafter: DiffusionDrafter, given: Answer) -> tuple[int, int]:
     """(tokens, rounds) of greedy decoding of this answer, as the loop would make them."""
-    config = drafter.config
-    policy = ConfidenceThreshold(config.chunk_length, config.max_draft_length, config.confidence_threshold)
+    policy = ConfidenceThreshold(drafter.config)
     end, length, count = len(given.ids), given.prompt_length, 0
     session = drafter.start(DraftRequest(target, end))
     policy.start(1, length)
@@ -165,7 +177,11 @@ def main(
         "other": list(OTHERS[: math.ceil(limit * len(OTHERS) / len(TASKS))]),
     }
     answers = {
-        kind: [answer(target, tokenizer, prompt, max_new_tokens) for prompt in prompts]
+        kind: [
+            each
+            for start in range(0, len(prompts), BATCH)
+            for each in answered(target, tokenizer, prompts[start : start + BATCH], max_new_tokens)
+        ]
         for kind, prompts in kinds.items()
     }
     fixed = load()

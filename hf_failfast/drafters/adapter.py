@@ -69,9 +69,9 @@ class AdaptedLinear(Addition):
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
         self.base = base
-        like = {"dtype": _float_dtype(base.weight), "device": base.weight.device}
-        self.register_buffer("down", torch.empty(rank, base.in_features, **like))
-        self.register_buffer("up", torch.zeros(base.out_features, rank, **like))
+        dtype, device = _float_dtype(base.weight), base.weight.device
+        self.register_buffer("down", torch.empty(rank, base.in_features, dtype=dtype, device=device))
+        self.register_buffer("up", torch.zeros(base.out_features, rank, dtype=dtype, device=device))
         self.reset()
 
     def reset(self) -> None:

@@ -6,7 +6,6 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,7 +42,7 @@ class Recipe:
     """How a step is made.
 
     learning_rate: of Adam, on the low-rank updates. bias_rate: on the bias.
-    canvases: drafts per step, of one piece of text.
+    canvases: drafts per step, of one piece of text. passes: where each of them takes a pass of its own.
     decay, first_error: see `losses.draft_weights`.
     clip: the largest norm of a gradient.
     """
@@ -51,6 +50,7 @@ class Recipe:
     learning_rate: float = 1e-3
     bias_rate: float = 1e-3
     canvases: int = 24
+    passes: int = 6
     decay: float = 4.0
     first_error: float = 1.0
     clip: float = 1.0
@@ -155,36 +155,42 @@ class Learner:
     def forwards_of_a_draft(self) -> float:
         """The tokens of a step as a multiple of those of a draft."""
         length = self.pupil.canvas_length
-        own = 1 if self.pupil.shares_context else self.recipe.canvases  # passes over the text
-        return (own * (CONTEXT + LENGTH) + self.recipe.canvases * length) / length
+        own = 1 if self.pupil.shares_context else self._num_canvases  # passes over the text
+        return (own * (CONTEXT + LENGTH) + self._num_canvases * length) / length
+
+    @property
+    def _num_canvases(self) -> int:
+        return self.recipe.canvases if self.pupil.shares_context else self.recipe.passes
 
     def num_new(self) -> int:
         """Pieces of text with tokens that no step has used."""
         return sum(map(_is_new, self.texts.snapshot()))
 
-    def study(self, may_go_on: Callable[[], bool] = lambda: True, max_steps: int = 1) -> int:
-        """Takes up to `max_steps` steps while `may_go_on`, and returns how many; none while another thread does.
+    def study(self, max_steps: int = 1) -> int:
+        """Takes up to `max_steps` steps, and returns how many; none while another thread does.
 
         An error ends learning, with a warning: drafting goes on with what was learned before.
         """
         if self.stats.ended is not None or not self._busy.acquire(blocking=False):
             return 0
-        steps = 0
+        before = self.stats.learned_steps
         try:
             with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-                while steps < max_steps and may_go_on() and (piece := self._next()) is not None:
+                for _ in range(max_steps):
+                    piece = self._next()
+                    if piece is None:
+                        break
                     started = perf_counter()
                     try:
                         self._step(piece)
                     finally:
                         self.step_seconds = perf_counter() - started
                         self.stats.learning_seconds += self.step_seconds
-                    steps += 1
         except Exception as error:
             self.end(f"{type(error).__name__}: {error}")
         finally:
             self._busy.release()
-        return steps
+        return self.stats.learned_steps - before
 
     def _next(self) -> Piece | None:
         """New text first, the newest of it; then what was used least; None if all was used enough."""
@@ -206,8 +212,8 @@ class Learner:
             drafted = self._draft(piece, anchors, count)
         if is_unseen:
             self._num_new += 1
-            if self._num_new % MEASURED_EVERY == 0:
-                self._compare(piece, anchors, count, drafted)
+            if self._num_new % MEASURED_EVERY == 0 and not self._helps(piece, anchors, count, drafted):
+                return
         loss = float(drafted.loss.detach())  # host sync: whether it is a number
         usual = self._usual_loss
         if not math.isfinite(loss) or (usual is not None and loss > DIVERGED * max(usual, 0.1)):
@@ -230,8 +236,8 @@ class Learner:
             raise ArithmeticError("a gradient is not finite; what was learned is undone")
         self._optimizer.step()
 
-    def _compare(self, piece: Piece, anchors: list[int], count: int, drafted: Drafted) -> None:
-        """Undoes an adapter with which fewer tokens of unseen text are accepted than without."""
+    def _helps(self, piece: Piece, anchors: list[int], count: int, drafted: Drafted) -> bool:
+        """Compares the adapter with none on unseen text, and undoes it if fewer tokens are accepted with it."""
         with torch.no_grad(), reading({}):
             without = self._draft(piece, anchors, count).accepted
         canvases = len(anchors)
@@ -240,10 +246,12 @@ class Learner:
         )
         newest = self.stats.comparisons
         gain = sum(each.canvases * (each.with_adapter - each.without) for each in newest)
-        if len(newest) >= LEAST_COMPARED and gain < 0:
-            self._reset()
-            self._rate /= 2
-            self.stats.resets += 1
+        if len(newest) < LEAST_COMPARED or gain >= 0:
+            return True
+        self._reset()
+        self._rate /= 2
+        self.stats.resets += 1
+        return False
 
     def _reset(self) -> None:
         self.adapter.reset()
@@ -273,7 +281,7 @@ class Learner:
     def _anchors(self, piece: Piece, count: int) -> list[int]:
         """Where canvases begin: spread at random over the tokens to learn from."""
         first = max(piece.first, 1)
-        chosen = torch.randperm(count, generator=self._generator)[: self.recipe.canvases].sort().values
+        chosen = torch.randperm(count, generator=self._generator)[: self._num_canvases].sort().values
         last = piece.num_states + 1 if piece.states is not None else piece.end
         return [anchor for anchor in (chosen + piece.first).tolist() if first <= anchor <= last]
 

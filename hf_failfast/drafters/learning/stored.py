@@ -82,7 +82,7 @@ def _own_name(key: str, source: Checkpoint, adapter: Adapter) -> str:
     """The name in the body of a stored weight."""
     if isinstance(adapter.body, SharedBody):
         return f"decoder.{key.removeprefix('model.')}"
-    for pattern, replacement in source.family.weight_keys:
+    for pattern, replacement in source.family.weight_keys.items():
         key = re.sub(pattern, replacement, key)
     return key
 
