@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
-from .. import BUNDLED_DRAFTER
 from ..adapter import FILE, Adapter, read_adapter
 from ..bodies.borrowed import SharedBody
 from ..checkpoints.reading import Checkpoint
 from ..checkpoints.weights import read_weights
+from ..spec import BUNDLED_DRAFTER
 from .pupils import Pupil
 
 if TYPE_CHECKING:
