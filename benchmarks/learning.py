@@ -162,8 +162,8 @@ def main(
     output: Path = RESULTS / "learning.json",
     max_new_tokens: int = 96,
     limit: Annotated[int, typer.Option(help="Prompts of the kind that is learned from.")] = len(TASKS),
-    learning_rate: float = 1e-3,
-    steps: Annotated[int, typer.Option(help="Steps after each answer.")] = 4,
+    learning_rate: float = 3e-4,
+    steps: Annotated[int, typer.Option(help="Steps after each answer.")] = 2,
 ) -> None:
     logging.disable_progress_bar()
     target, tokenizer = load_smollm2(torch.float32)

@@ -1,4 +1,4 @@
-"""Answers every line of a JSONL file ({"prompt": ...}) and appends {"prompt", "answer", ...} to another.
+"""Answers every line of a file ({"prompt": ...}, or plain text) and appends {"prompt", "answer", ...} to another.
 
 python examples/batch_file.py questions.jsonl answers.jsonl; an interrupted run continues after the last whole line.
 """
@@ -20,8 +20,7 @@ def main(
     drafter: Annotated[str | None, typer.Option()] = None,
     max_new_tokens: Annotated[int, typer.Option()] = 256,
 ) -> None:
-    with questions.open(encoding="utf-8-sig") as file:
-        prompts = [json.loads(line)["prompt"] for line in file if line.strip()]
+    prompts = read_prompts(questions)
     done = whole_lines(answers)
     pair = load_pair(target, drafter, "auto", "cpu")
     with answers.open("a", encoding="utf-8") as file:
@@ -40,6 +39,26 @@ def main(
             stats = output.speculation.as_dict()
             file.write(json.dumps({"prompt": prompt, "answer": answer, "speculation": stats}) + "\n")
             file.flush()
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line: {"prompt": ...}, or the line itself where it is no JSON."""
+    if not path.is_file():
+        raise typer.BadParameter(f"there is no file {str(path)!r}.")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    prompts = [prompt_of(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise typer.BadParameter(f"{str(path)!r} holds no prompt.")
+    return prompts
+
+
+def prompt_of(line: str, number: int) -> str:
+    if not line.lstrip().startswith("{"):
+        return line.rstrip("\r")
+    try:
+        return json.loads(line)["prompt"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise typer.BadParameter(f"line {number} is no JSON object with a `prompt`: {error!r}") from None
 
 
 def whole_lines(path: Path) -> int:

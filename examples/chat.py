@@ -1,6 +1,6 @@
 """A chat in the terminal that keeps the caches of target and drafter from turn to turn: no turn is read twice.
 
-python examples/chat.py [--target ... --drafter ...]; an empty line ends it.
+python examples/chat.py [--target ... --drafter ...]; an empty line or the end of the input ends it.
 """
 
 from typing import Annotated
@@ -21,7 +21,7 @@ def main(
     streamer = TextStreamer(pair.tokenizer, skip_prompt=True, skip_special_tokens=True)
     cache, conversation = DynamicCache(config=pair.target.config), Conversation(pair.drafter)
     text = ""
-    while question := input("> "):
+    while question := asked():
         text += turn(pair.tokenizer, question, is_first=not text)
         inputs = pair.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(pair.target.device)
         output = pair.target.generate(
@@ -36,6 +36,15 @@ def main(
         )
         text = pair.tokenizer.decode(output.sequences[0])
         print(f"[{output.speculation.mean_acceptance_length:.2f} tokens per round]")
+
+
+def asked() -> str:
+    """The next question; an empty one at the end of the input and on Ctrl-C."""
+    try:
+        return input("> ")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return ""
 
 
 def turn(tokenizer, question: str, is_first: bool) -> str:

@@ -20,7 +20,8 @@ def main(
     hf_failfast("train", "--target", target, "--output", output, "--minutes", minutes, "--questions", questions)
     hf_failfast("inspect", output, "--target", target)
     for prompt in ("Why is the sky blue?", "Write a Python function that reverses a list."):
-        hf_failfast("generate", "--target", target, "--drafter", output, "--prompt", prompt, "--max-new-tokens", 48)
+        pair = ("--target", target, "--drafter", output)
+        hf_failfast("generate", *pair, "--prompt", prompt, "--max-new-tokens", 48, "--check")
 
 
 def hf_failfast(*words: object) -> None:

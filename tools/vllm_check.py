@@ -147,7 +147,7 @@ def main() -> None:
         "counters": counts,
     }
     with open(f"{options.output}/summary.json", "w") as file:
-        json.dump(summary, file, indent=2)
+        json.dump(summary | {"texts": {name: result["answers"] for name, result in results.items()}}, file, indent=2)
     print(json.dumps(summary, indent=2))
     if differing or not rounds:
         sys.exit(1)

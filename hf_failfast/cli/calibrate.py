@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from .options import (
     torch_dtype,
 )
 from .startup import begin
+
+if TYPE_CHECKING:
+    from ..experiments.calibration import Confirmation
 
 
 def calibrate(
@@ -77,16 +80,30 @@ def calibrate(
         device=device,
     )
     with on_interrupt("no setting was changed"), progress_bar() as on_progress:
-        found, document = calibrated(setup, tolerance, lambda done: on_progress("calibrate", done))
+        found, confirmation, document = calibrated(setup, tolerance, lambda done: on_progress("calibrate", done))
     if save:
-        _save(Path(str(drafter)) / "config.json", asdict(found.best))
+        _save(Path(str(drafter)) / "config.json", asdict(confirmation.recommended))
     if as_json:
         print(json.dumps(document))
         return
     print_rows(COLUMNS, found.plateau, f"within {tolerance:.0%} of the best, of {len(found.rows)} settings")
-    print_rows(COLUMNS, document["held_out"], "on prompts that were not used to choose: the choice, the start")
-    best = found.best
-    print(f"FailFastConfig({best.confidence_threshold}, {best.chunk_length}, {best.max_draft_length})")
+    print_rows(COLUMNS, document["held_out"], "on prompts that were not used to choose")
+    print(_verdict(confirmation))
+    best = confirmation.recommended
+    numbers = ("confidence_threshold", "chunk_length", "max_draft_length")
+    print(f"FailFastConfig({', '.join(f'{name}={getattr(best, name)}' for name in numbers)})")
+
+
+def _verdict(confirmation: "Confirmation") -> str:
+    over = confirmation.over_start
+    if over is None:
+        return "Keep what you have: nothing that was tried is faster."
+    measured = (
+        f"{over.speedup:.2f}x the start's speed, 95 % interval {over.speedup_low:.2f} to {over.speedup_high:.2f}"
+    )
+    if confirmation.is_faster:
+        return f"The fastest setting has {measured}, on prompts that it was not chosen on:"
+    return f"Keep what you have: on other prompts the fastest setting has {measured}, which is within noise or below."
 
 
 def _save(path: Path, numbers: dict[str, Any]) -> None:

@@ -43,10 +43,10 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Upload an exported repository or a drafter to the Hub, in one commit."""
-    from ..hub.push import plan, upload
-
     if REPOSITORY.fullmatch(repo_id) is None:
         raise typer.BadParameter(f"{repo_id!r} is not USER/NAME, the name of a repository on the Hub.")
+    from ..hub.push import plan, upload
+
     planned = plan(repo_id, folder)
     if not (dry_run or as_json):
         typer.echo(f"Uploading {len(planned.sizes)} files to {repo_id} ...")

@@ -3,12 +3,16 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .checks import check_models
 from .options import AsJson
 from .startup import quiet
+
+if TYPE_CHECKING:
+    from ..drafters.checkpoints.inspection import Inspection
 
 
 def inspect(
@@ -25,14 +29,19 @@ def inspect(
     from rich.table import Table
 
     from ..drafters.checkpoints.inspection import inspect_checkpoint
+    from ..pairs import is_without_weights
 
     spec = {"attention": attention, "shift": shift, "mask_token_id": mask_token_id, "block_size": block_size}
     given: dict[str, Any] = {name: value for name, value in spec.items() if value is not None}
     if not as_json:
         typer.echo(f"Reading {checkpoint} ...")
+    if target is not None:
+        check_models(target=target)
     if target is not None or not Path(checkpoint).is_dir():
         quiet()  # only they need transformers
     found = inspect_checkpoint(checkpoint, target, **given)
+    if is_without_weights(checkpoint):
+        raise ValueError(f"{checkpoint!r} has no weights, only a config.json.")
     if as_json:
         print(json.dumps(asdict(found) | {"target": target}))
     else:
@@ -40,6 +49,18 @@ def inspect(
         for row in found.rows():
             table.add_row(*row)
         if target is not None:
-            table.add_row(f"fits {target}", found.misfit or "yes")
+            table.add_row("fits the target", found.misfit or _fit(found))
         Console().print(table)
     raise typer.Exit(found.misfit is not None)
+
+
+def _fit(found: "Inspection") -> str:
+    """What can be said of a target whose shape fits."""
+    if found.is_made_for_target:
+        return "yes, it was made for this model"
+    if found.is_made_for_target is None:
+        return "yes, by its shape; whether it was made for this model is not recorded"
+    return (
+        f"by its shape, but it was made for another model ({found.made_for}): the text stays right, but few drafts "
+        "may be accepted; train one with hf-failfast train"
+    )

@@ -117,7 +117,7 @@ def _left(output: Path, data: Path, is_new: dict[Path, bool]) -> str:
         if was_made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     if (output / "checkpoint.pt").is_file():
-        return f"{output} holds the drafter as it was last stored; the same command goes on from there"
+        return f"{output} holds the drafter as it was last stored; the same command goes on there"
     if (data / "manifest.json").is_file():
-        return f"{data} holds the answers written so far; the same command goes on from there"
+        return f"{data} holds the answers written so far; the same command goes on there"
     return "nothing was written"

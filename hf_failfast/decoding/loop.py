@@ -22,11 +22,14 @@ from ..engine.window import Window
 from ..policies.base import LengthPolicy
 from .acceptance import Acceptance
 from .layer_outputs import LayerOutputs, asked_layers
-from .refusals import check_request
+from .proposals import Proposals
+from .refusals import check_request, takes_trees
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import DraftRoom, StopRules
+from .suggestion import Proposal
 from .token_choice import TokenChoice, draft_warp
+from .trees import TreeDraft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,7 +97,10 @@ class Generation:
     returns_dict: bool
     streamer: BaseStreamer | None
     stats: SpecDecodingStats
+    proposals: Proposals | None = None  # None: the drafter's drafts are all that is proposed
     started: float = field(default_factory=perf_counter)
+    proposed: float = 0.0  # when the round's draft was ready
+    drafting: float = 0.0  # how long that took; 0 in a plain round
 
     @property
     def is_running(self) -> bool:
@@ -140,7 +146,12 @@ def prepare(
     choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores, config.verifier)
     stops = StopRules(stopping_criteria, generation_config.max_length, sequences.num_rows, choice.is_row_independent)
     warp = draft_warp(config, generation_config, logits_processor)
-    request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp)
+    proposals = None
+    if config.proposes_more:
+        has_trees = bool(config.most_nodes) and takes_trees(model, stops.max_length)
+        proposals = Proposals.of(config, stops, has_trees)
+    num_alternatives = 0 if proposals is None else proposals.num_alternatives
+    request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp, num_alternatives)
     session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
     asked = asked_layers(generation_config)
@@ -171,6 +182,7 @@ def prepare(
         returns_dict=returns_dict,
         streamer=streamer,
         stats=stats,
+        proposals=proposals,
         started=started,
     )
 
@@ -184,7 +196,11 @@ def propose(generation: Generation) -> Draft:
         for row in sequences.running
     ]
     draft = generation.session.draft(sequences.known, generation.policy, room).to(sequences.device)
-    generation.stats.draft_seconds += perf_counter() - started
+    if generation.proposals is not None:
+        draft = generation.proposals.extend(draft, sequences.known, sequences.running, room)
+    generation.proposed = perf_counter()
+    generation.drafting = generation.proposed - started if draft.passes or len(draft) else 0.0
+    generation.stats.draft_seconds += generation.proposed - started
     return draft
 
 
@@ -199,7 +215,8 @@ def verify(generation: Generation, draft: Draft) -> Verified:
         )
     if generation.read_again_from is not None and max(seen) <= generation.read_again_from < max(known.lengths):
         cache.rollback(0)
-    window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1)
+    tree = draft.shape if isinstance(draft, TreeDraft) else None
+    window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1, tree=tree)
     forward = generation.runner.run(window, cache, generation.head)
     if not cache.is_checked:
         cache.check()
@@ -221,14 +238,24 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     sequences, session, cache = generation.sequences, generation.session, generation.cache
     if any(row.broken for row in outcome):
         session.give_up(ValueError("its confidences are not numbers"))
-    generation.policy.observe([row.accepted for row in outcome])
+    accepted, kept = [row.accepted for row in outcome], [row.kept for row in outcome]
+    if generation.proposals is not None:
+        generation.proposals.observe(draft, outcome, generation.stats)
+    if isinstance(draft, Proposal):
+        accepted = draft.accepted_own(outcome)
+        kept = [min(count, row.cached) for count, row in zip(accepted, outcome, strict=True)]
+    if isinstance(draft, TreeDraft):
+        verified = _in_line(generation, verified, outcome)
+    generation.policy.observe(accepted)
     if generation.streamer is not None:
         sequences.stream(generation.streamer)
     cached = [length + row.cached for length, row in zip(verified.known, outcome, strict=True)]
     emitted = [row.emitted for row in outcome]
     if generation.layer_outputs is not None:
         generation.layer_outputs.add(verified.forward.recorded, cache.lengths, verified.seen, verified.known, emitted)
-    session.accept([row.kept for row in outcome])
+    session.accept(kept)
+    if isinstance(draft, Proposal):
+        session.overtaken([row.cached - count for row, count in zip(outcome, kept, strict=True)])
     hidden_states = verified.forward.hidden_states
     if hidden_states is not None:
         first = [end - hidden_states.shape[1] for end in cache.lengths]
@@ -236,11 +263,26 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
         session.observe([states[None, start - offset : end - offset] for states, offset, start, end in spans])
     cache.rollback(cached)
     if session.top_logits:
-        session.learn(sequences.known, emitted, TopLogits(*verified.forward.outputs[1:]))
+        session.learn(sequences.known, emitted, _top_logits(draft, verified, outcome))
     rows = zip(draft.lengths, outcome, strict=True)
     generation.stats.observe(*(RoundRecord(k, row.accepted, row.emitted, draft.passes) for k, row in rows))
     generation.stats.host_reads += draft.host_reads
+    generation.policy.spent(generation.drafting, perf_counter() - generation.proposed, emitted)
     _dismiss(generation, emitted)
+
+
+def _top_logits(draft: Draft, verified: Verified, outcome: Sequence[RowOutcome]) -> TopLogits:
+    """What the target found likely in the places of the tokens that the round emitted."""
+    top = TopLogits(*verified.forward.outputs[1:])
+    return top.along([row.path or () for row in outcome]) if isinstance(draft, TreeDraft) else top
+
+
+def _in_line(generation: Generation, verified: Verified, outcome: Sequence[RowOutcome]) -> Verified:
+    """Makes a chain of what was accepted of a tree: in the cache, and in what the forward returned."""
+    paths = [row.path or () for row in outcome]
+    generation.cache.gather(verified.known, paths)
+    forward = verified.forward.gather(verified.known, generation.cache.lengths, paths)
+    return verified._replace(forward=forward)
 
 
 def _dismiss(generation: Generation, emitted: list[int]) -> None:
@@ -277,6 +319,7 @@ def finish(generation: Generation) -> GenerateDecoderOnlyOutput | torch.Tensor:
     layers = generation.layer_outputs
     if generation.streamer is not None:
         generation.streamer.end()
+    stats.runner = generation.runner.description
     stats.drafter_errors = int(generation.session.error is not None)
     stats.learned_steps = generation.session.learned_steps
     stats.other_seconds = perf_counter() - generation.started - stats.draft_seconds - stats.verify_seconds

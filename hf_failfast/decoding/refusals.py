@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import QuantizedCache, StaticLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
-from ..engine.causal_lm import attention_name
+from ..config import MOST_NODES, FailFastConfig
+from ..drafters import DiffusionDrafter
+from ..engine.causal_lm import attention_name, has_several_states
 from ..engine.positions import counted_from, position_table, rope_change
 from ..engine.slot_cache import layer_windows, storing_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+_told: WeakSet[PreTrainedModel] = WeakSet()  # targets whose users know why they get no trees
 
 # Model arguments that `generate` itself adds; the loop derives positions, mask and cache from the tokens.
 DERIVED_MODEL_KWARGS = frozenset(
@@ -157,6 +165,67 @@ def check_state(model: PreTrainedModel) -> None:
         )
 
 
+def check_tree(
+    model: PreTrainedModel, drafter: DiffusionDrafter, options: FailFastConfig, arguments: dict[str, Any]
+) -> None:
+    """Raises ValueError on a target, drafter or cache of the call that trees cannot be had with."""
+    if not options.most_nodes:
+        return
+    name, off = ("draft_tree", 0) if options.draft_tree else ("self_selection", 1)
+    config = model.config.get_text_config(decoder=True)
+    cache = arguments.get(CACHE)
+    given = arguments.get("generation_config") or model.generation_config
+    implementation = arguments.get("cache_implementation") or given.cache_implementation
+    reasons = {
+        f"`{model.config.model_type}` keeps a recurrent state, which has one past and no branches": getattr(
+            model, "_is_stateful", False
+        )
+        or (not model.config.is_encoder_decoder and not fits_slots(model)),
+        f"`{model.config.model_type}` is an encoder-decoder, which transformers' own loop decodes": (
+            model.config.is_encoder_decoder
+        ),
+        f"the tokens of `{config.model_type}` see later ones (`is_decoder=False`, `use_bidirectional_attention`), so "
+        "those of other branches, too": _sees_later_tokens(model),
+        "a quantised cache cannot move the K/V of an accepted path": (
+            implementation == "quantized" or isinstance(cache, QuantizedCache)
+        ),
+        f"a {type(drafter).__name__} proposes one token per position and no alternatives": (
+            not drafter.has_alternatives
+        ),
+    }
+    for reason, is_true in reasons.items():
+        if is_true:
+            raise ValueError(f"`{name}`={getattr(options, name)} is not possible, only `{name}`={off}: {reason}.")
+
+
+def check_chain(config: FailFastConfig) -> None:
+    """Raises ValueError on options that transformers' own loop, which verifies chains, cannot honour."""
+    for name, off in (("draft_tree", 0), ("draft_lookup", 0), ("draft_reuse", False), ("self_selection", 1)):
+        if (value := getattr(config, name)) != off:
+            raise ValueError(
+                f"`{name}`={value} is not possible with `assisted_generate`, only `{name}`={off}: transformers' own "
+                "loop verifies the drafter's chains."
+            )
+
+
+def takes_trees(model: PreTrainedModel, max_length: int) -> bool:
+    """Whether the target's attention takes a mask and positions of its own, as trees need; logs once why not."""
+    config = model.config.get_text_config(decoder=True)
+    attention, counted = attention_name(model), counted_from(config)
+    if attention not in ("sdpa", "eager"):
+        reason = f"`attn_implementation`={attention!r} takes no mask of its own"
+    elif _has_alibi(model):
+        reason = f"`{config.model_type}` computes ALiBi from a mask of two dimensions"
+    elif counted is not None and max_length + MOST_NODES > counted:
+        reason = f"`{config.model_type}` counts positions itself"
+    else:
+        return True
+    if model not in _told:
+        _told.add(model)
+        logger.warning("Trees (`draft_tree`, `self_selection`) fall back to chains: %s.", reason)
+    return False
+
+
 def fits_slots(model: PreTrainedModel) -> bool:
     """Whether the loop can keep the target's cache in slots; if not, `check_request` or the cache says why."""
     if model.config.is_encoder_decoder:
@@ -246,10 +315,9 @@ def _attention_refusals(model: PreTrainedModel, config: GenerationConfig, past: 
     attention = attention_name(model)
     is_asked = bool(config.return_dict_in_generate and config.output_attentions)
     text_config, kind = model.config.get_text_config(decoder=True), model.config.model_type
-    is_altup = getattr(text_config, "altup_num_inputs", 1) > 1
     return {
         f"`output_hidden_states` of `{kind}`, which are several per layer": (
-            is_altup and bool(config.return_dict_in_generate and config.output_hidden_states)
+            has_several_states(text_config) and bool(config.return_dict_in_generate and config.output_hidden_states)
         ),
         f"`output_attentions` of `{kind}`, whose last layers read the K/V of earlier ones": (
             is_asked and bool(getattr(text_config, "num_kv_shared_layers", 0))
@@ -277,10 +345,9 @@ def _batch_refusals(model: PreTrainedModel, num_rows: int, max_length: int) -> d
     config = model.config.get_text_config(decoder=True)
     attention = attention_name(model)
     counted = counted_from(config)
-    has_alibi = config.model_type == "bloom" or getattr(config, "alibi", False) is True
     return {
         f"a batch of {num_rows} prompts for `{config.model_type}` with ALiBi, which it computes from a mask of two "
-        "dimensions (one prompt at a time is fine)": num_rows > 1 and has_alibi,
+        "dimensions (one prompt at a time is fine)": num_rows > 1 and _has_alibi(model),
         f"a batch of {num_rows} prompts with `attn_implementation`={attention!r} (only 'sdpa' and 'eager' take the "
         "mask of a batch; one prompt at a time is fine)": num_rows > 1 and attention not in ("sdpa", "eager"),
         # A row's tokens are taken for at most as many places later as a draft is long.
@@ -289,6 +356,11 @@ def _batch_refusals(model: PreTrainedModel, num_rows: int, max_length: int) -> d
             num_rows > 1 and counted is not None and 2 * max_length > counted
         ),
     }
+
+
+def _has_alibi(model: PreTrainedModel) -> bool:
+    config = model.config.get_text_config(decoder=True)
+    return config.model_type == "bloom" or getattr(config, "alibi", False) is True
 
 
 def _rope_refusals(
@@ -318,7 +390,7 @@ def _rope_refusals(
         f"a batch of {num_rows} prompts {text} (one prompt at a time is fine)": (
             num_rows > 1 and (crosses or change.kind == "dynamic")
         ),
-        f"with transformers before 5.24, whose plain `generate` forgets the text there, a prompt {text}": (
+        f"with transformers before 5.20, whose plain `generate` forgets the text there, a prompt {text}": (
             change.reads_again and crosses and not READS_WHOLE_TEXT_AGAIN
         ),
         f"a padded prompt {text}": change.reads_again and min(lengths) < width and crosses,

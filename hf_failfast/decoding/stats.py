@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from .advice import Doing, advise
 
+# Counts of what a round may propose besides drafts (docs/strategies.md).
+OF_STRATEGIES = ("nodes_verified", "accepted_depth", "lookup_accepted", "reused", "reuse_accepted")
+
 
 class RoundRecord(NamedTuple):
     """One sequence's share of a round: a draft, one target forward, the accepted tokens."""
@@ -23,8 +26,14 @@ class SpecDecodingStats:
     plain_rounds: rounds without a pass of the drafter.
     drafter_errors: drafters given up in mid-generation, after which the rest was decoded plainly.
     learned_steps: steps that a drafter which learns (`Learning`) took during the call.
+    nodes_verified, accepted_depth: of the rounds whose draft was a tree (`draft_tree`), the nodes that the target
+        verified and how deep the accepted paths went; both add up, and the second is part of `accepted`.
+    lookup_accepted: accepted tokens that the text suggested (`draft_lookup`); they are part of `accepted`.
+    reused, reuse_accepted: tokens of rejected drafts that were proposed again (`draft_reuse`), and those of them that
+        were accepted.
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
+    runner: how the target's forwards ran: `eager`, or `cuda_graphs` and what was captured.
     """
 
     rounds: int = 0
@@ -33,19 +42,27 @@ class SpecDecodingStats:
     drafted: int = 0
     accepted: int = 0
     emitted: int = 0
+    nodes_verified: int = 0
+    accepted_depth: int = 0
+    lookup_accepted: int = 0
+    reused: int = 0
+    reuse_accepted: int = 0
     host_reads: int = 0
     drafter_errors: int = 0
     learned_steps: int = 0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
-    records: list[RoundRecord] = field(default_factory=list)
+    runner: str = "eager"
+    records: list[RoundRecord] = field(default_factory=list, repr=False)
 
     @classmethod
     def total(cls, parts: Sequence["SpecDecodingStats"]) -> "SpecDecodingStats":
-        """Counts, seconds and rounds of several calls together."""
-        whole = cls()
+        """Counts, seconds and rounds of several calls together; their runners, each named once."""
+        whole = cls(runner="; ".join(dict.fromkeys(part.runner for part in parts)))
         for each in fields(cls):
+            if each.name == "runner":
+                continue
             setattr(whole, each.name, sum((getattr(part, each.name) for part in parts), getattr(whole, each.name)))
         return whole
 
@@ -59,6 +76,21 @@ class SpecDecodingStats:
             self.drafted += row.drafted
             self.accepted += row.accepted
             self.emitted += row.emitted
+
+    def observe_trees(self, nodes: Sequence[int], depths: Sequence[int]) -> None:
+        """Adds the trees of a round."""
+        self.nodes_verified += sum(nodes)
+        self.accepted_depth += sum(depths)
+
+    def __str__(self) -> str:
+        """In words, for people; `as_dict` is for programs."""
+        tokens = f"{self.emitted} tokens in {self.rounds} rounds, {self.mean_acceptance_length:.2f} a round"
+        drafts = f"{self.accepted} of {self.drafted} drafted tokens accepted ({self.acceptance_rate:.0%})"
+        seconds = {"drafting": self.draft_seconds, "verifying": self.verify_seconds, "else": self.other_seconds}
+        total = sum(seconds.values())
+        shares = ", ".join(f"{name} {value / total:.0%}" for name, value in seconds.items()) if total else "not timed"
+        errors = f"; {self.drafter_errors} drafters given up" if self.drafter_errors else ""
+        return f"{tokens}; {drafts}; {shares}{errors}"
 
     @property
     def acceptance_rate(self) -> float:
@@ -76,8 +108,9 @@ class SpecDecodingStats:
         longest = max((record.drafted for record in self.records), default=0)
         return [sum(record.accepted > position for record in self.records) for position in range(longest)]
 
-    def as_dict(self) -> dict[str, int | float | list[int]]:
-        """Every count, ratio and time without the per-round records, ready for JSON."""
+    def as_dict(self) -> dict[str, int | float | str | list[int]]:
+        """Every count, ratio and time without the per-round records, ready for JSON; those of strategies that were
+        used."""
         return {
             "rounds": self.rounds,
             "plain_rounds": self.plain_rounds,
@@ -94,6 +127,8 @@ class SpecDecodingStats:
             "host_reads": self.host_reads,
             "drafter_errors": self.drafter_errors,
             "learned_steps": self.learned_steps,
+            "runner": self.runner,
+            **{name: getattr(self, name) for name in OF_STRATEGIES if getattr(self, name)},
         }
 
     def advice(

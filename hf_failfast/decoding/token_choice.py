@@ -7,7 +7,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import logits_process
 
 from ..config import FailFastConfig, Verifier
-from .verification import NAMED, Scores, choose_greedy
+from .verification import NAMED, Branches, Scores, choose_among, choose_greedy, choose_sampled
 
 # Warpers that see a position's scores as a bag: what they do to a token depends neither on its id nor on the tokens
 # that an earlier warper has removed.
@@ -99,6 +99,13 @@ class TokenChoice:
         if draft_ids is None:
             draft_ids = scores.token_ids[:, :0, 0]
         return self.verifier(scores, draft_ids, draft_probs)
+
+    def choose_in_tree(self, scores: Scores, drafted: Branches | None) -> torch.Tensor:
+        """The target's tokens (B, m) after the known tokens and nodes of a tree. drafted: what was drawn there; None:
+        the tree was not drawn."""
+        if not self.do_sample:
+            return choose_greedy(scores)
+        return choose_sampled(scores) if drafted is None else choose_among(scores, drafted)
 
     def _warp(self, prefix_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(values, token ids) of r positions (r, V) after the warpers, both (r, shortlist) or (r, V).

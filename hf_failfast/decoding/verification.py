@@ -23,6 +23,14 @@ class Scores(NamedTuple):
     token_ids: torch.Tensor  # (B, m, n), the token that each entry stands for
 
 
+class Branches(NamedTuple):
+    """The tokens drafted at each of m positions, c at most, in the order in which they are tried."""
+
+    token_ids: torch.Tensor  # (B, m, c); -1: none
+    probs: torch.Tensor  # (B, m, V), what tokens were drawn from, one after the other without replacement
+    is_drawn: torch.Tensor  # (B, m, c); False: the token was not drawn, but given by those before it
+
+
 def choose_greedy(scores: Scores) -> torch.Tensor:
     """The target's tokens (B, m); of equal scores the first entry's, as in plain `generate`."""
     return _token(scores, scores.values.argmax(dim=-1))
@@ -59,6 +67,31 @@ def choose_by_rejection(scores: Scores, draft_ids: torch.Tensor, draft_probs: to
     # Where rounding leaves nothing, p equals q.
     residual = torch.where(residual.sum(dim=-1, keepdim=True) > 0, residual, p)
     return torch.where(is_accepted, draft_ids, _token(scores, _sample(residual)))
+
+
+def choose_among(scores: Scores, drafted: Branches) -> torch.Tensor:
+    """Samples (B, m) from softmax(scores), each tied to the tokens drafted at its position.
+
+    `choose_by_rejection` once per token, on what the tokens before have left: SpecInfer's multi-round sampling (arXiv
+    2305.09781, algorithm 3), for draws without replacement (arXiv 2402.14160). After a rejection the residual takes
+    the place of p, and q loses the rejected token. A token that was not drawn has a one-hot q of its own.
+    """
+    p, q = scores.values.softmax(dim=-1), drafted.probs
+    chosen = torch.full(p.shape[:2], -1, device=p.device)
+    for token_ids, is_drawn in zip(drafted.token_ids.unbind(-1), drafted.is_drawn.unbind(-1), strict=True):
+        here = token_ids.clamp(min=0)[..., None]
+        q = (q / q.sum(dim=-1, keepdim=True)).nan_to_num()
+        own = torch.where(is_drawn[..., None], q, torch.zeros_like(q).scatter(-1, here, 1.0))
+        q_drafted = own.gather(-1, here)[..., 0]
+        p_drafted = torch.where(scores.token_ids == here, p, 0).sum(dim=-1)
+        is_tried = (token_ids >= 0) & (q_drafted > 0)
+        is_accepted = is_tried & (torch.rand_like(q_drafted) * q_drafted < p_drafted)
+        chosen = torch.where(is_accepted & (chosen < 0), token_ids, chosen)
+        residual = (p - own.gather(-1, scores.token_ids)).clamp(min=0)
+        total = residual.sum(dim=-1, keepdim=True)
+        p = torch.where(is_tried[..., None] & (total > 0), residual / total, p)
+        q = torch.where(is_tried[..., None], q.scatter(-1, here, 0.0), q)
+    return torch.where(chosen < 0, _token(scores, _sample(p)), chosen)
 
 
 def _sample(weights: torch.Tensor) -> torch.Tensor:

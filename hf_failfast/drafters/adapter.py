@@ -213,10 +213,10 @@ def head_size(head: nn.Module) -> int:
 
 
 def _adapt_layers(body: SharedBody | PreTrainedModel, rank: int) -> None:
-    head = None if isinstance(body, SharedBody) else body.get_output_embeddings()
-    borrowed = set() if head is None else set(head.modules())
+    other = body.fusion if isinstance(body, SharedBody) else body.get_output_embeddings()
+    left_out = set() if other is None else set(other.modules())
     layers = {
-        name: part for name, part in body.named_modules() if isinstance(part, nn.Linear) and part not in borrowed
+        name: part for name, part in body.named_modules() if isinstance(part, nn.Linear) and part not in left_out
     }
     if not layers:
         raise ValueError(f"An adapter needs linear layers, and {type(body).__name__} has none.")

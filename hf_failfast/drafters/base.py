@@ -18,7 +18,7 @@ from ..engine.runner import TopLogits
 from ..engine.runner_pool import RunnerPool
 from ..policies.base import LengthPolicy
 from .checkpoints.target_fit import MadeFor
-from .denoising import Warp
+from .denoising import Alternatives, Warp
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +36,7 @@ class Draft:
     host_reads: int
     probs: torch.Tensor | None = None  # (B, k, V), fp32: what the tokens were drawn from
     lengths: list[int] = field(default_factory=list)  # of each draft, default k; ids after it are arbitrary
+    alternatives: Alternatives | None = None  # to these tokens, on the drafter's device
 
     def __post_init__(self) -> None:
         if not self.lengths:
@@ -75,6 +76,7 @@ class DraftRequest:
     num_rows: int = 1
     eos_token_ids: torch.Tensor | None = None
     warp: Warp | None = None
+    num_alternatives: int = 0
 
     def eos_on(self, device: torch.device) -> torch.Tensor | None:
         """The `eos_token_ids` on the drafter's device."""
@@ -85,9 +87,10 @@ class DraftSession(ABC):
     """A drafter's state during one generation: what it remembers of the sequences so far.
 
     Between two drafts each sequence grows by some prefix of its last draft and one more token, which the owner reports
-    with `accept`. A session that drafts from the target's hidden states names the layers it needs in `target_layers`
-    (indices into transformers' `hidden_states`: 0 is the embedding). Before each draft `observe` hands it the new
-    states, up to those of the token before the last accepted one.
+    with `accept`; where the target has verified other tokens beside the draft, it may grow by more, which the owner
+    reports with `overtaken`. A session that drafts from the target's hidden states names the layers it needs in
+    `target_layers` (indices into transformers' `hidden_states`: 0 is the embedding). Before each draft `observe` hands
+    it the new states, up to those of the token before the last accepted one.
 
     A session that learns says in `top_logits` how many of the target's most likely tokens it wants to see at each
     position; then `learn` hands it every round's, after `accept` and `observe`. `learned_steps` counts its steps.
@@ -104,6 +107,9 @@ class DraftSession(ABC):
     @abstractmethod
     def accept(self, counts: Sequence[int]) -> None:
         """The first `counts[b]` tokens of sequence b's last draft became part of it, the others did not."""
+
+    def overtaken(self, counts: Sequence[int]) -> None:  # noqa: B027
+        """Sequence b got `counts[b]` further tokens after the accepted ones, which are not of its draft."""
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forgets all other sequences, which are complete. A session of one sequence need not define it."""
@@ -157,6 +163,10 @@ class PerRow(DraftSession):
         for session, count in zip(self.sessions, counts, strict=True):
             session.accept([count])
 
+    def overtaken(self, counts: Sequence[int]) -> None:
+        for session, count in zip(self.sessions, counts, strict=True):
+            session.overtaken([count])
+
     def keep(self, rows: Sequence[int]) -> None:
         self.sessions = [self.sessions[row] for row in rows]
 
@@ -182,6 +192,13 @@ def _stack(drafts: Sequence[Draft]) -> Draft:
         longer = (pad(row.to(device), (0, 0) * (row.ndim - 2) + (0, longest - row.shape[1])) for row in rows)
         return torch.cat(list(longer))
 
+    others = [draft.alternatives for draft in drafts if draft.alternatives is not None]
+    alternatives = None
+    if others:
+        # A sequence without a draft has no alternatives.
+        empty = others[0].map(lambda values: values[:, :0])
+        rows = [draft.alternatives or empty for draft in drafts]
+        alternatives = Alternatives(*(joined(values) for values in zip(*rows, strict=True)))
     drawn = next((draft.probs for draft in drafts if draft.probs is not None), None)
     none = None if drawn is None else drawn[:, :0]  # of a sequence without a draft
     return Draft(
@@ -191,6 +208,7 @@ def _stack(drafts: Sequence[Draft]) -> Draft:
         sum(draft.host_reads for draft in drafts),
         None if none is None else joined([none if draft.probs is None else draft.probs for draft in drafts]),
         [len(draft) for draft in drafts],
+        alternatives,
     )
 
 
@@ -203,6 +221,7 @@ class DiffusionDrafter(ABC):
     own_model: the drafter as a model with a vocabulary of its own; None if it borrows the target's.
     window: the most tokens of a text that the drafter sees; 0: all of it.
     source: the checkpoint that it was loaded from; None: it was made in another way.
+    has_alternatives: whether its drafts come with the alternatives that a request asks for.
     """
 
     config: FailFastConfig
@@ -211,6 +230,18 @@ class DiffusionDrafter(ABC):
     own_model: Any = None
     window: int = 0
     source: Checkpoint | None = None
+    has_alternatives: bool = False
+
+    def __repr__(self) -> str:
+        """In words: what it is, for whom, and the chunk rule's numbers."""
+        weights = {weight for module in self.modules() for weight in module.parameters()}
+        count = sum(weight.numel() for weight in weights)
+        facts = [f"{count / 1e6:.1f} M parameters" if count >= 1e5 else f"{count} parameters"] if count else []
+        facts += [f"made for {self.made_for.name}"] if self.made_for is not None else []
+        if (config := getattr(self, "config", None)) is not None:
+            numbers = config.confidence_threshold, config.chunk_length, config.max_draft_length
+            facts.append("tau={}, N={}, N_max={}".format(*numbers))
+        return f"{type(self).__name__}({', '.join(facts)})"
 
     @cached_property
     def runners(self) -> RunnerPool:
@@ -221,6 +252,9 @@ class DiffusionDrafter(ABC):
     def start(self, request: DraftRequest) -> DraftSession:
         """A session for one generation. Raises ValueError if the target does not fit. A drafter that drafts for one
         sequence at a time returns `PerRow.of(request, ...)`."""
+
+    def check_target(self, target: PreTrainedModel) -> None:  # noqa: B027
+        """Raises ValueError if the target does not fit. Asks for its config and the shapes of its embedding only."""
 
     def modules(self) -> Iterator[nn.Module]:
         """Every module with weights of the drafter's own."""

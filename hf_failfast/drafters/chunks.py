@@ -11,6 +11,7 @@ import torch
 from ..engine.ragged import RaggedIds, indices, is_even
 from ..policies.base import LengthPolicy
 from .base import Draft, DraftSession
+from .denoising import Alternatives
 
 
 class Chunk(NamedTuple):
@@ -20,12 +21,21 @@ class Chunk(NamedTuple):
     confidence: torch.Tensor  # (B, n), fp32, a function of the tokens before, never of the one drawn
     passes: int  # drafter forwards it took
     probs: torch.Tensor | None = None  # (B, n, V), fp32: the distributions that the tokens were drawn from, if any
+    alternatives: Alternatives | None = None  # if the request asks for them
 
 
 def concatenate_probs(chunks: Sequence[Chunk]) -> torch.Tensor | None:
     """The distributions (B, n, V) of consecutive chunks; None if their tokens were not drawn."""
     probs = [chunk.probs for chunk in chunks if chunk.probs is not None]
     return torch.cat(probs, dim=1) if probs else None
+
+
+def concatenate_alternatives(chunks: Sequence[Chunk]) -> Alternatives | None:
+    """The alternatives of consecutive chunks; None if there are none."""
+    parts = [chunk.alternatives for chunk in chunks if chunk.alternatives is not None]
+    if not parts:
+        return None
+    return Alternatives(*(torch.cat(states, dim=1) for states in zip(*parts, strict=True)))
 
 
 class ChunkedSession(DraftSession):
@@ -127,4 +137,8 @@ def _joined(chunks: Sequence[Chunk], lengths: list[int], host_reads: int, text: 
         if not is_even(lengths):  # nothing was drafted after the end of a sequence
             is_drafted = torch.arange(longest, device=probs.device) < indices(lengths, 1, probs.device)
             probs = probs * is_drafted[..., None]
-    return Draft(token_ids, confidence, sum(chunk.passes for chunk in chunks), host_reads, probs, lengths)
+    alternatives = concatenate_alternatives(chunks)
+    if alternatives is not None:
+        alternatives = alternatives.map(lambda values: values[:, :longest])
+    passes = sum(chunk.passes for chunk in chunks)
+    return Draft(token_ids, confidence, passes, host_reads, probs, lengths, alternatives)

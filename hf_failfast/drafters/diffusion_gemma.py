@@ -20,7 +20,7 @@ from .chunks import Chunk, ChunkedSession
 from .denoising import choose_tokens
 
 if TYPE_CHECKING:
-    pass
+    from transformers import PreTrainedModel
 
 
 class DiffusionGemmaDrafter(DiffusionDrafter):
@@ -29,6 +29,8 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
     The model's own sampler takes up to 48 steps on a canvas of 256 tokens. Here one step is enough, since a drafter's
     tokens are verified. Whether short canvases draft well has not been checked on the public weights.
     """
+
+    has_alternatives = True
 
     def __init__(self, model: Any, config: FailFastConfig) -> None:
         self.model = model
@@ -39,10 +41,14 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
         return self.model
 
     def start(self, request: DraftRequest) -> DraftSession:
+        self.check_target(request.target)
         vocab_size = request.target.config.get_text_config(decoder=True).vocab_size
-        check_vocabulary(self.model.config.text_config.vocab_size, vocab_size)
         self.runners.explain(request.target, "DiffusionGemma's canvas reads slots of any number")
         return PerRow.of(request, lambda one: DiffusionGemmaSession(self.model, vocab_size, one))
+
+    def check_target(self, target: PreTrainedModel) -> None:
+        vocab_size = target.config.get_text_config(decoder=True).vocab_size
+        check_vocabulary(self.model.config.text_config.vocab_size, vocab_size)
 
     def modules(self) -> Iterator[nn.Module]:
         modules: Iterator[nn.Module] = self.model.modules()
@@ -56,6 +62,7 @@ class DiffusionGemmaSession(ChunkedSession):
         self.device = model.device
         super().__init__(request.eos_on(self.device))
         self.warp = request.warp
+        self.num_alternatives = request.num_alternatives
         config = model.config.text_config
         self.model = model
         self.own_vocab_size = config.vocab_size
@@ -92,8 +99,8 @@ class DiffusionGemmaSession(ChunkedSession):
             decoder_attention_mask={"full_attention": None, "sliding_attention": None},
             **{CACHE: self._view(end)},
         ).logits
-        token_ids, confidence, probs = choose_tokens(logits, self.vocab_size, None, self.warp)
-        return Chunk(token_ids, confidence, 2, probs)
+        tokens = choose_tokens(logits, self.vocab_size, None, self.warp, self.num_alternatives)
+        return Chunk(tokens.token_ids, tokens.confidence, 2, tokens.probs, tokens.alternatives)
 
     def _view(self, length: int) -> SimpleNamespace:
         """The slots in the form of the decoder's cache; sliding layers are cut to what transformers would keep."""

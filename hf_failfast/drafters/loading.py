@@ -13,11 +13,12 @@ from ..engine.causal_lm import execution_device
 from ..engine.runner_pool import RunnerName, RunnerPool
 from .base import DiffusionDrafter, DraftRequest
 from .bodies.dit import load_dit
-from .checkpoints.reading import read_checkpoint
+from .checkpoints.config_keys import check_config
+from .checkpoints.reading import Checkpoint, read_checkpoint
 from .checkpoints.target_fit import MadeFor
 from .checkpoints.weights import LoadRequest, load_native, load_shared
 from .conditioned.canvas import ConditionedDrafter
-from .conditioned.dflash import load_dflash, load_dflash_assistant
+from .conditioned.dflash import load_dflash, load_dflash2, load_dflash_assistant, load_dspark
 from .denoising import Denoising
 from .diffusion_gemma import load_diffusion_gemma
 from .learning.stored import adapter_file, base_of, put_adapter
@@ -26,6 +27,7 @@ from .spec import OWN_WINDOW, Alignment, AttentionKind, DrafterSection, Noise
 
 # A window is as long as a draft may be, so that it must hold one.
 LEAST_WINDOW = 16
+AS_THE_CHECKPOINT_ASKS = DraftingOptions()
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +70,6 @@ def load_drafter(
     Raises:
         ValueError: the checkpoint's kind is unknown, its spec incomplete, or its weights do not fit its config.
     """
-    runners = RunnerPool(runner)
     adapter = adapter_file(name_or_path)
     if adapter is not None:
         name_or_path = base_of(adapter)
@@ -81,26 +82,43 @@ def load_drafter(
         "alignment": alignment,
     }
     given = {key: value for key, value in given.items() if value is not None}
+    runners = RunnerPool(runner)
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs)
-    family, section = checkpoint.family, checkpoint.section
-    config = FailFastConfig().with_options({**family.options, **section.options})
     options = DraftingOptions(Denoising(denoising_steps, denoising_threshold), mode, prefix_block)
-    if options != DraftingOptions() and not family.takes_drafting_options:
+    drafter = load_checkpoint(checkpoint, options, drafter_window, dtype, device_map, allow_pickle)
+    drafter.runners = runners
+    drafter.source = checkpoint
+    if adapter is not None:
+        put_adapter(drafter, adapter)
+    return drafter
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    options: DraftingOptions = AS_THE_CHECKPOINT_ASKS,
+    drafter_window: int | None = None,
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
+    allow_pickle: bool = False,
+    headers_only: bool = False,
+) -> DiffusionDrafter:
+    """The drafter of a checkpoint that was understood; see `load_drafter`, and `LoadRequest` for `headers_only`."""
+    family, section = checkpoint.family, checkpoint.section
+    if checkpoint.is_listed:
+        check_config(family, checkpoint.config)
+    config = FailFastConfig().with_options({**family.options, **section.options})
+    if options != AS_THE_CHECKPOINT_ASKS and not family.takes_drafting_options:
         way = f"{family.body} drafts in its own way"
         if section.conditioned:
             way = "A conditioned drafter drafts in one pass"
         raise ValueError(f"{way}: `mode`, `denoising_*`, `prefix_block` do not fit.")
     window = _window(drafter_window, section)
     load = LOADERS.get(family.body, load_causal_lm)
-    drafter = load(LoadRequest(checkpoint, config, options, dtype, device_map, allow_pickle))
-    if window and not isinstance(drafter, MaskedDrafter):
+    drafter = load(LoadRequest(checkpoint, config, options, dtype, device_map, allow_pickle, headers_only))
+    if window and not isinstance(drafter, MaskedDrafter | ConditionedDrafter):
         raise ValueError(f"`drafter_window`={window} does not fit {type(drafter).__name__}: it reads all of a text.")
     drafter.window = window
     drafter.made_for = MadeFor.of(section)
-    drafter.runners = runners
-    drafter.source = checkpoint
-    if adapter is not None:
-        put_adapter(drafter, adapter)
     return drafter
 
 
@@ -114,8 +132,9 @@ def load_drafter_for(target: PreTrainedModel, name_or_path: str | Path, **option
 
 def _window(given: int | None, section: DrafterSection) -> int:
     """Raises ValueError on a window that holds no draft."""
-    is_own = section.shared_embeddings and not section.conditioned
-    stored = OWN_WINDOW if is_own and section.drafter_window is None else section.drafter_window or 0
+    stored = (
+        OWN_WINDOW if section.shared_embeddings and section.drafter_window is None else section.drafter_window or 0
+    )
     window = stored if given is None else given
     if isinstance(window, bool) or not isinstance(window, int) or (window != 0 and window < LEAST_WINDOW):
         raise ValueError(f"`drafter_window` must be 0 or an integer >= {LEAST_WINDOW}, but is {window!r}.")
@@ -147,6 +166,8 @@ def load_masked_dit(request: LoadRequest) -> MaskedDrafter:
 # By `Family.body`, those that `load_causal_lm` does not load.
 LOADERS: dict[str, Callable[[LoadRequest], DiffusionDrafter]] = {
     "dflash": load_dflash,
+    "dflash2": load_dflash2,
+    "dspark": load_dspark,
     "diffusion_gemma": load_diffusion_gemma,
     "dit": load_masked_dit,
     "muse_glimmer_assistant": load_dflash_assistant,

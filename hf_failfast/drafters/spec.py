@@ -15,7 +15,7 @@ BUNDLED_DRAFTER = Path(__file__).parents[1] / "assets" / "smollm2-135m-drafter"
 OWN_WINDOW = 256
 SECTION = "failfast"  # the key of `DrafterSection` in a config.json
 
-AttentionKind = Literal["causal_canvas", "block_causal", "bidirectional"]
+AttentionKind = Literal["causal", "causal_canvas", "anchored_canvas", "block_causal", "bidirectional"]
 Noise = Literal["mask", "random"]
 Alignment = Literal["absolute", "free"]
 
@@ -24,8 +24,10 @@ Alignment = Literal["absolute", "free"]
 class DrafterSpec:
     """How a checkpoint is to be read as a diffusion language model.
 
-    attention: `causal_canvas` (clean tokens causal, masked positions see everything), `block_causal` (bidirectional
-        inside a block of `block_size`, causal between blocks; Fast-dLLM v2, SDAR, BD3-LM) or `bidirectional`.
+    attention: `causal` (every position sees what is before it, masks too; PARD), `causal_canvas` (clean tokens causal,
+        masked positions see everything), `anchored_canvas` (the same, and the last clean token sees the masks too, at
+        most `block_size` positions with it; SDLM), `block_causal` (bidirectional inside a block of `block_size`,
+        causal between blocks; Fast-dLLM v2, SDAR, BD3-LM) or `bidirectional`.
     shift: 1 if the row of position p - 1 predicts the token at p (as in the AR model it came from), 0 if row p does.
     mask_token_id: the id fed at positions to be filled; None only with random noise.
     noise: what stands at positions to be filled: the mask token or uniformly random tokens (DiffusionGemma).
@@ -56,6 +58,10 @@ class DrafterSpec:
             raise ValueError(
                 f"`block_size` must be an integer >= 1 for block_causal attention, but is {self.block_size!r}."
             )
+        if self.attention == "anchored_canvas" and self.block_size is not None and self.block_size + self.shift < 2:
+            raise ValueError(
+                f"`block_size` must be >= {2 - self.shift} for anchored_canvas attention, but is {self.block_size!r}."
+            )
         if self.alignment not in get_args(Alignment):
             raise ValueError(f"`alignment` must be one of {list(get_args(Alignment))}, but is {self.alignment!r}.")
         if self.alignment == "free" and (self.attention != "block_causal" or self.shift != 0):
@@ -69,8 +75,9 @@ class DrafterSection:
     spec: values of `DrafterSpec`; without `attention` they complete the row of the checkpoint's family.
     options: values of `FailFastConfig` that suit the drafter.
     shared_embeddings: embedding and head are the target's (`SharedBody`).
-    conditioned: the drafter reads the target's hidden states, those that enter its `source_layers`, and drafts one
-        canvas of `canvas_length` positions a round.
+    conditioned: the drafter reads the target's hidden states, those that enter its `source_layers`, and drafts
+        `canvas_length` positions a pass.
+    input_fusion: a conditioned drafter's rows hold these states in their input too (`StateFusion`).
     drafter_window: the most tokens of a text that the drafter sees, 0 for all; None: `OWN_WINDOW`.
     source_layers: the target's layers that the drafter's layers were copied from.
     target, target_fingerprint: the target it was made for (`MadeFor`).
@@ -80,6 +87,7 @@ class DrafterSection:
     options: Mapping[str, Any] = field(default_factory=dict)
     shared_embeddings: bool = False
     conditioned: bool = False
+    input_fusion: bool = False
     canvas_length: int | None = None
     drafter_window: int | None = None
     source_layers: tuple[int, ...] = ()
@@ -89,6 +97,8 @@ class DrafterSection:
     def __post_init__(self) -> None:
         if self.conditioned and not (self.shared_embeddings and self.canvas_length and self.source_layers):
             raise ValueError("A `conditioned` drafter needs `shared_embeddings`, `canvas_length` and `source_layers`.")
+        if self.input_fusion and not self.conditioned:
+            raise ValueError("`input_fusion` needs a `conditioned` drafter.")
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> DrafterSection:
@@ -111,5 +121,6 @@ class DrafterSection:
     def content(self) -> dict[str, Any]:
         """The section for config.json; what is not set is left out."""
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("spec", "options")}
+        own["input_fusion"] = self.input_fusion or None  # older versions know no such key
         values = {**self.spec, **own, **self.options, "source_layers": list(self.source_layers) or None}
         return {key: value for key, value in values.items() if value is not None}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn.modules.module import _has_any_global_hook
@@ -28,6 +28,29 @@ class CausalLM(Protocol):
     def modules(self) -> Iterator[torch.nn.Module]: ...
 
     def __call__(self, *, input_ids: torch.Tensor, logits_to_keep: int | torch.Tensor, **inputs: Any) -> Any: ...
+
+
+class DecoderParts(NamedTuple):
+    """A causal LM as its parts, for code that computes the middle one in its own way."""
+
+    embedding: torch.nn.Module
+    body: torch.nn.Module  # decoder layers and final norm, of transformers
+    head: Callable[[torch.Tensor], torch.Tensor]  # the logits of hidden states (B, r, hidden)
+    mask_token_id: int | None = None  # an id that the embedding need not know
+    mask_embedding: torch.Tensor | None = None  # (hidden,), that id's
+
+
+def decoder_parts(model: CausalLM) -> DecoderParts | None:
+    """The model's parts: as it names them itself, or where transformers' causal LMs have them; None if nowhere."""
+    named = getattr(model, "decoder_parts", None)
+    if named is not None:
+        parts: DecoderParts = named()
+        return parts
+    body, head = getattr(model, "model", None), getattr(model, "lm_head", None)
+    embedding = getattr(body, "embed_tokens", None)
+    if embedding is None or body is None or head is None:
+        return None
+    return DecoderParts(embedding, body, head)
 
 
 def execution_device(model: torch.nn.Module) -> torch.device:
@@ -69,6 +92,11 @@ def is_watched(model: CausalLM) -> bool:
     if _has_any_global_hook():
         return True
     return any("forward" in vars(module) or has_foreign_hooks(module) for module in model.modules())
+
+
+def has_several_states(config: PreTrainedConfig) -> bool:
+    """Whether the hidden states of a layer are several per token, as in Gemma 3n."""
+    return getattr(config, "altup_num_inputs", 1) > 1
 
 
 def takes_logits_to_keep(model: CausalLM) -> bool:

@@ -1,6 +1,8 @@
 """One forward of a causal-LM body over a window of tokens, the same call for target and drafter."""
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -14,7 +16,7 @@ from .cpu.grouped_attention import in_place_of_sdpa, is_usable
 from .positions import position_table, rope_change
 from .ragged import indices, is_even
 from .slot_cache import LayerWindow, SlotCache, layer_windows
-from .window import Window
+from .window import MAX_NODES, Sight, Window
 
 LayerOutput = Literal["hidden_states", "attentions"]
 
@@ -42,6 +44,15 @@ class TopLogits(NamedTuple):
     values: torch.Tensor  # (B, m, n), their logits
     token_ids: torch.Tensor  # (B, m, n)
 
+    def along(self, paths: Sequence[Sequence[int]]) -> TopLogits:
+        """Those of the positions that follow each sequence's last token and the nodes of its path through a tree; the
+        rest is padding."""
+        longest = max(map(len, paths)) + 1
+        rows = [[0, *(node + 1 for node in path)] for path in paths]
+        places = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.values.device)
+        sequence = torch.arange(len(rows), device=places.device)[:, None]
+        return TopLogits(self.values[sequence, places], self.token_ids[sequence, places])
+
 
 @dataclass(frozen=True)
 class WithTopLogits:
@@ -61,6 +72,29 @@ class Forward(NamedTuple):
     outputs: tuple[torch.Tensor, ...]  # the head's results for the tokens read, (B, n, ...) each
     hidden_states: torch.Tensor | None = None  # of the runner's `hidden_layers`, side by side, (B, q, width of all)
     recorded: Mapping[LayerOutput, tuple[torch.Tensor, ...]] = {}  # the model's own, for the whole window
+
+    def gather(self, starts: Sequence[int], ends: Sequence[int], places: Sequence[Sequence[int]]) -> Forward:
+        """The same after `SlotCache.gather`, for a window whose tokens end in the slots `ends[b]`."""
+        if self.hidden_states is None and not self.recorded:
+            return self
+
+        def moved(values: torch.Tensor, dim: int = -2) -> torch.Tensor:
+            firsts = [0 if dim == -1 else end - values.shape[dim] for end in ends]  # the last dimension's are slots
+            rows = zip(values, starts, firsts, places, strict=True)
+            return torch.stack([_gathered(row, dim, start - first, of_row) for row, start, first, of_row in rows])
+
+        recorded = {name: tuple(map(moved, layers)) for name, layers in self.recorded.items()}
+        if "attentions" in recorded:
+            recorded["attentions"] = tuple(moved(layer, -1) for layer in recorded["attentions"])
+        states = None if self.hidden_states is None else moved(self.hidden_states)
+        return self._replace(hidden_states=states, recorded=recorded)
+
+
+def _gathered(values: torch.Tensor, dim: int, start: int, places: Sequence[int]) -> torch.Tensor:
+    """The values with those at `start` + `places` moved to `start`, `start` + 1 and so on, in one dimension."""
+    order = list(range(values.shape[dim]))
+    order[start : start + len(places)] = [start + place for place in places]
+    return values.index_select(dim, torch.tensor(order, device=values.device))
 
 
 class EagerRunner:
@@ -91,6 +125,11 @@ class EagerRunner:
         self.hidden_layers = hidden_layers
         self.recorded = recorded
 
+    @property
+    def description(self) -> str:
+        """How its forwards have run."""
+        return "eager"
+
     def new_cache(self, capacity: int, num_rows: int = 1) -> SlotCache:
         """Empty slots for up to `capacity` positions of each of `num_rows` sequences."""
         bound = self.position_table
@@ -102,16 +141,16 @@ class EagerRunner:
         """Feeds the window to the model; afterwards the slots hold all of it."""
         cache.rollback(window.starts)
         num_rows, width = window.input_ids.shape
-        limit = None if window.sight is None else window.sight.limit
-        position_ids = indices(cache.lengths, width, window.input_ids.device).expand(num_rows, -1)
-        if limit is None and not is_even(cache.lengths):
-            limit = position_ids + 1
+        sight, position_ids = window.sight, window.positions
+        if position_ids is None:
+            position_ids = indices(cache.lengths, width, window.input_ids.device).expand(num_rows, -1)
         end, bound = cache.cursor.end + width, cache.position_bound
-        if limit is None and self.takes_bool_masks and 1 < width < end:  # faster than the model does
-            limit = position_ids + 1
+        # The second is faster than the model does it.
+        if sight is None and (not is_even(cache.lengths) or (self.takes_bool_masks and 1 < width < end)):
+            sight = Sight(position_ids + 1)
         mask: Mask | None = None
-        if limit is not None:
-            mask = self._mask(position_ids, limit, end)
+        if sight is not None:
+            mask = self._mask(position_ids, sight, end)
         elif width == 1 and self.layer_types is not None and self._sees_all(end):
             mask = dict.fromkeys(self.layer_types)  # spares the model the check
         if bound is not None and num_rows > 1 and bound < end:  # one sequence has no padding
@@ -120,7 +159,7 @@ class EagerRunner:
         # tensors, and so must be what hooks keep.
         is_private = window.input_ids.device.type == "cpu" and not self.is_watched
         mode = torch.inference_mode() if is_private else torch.no_grad()
-        is_grouped = self.is_grouped and (limit is not None or width == 1)
+        is_grouped = self.is_grouped and (sight is not None or width == 1)
         attention = in_place_of_sdpa(self.model) if is_grouped else nullcontext()
         with mode, attention:
             logits, hidden_states, recorded = self._forward(window.input_ids, position_ids, mask, cache, window.read)
@@ -158,20 +197,22 @@ class EagerRunner:
         logits = _of_read(outputs.logits, read)
         return logits, hidden_states, {name: outputs[name] for name in self.recorded}
 
-    def _mask(self, positions: torch.Tensor, limit: torch.Tensor, end: int) -> Mask:
+    def _mask(self, positions: torch.Tensor, sight: Sight, end: int) -> Mask:
         """The 4-D mask; one per layer type where the model's layers differ in type."""
         if self.layer_types is None:
-            return self._window_mask(positions, limit, end, self.windows[0])
+            return self._window_mask(positions, sight, end, self.windows[0])
         by_type = dict(zip(self.layer_types, self.windows, strict=False))
-        return {name: self._window_mask(positions, limit, end, window) for name, window in by_type.items()}
+        return {name: self._window_mask(positions, sight, end, window) for name, window in by_type.items()}
 
     def _window_mask(
-        self, positions: torch.Tensor, limit: torch.Tensor, end: int, window: LayerWindow | None
+        self, positions: torch.Tensor, sight: Sight, end: int, window: LayerWindow | None
     ) -> torch.Tensor:
         slots = torch.arange(end, device=positions.device)
-        visible = slots < limit.expand_as(positions)[..., None]
+        visible = slots < sight.limit.expand_as(positions)[..., None]
         if window is not None:
             visible &= slots >= window.first(positions)[..., None]
+        if sight.ancestors is not None:
+            visible |= within(sight, positions, window).of_tree(slots)
         return self._of_visible(visible)
 
     def mask_of(self, visible: torch.Tensor, positions: torch.Tensor) -> Mask:
@@ -196,6 +237,19 @@ class EagerRunner:
         return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
             ~visible, torch.finfo(dtype).min
         )
+
+
+def within(sight: Sight, positions: torch.Tensor, window: LayerWindow | None) -> Sight:
+    """The sight of tokens at these positions (B, q) in a layer of this window: what they see of their tree is cut by
+    positions, as all else, and not by slots."""
+    if window is None or sight.ancestors is None:
+        return sight
+    bits = torch.arange(MAX_NODES, device=positions.device)
+    node = (sight.limit - positions[:, :1])[..., None] + bits  # the column of each bit's token
+    node = node.clamp(0, positions.shape[1] - 1)
+    position = positions[:, None].expand(-1, positions.shape[1], -1).gather(2, node)
+    is_near = position >= window.first(positions)[..., None]
+    return Sight(sight.limit, sight.ancestors & (is_near.long() << bits).sum(dim=-1))
 
 
 def _of_read(logits: torch.Tensor, read: int | torch.Tensor) -> torch.Tensor:

@@ -166,6 +166,23 @@ class SlotCache(Cache):
         if lengths != self.lengths:
             self.cursor.move(lengths)
 
+    def gather(self, starts: Sequence[int], places: Sequence[Sequence[int]]) -> None:
+        """Moves the slots `starts[b]` + `places[b]` of each sequence to `starts[b]`, `starts[b]` + 1 and so on."""
+        moved = [
+            (row, start, list(of_row))
+            for row, (start, of_row) in enumerate(zip(starts, places, strict=True))
+            if list(of_row) != list(range(len(of_row)))
+        ]
+        if not moved:
+            return
+        # What was written in inference mode cannot be overwritten outside of it.
+        with torch.inference_mode() if self.layers[0].keys.is_inference() else torch.no_grad():
+            for row, start, of_row in moved:
+                index = start + torch.tensor(of_row, device=self.layers[0].keys.device)
+                for layer in self.layers:
+                    for states in (layer.keys, layer.values):
+                        states[row, :, start : start + len(of_row)] = states[row][:, index.to(states.device)]
+
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all other sequences."""
         for layer in self.layers:

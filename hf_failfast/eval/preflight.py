@@ -2,13 +2,18 @@
 
 from argparse import Namespace
 from collections.abc import Collection
+from dataclasses import fields
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from .jsonl_prompts import read_prompts
 from .options import EvalOptions
 from .paths import TASKS
+from .quantisation import FLAGS
 
 PROMPTS_TASK = "failfast_prompts"
 
@@ -20,7 +25,9 @@ def check_command(arguments: Namespace) -> None:
     """
     given = vars(arguments)
     if given.get("model") == "hf_failfast":
-        EvalOptions.check(given.get("model_args") or {})
+        model_args = given.get("model_args") or {}
+        check_names(model_args)
+        EvalOptions.check(model_args)
     tasks = _our_tasks(given.get("tasks") or [])
     unsafe = sorted(name for name, config in tasks.items() if config.get("unsafe_code"))
     if unsafe and not given.get("confirm_run_unsafe_code"):
@@ -29,6 +36,16 @@ def check_command(arguments: Namespace) -> None:
             "sandbox: add --confirm_run_unsafe_code if that is acceptable here."
         )
     check_prompts(tasks, (given.get("metadata") or {}).get("prompts"))
+
+
+def check_names(model_args: Collection[str]) -> None:
+    """Raises ValueError on a model argument that is all but one of ours or lm-eval's. Others pass: lm-eval hands them
+    on to `from_pretrained`."""
+    known = {field.name for field in fields(EvalOptions)} | set(signature(HFLM.__init__).parameters) | set(FLAGS)
+    for name in model_args:
+        close = [] if name in known else get_close_matches(name, known, n=1, cutoff=0.85)
+        if close:
+            raise ValueError(f"There is no model argument `{name}`; did you mean `{close[0]}`?")
 
 
 def check_prompts(tasks: Collection[str], path: str | None) -> None:

@@ -1,11 +1,14 @@
 """Which tau, N and N_max suit a pair on this machine: measured, one number after the other."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 from ..config import FailFastConfig
+from ..measure.bootstrap import PairedSpeedup, paired_speedup
+from ..measure.metrics import summarise
+from ..measure.records import SpeedRecord
 from .base import Setup
-from .sweeps import drafted, timed, with_cap_of_a_chunk, with_number
+from .sweeps import answered, drafted, timed, with_cap_of_a_chunk, with_number
 from .tables import SPEED, Column, Row
 
 # What each number may become; N_max is raised to N where it is less.
@@ -14,7 +17,11 @@ GRID: dict[str, tuple[float, ...]] = {
     "chunk_length": (2, 3, 4, 6, 8, 10),
     "max_draft_length": (4, 8, 16, 32, 60),
 }
+# Of fewer prompts all may be faster by chance.
+LEAST_PROMPTS = 4
+START, FASTEST = "the start", "the fastest"
 COLUMNS = (
+    Column("setting", "setting"),
     Column("tau", "confidence_threshold", ".2f"),
     Column("N", "chunk_length"),
     Column("N_max", "max_draft_length"),
@@ -62,6 +69,52 @@ def calibrate(setup: Setup, tolerance: float, sweeps: int = 2) -> Calibration:
     return Calibration(fastest, rows, tolerance)
 
 
-def time_settings(setup: Setup, configs: Iterable[FailFastConfig]) -> list[Row]:
+@dataclass(frozen=True)
+class Confirmation:
+    """A search's fastest setting beside the one it started from, on other prompts.
+
+    over_start: its speed over the start's on the same prompts, with the 95 % interval; None if it is the start.
+    rows: both settings' rows, the recommended one first; they say which is which under `setting`.
+    """
+
+    fastest: FailFastConfig
+    start: FailFastConfig
+    over_start: PairedSpeedup | None
+    rows: list[Row]
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the gain is beyond noise."""
+        over = self.over_start
+        return over is not None and over.prompts >= LEAST_PROMPTS and over.speedup_low > 1
+
+    @property
+    def recommended(self) -> FailFastConfig:
+        """The start, unless another one is faster beyond noise: what was fastest of many was also the luckiest."""
+        return self.fastest if self.is_faster else self.start
+
+
+def confirm(setup: Setup, fastest: FailFastConfig) -> Confirmation:
+    """Both settings on the setup's prompts, answered one after the other in random order."""
+    names = {fastest: FASTEST} | {setup.config: START}
+    variants = [drafted({"setting": name} | asdict(config), setup.drafter, config) for config, name in names.items()]
+    records = answered(setup, variants)
+    rows = [each.label | summarise(found) for each, found in zip(variants, records, strict=True)]
+    over_start = None if len(records) == 1 else _over(*records)
+    found = Confirmation(fastest, setup.config, over_start, rows)
+    return found if found.is_faster else replace(found, rows=rows[::-1])
+
+
+def _over(ours: Sequence[SpeedRecord], theirs: Sequence[SpeedRecord]) -> PairedSpeedup:
+    return paired_speedup(
+        [each.seconds for each in ours],
+        [each.new_tokens for each in ours],
+        [each.seconds for each in theirs],
+        [each.new_tokens for each in theirs],
+    )
+
+
+def time_settings(setup: Setup, configs: Sequence[FailFastConfig]) -> list[Row]:
     """One row per setting: its numbers and its speed."""
-    return timed(setup, [drafted(asdict(config), setup.drafter, config) for config in configs])
+    labels = [asdict(config) | ({"setting": START} if config == setup.config else {}) for config in configs]
+    return timed(setup, [drafted(label, setup.drafter, config) for label, config in zip(labels, configs, strict=True)])

@@ -14,7 +14,7 @@ from ..measure.provenance import provenance
 from ..measure.records import Latencies
 from ..pairs import Pair, load_pair
 from .base import Experiment, Progress, Setup
-from .calibration import Calibration, calibrate, time_settings
+from .calibration import Calibration, Confirmation, calibrate, confirm
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,28 @@ def measure(name: str, experiment: Experiment, options: SetupOptions, on_progres
     return found | _facts(options, pair, setup)
 
 
-def calibrated(options: SetupOptions, tolerance: float, on_progress: Progress) -> tuple[Calibration, dict[str, Any]]:
-    """What `calibrate` finds, and the document that also holds the choice's speed on as many other prompts."""
+def calibrated(
+    options: SetupOptions, tolerance: float, on_progress: Progress
+) -> tuple[Calibration, Confirmation, dict[str, Any]]:
+    """What `calibrate` finds, what is left of it on as many other prompts, and the document of both."""
     pair = options.load_pair()
     setup = options.setup(pair, on_progress)
     others = options.setup(pair, on_progress, skip=options.limit)  # named before the search if there are none
     calibration = calibrate(setup.part(0, 0.9), tolerance)
-    held_out = time_settings(others.part(0.9, 1), dict.fromkeys([calibration.best, setup.config]))
+    confirmation = confirm(others.part(0.9, 1), calibration.best)
+    over_start = confirmation.over_start
     found = {
-        "best": asdict(calibration.best),
+        "best": asdict(confirmation.recommended),
+        "fastest": asdict(calibration.best),
+        "start": asdict(setup.config),
+        "is_faster_than_start": confirmation.is_faster,
+        "over_start": None if over_start is None else asdict(over_start),
         "tolerance": tolerance,
         "plateau": calibration.plateau,
         "rows": calibration.rows,
-        "held_out": held_out,
+        "held_out": confirmation.rows,
     }
-    return calibration, found | _facts(options, pair, setup)
+    return calibration, confirmation, found | _facts(options, pair, setup)
 
 
 def _facts(options: SetupOptions, pair: Pair, setup: Setup) -> dict[str, Any]:

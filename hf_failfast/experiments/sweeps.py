@@ -10,10 +10,11 @@ from ..drafters.denoising import Denoising
 from ..drafters.masked.session import MaskedDrafter
 from ..measure import methods
 from ..measure.metrics import summarise
+from ..measure.records import SpeedRecord
 from ..measure.timing import time_answers
 from . import plots
 from .base import Axis, Experiment, Outcome, Setup
-from .tables import SPEED, Row
+from .tables import SPEED, Column, Row
 
 # Of the stored runs; a forward costs these milliseconds there when nothing else runs.
 STORED = (
@@ -40,9 +41,15 @@ def drafted(label: Row, drafter: DiffusionDrafter, config: FailFastConfig) -> Va
     return Variant(label, methods.drafted(drafter, config))
 
 
-def sweep(question: str, axis: Axis, variants: Callable[[Setup], Sequence[Variant]], stored: str = "") -> Experiment:
-    """An experiment that times one variant per value of its axis."""
-    return Experiment(question, timing(variants), (axis, *SPEED), plots.sweep(axis), axis, stored)
+def sweep(
+    question: str,
+    axis: Axis,
+    variants: Callable[[Setup], Sequence[Variant]],
+    stored: str = "",
+    more: tuple[Column, ...] = (),
+) -> Experiment:
+    """An experiment that times one variant per value of its axis; `more` columns follow those of speed."""
+    return Experiment(question, timing(variants), (axis, *SPEED, *more), plots.sweep(axis), axis, stored)
 
 
 def timing(variants: Callable[[Setup], Sequence[Variant]]) -> Callable[[Setup], Outcome]:
@@ -84,6 +91,14 @@ def timed(setup: Setup, variants: Sequence[Variant]) -> list[Row]:
 
     All methods answer a prompt before the next one is asked, in random order.
     """
+    return [
+        variant.label | summarise([record.with_latencies(setup.latencies) for record in of_variant])
+        for variant, of_variant in zip(variants, answered(setup, variants), strict=True)
+    ]
+
+
+def answered(setup: Setup, variants: Sequence[Variant]) -> list[list[SpeedRecord]]:
+    """Every variant's records, one per prompt, beside plain decoding's."""
     if not setup.prompts:
         raise ValueError("There is no prompt to measure on.")
     runs = {
@@ -93,7 +108,4 @@ def timed(setup: Setup, variants: Sequence[Variant]) -> list[Row]:
     _, *records = time_answers(
         runs, setup.target, setup.prompts, setup.repeats, setup.seed, setup.on_progress
     ).values()
-    return [
-        variant.label | summarise([record.with_latencies(setup.latencies) for record in of_variant])
-        for variant, of_variant in zip(variants, records, strict=True)
-    ]
+    return records

@@ -35,6 +35,16 @@ class Interval(Column):
         return super().cell(row) + (f" ({low:.2f} to {high:.2f})" if is_known else "")
 
 
+class RowsPerToken(Column):
+    """How many rows of the target's forwards a token of the answer took; plain decoding takes one."""
+
+    def cell(self, row: Row) -> str:
+        length, rate = row.get("mean_acceptance_length"), row.get("acceptance_rate")
+        if not length or not rate:
+            return ""
+        return format(((length - 1) / rate + 1) / length, self.form)
+
+
 SPEED = (
     Interval("speedup", "speedup", ".2f"),
     Column("modelled speedup", "modelled_speedup", ".2f"),
@@ -42,6 +52,7 @@ SPEED = (
     Column("acceptance rate", "acceptance_rate", ".0%"),
     Column("passes per round", "drafter_passes_per_round", ".2f"),
 )
+VERIFIED = RowsPerToken("rows verified per token", "rows_per_token", ".2f")
 MEMORY = Column("peak memory, MiB", "peak_memory_mib", ".0f")
 
 

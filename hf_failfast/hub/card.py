@@ -48,8 +48,9 @@ def _body(checkpoint: Checkpoint | None, has_card: bool, target: str | None) -> 
 
 A small diffusion language model fills a chunk of masked positions in one pass; while it is sure of every token the
 draft grows, at the first unsure chunk it stops, and the target verifies the draft in one pass of its own (FailFast,
-[arXiv 2512.20573](https://arxiv.org/abs/2512.20573)). The text is the target's own: identical to plain `generate`
-under greedy decoding, distributed as plain sampling under `do_sample=True`.
+[arXiv 2512.20573](https://arxiv.org/abs/2512.20573)). The text is the target's own: under greedy decoding identical
+to plain `generate` token by token in float32, and in bfloat16 up to near ties, where a forward of several rows rounds
+differently from a forward of one; under `do_sample=True` distributed as plain sampling.
 
 {drafter} The code is hf_failfast {__version__} (Apache-2.0). Nothing but torch and transformers has to be
 installed; where hf_failfast is installed in the same version, the installed one runs. Weights are read from

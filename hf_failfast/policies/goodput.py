@@ -13,17 +13,11 @@ from typing import Self
 
 import torch
 
-from .base import ChunkRule, Decision, Drafter, LengthPolicy, MeasureCosts, first_ends
+from .base import Account, ChunkRule, Decision, Drafter, LengthPolicy, MeasureCosts, first_ends
 
 LONGEST_CHUNK = 16
 LONGEST_DRAFT = 64
 CONFIDENCE_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-
-# What drafting may lose against plain rounds: 2.7 tokens at once, which may be the price of reading the prompt, and
-# 0.5 % of the plain rounds, so less than 3 % of 128 tokens; after 128 tokens 2.5 %. Of its gains it may lose 6 tokens
-# before it stops. The rest is saved, and pays for new tries: 5 % of the plain rounds, as long as it lasts.
-FIRST_CREDIT, CREDIT, MOST_CREDIT = 2.7, 0.005, 6.0
-LONG_REQUEST, LATER_CREDIT, CREDIT_FROM_SAVINGS = 128, 0.025, 0.05
 
 # A draft begins if the account holds the drafter's pass and the verification of this many tokens.
 PROBE_LENGTH = 3
@@ -140,8 +134,7 @@ class Goodput(LengthPolicy):
     def start(self, num_rows: int, num_tokens: int) -> None:
         self.price(num_rows, num_tokens)
         self.calibration = Calibration()
-        self.account, self.savings = FIRST_CREDIT, 0.0
-        self._num_emitted = 0.0
+        self._account = Account()
         self._rate = Mean(1.0, memory=0.95)
         # By place: the gain in a round for the first chunk, the survival for later ones.
         self._gains = [Mean(0.7 ** (place + 1), memory=0.97) for place in range(LONGEST_CHUNK)]
@@ -161,6 +154,15 @@ class Goodput(LengthPolicy):
         self._verify = [seconds_at(costs.verify, count) / plain for count in range(LONGEST_DRAFT + 1)]
         first, last = self._pass_cost(1), self._pass_cost(LONGEST_CHUNK)
         self._row_cost = max(last - first, 0.0) / (LONGEST_CHUNK - 1)
+
+    @property
+    def account(self) -> float:
+        """What drafting may lose now."""
+        return self._account.balance
+
+    @account.setter
+    def account(self, balance: float) -> None:
+        self._account.balance = balance
 
     @property
     def rate(self) -> float:
@@ -210,22 +212,13 @@ class Goodput(LengthPolicy):
             for index, (place, confidence) in enumerate(row.tokens[: accepted + 1]):
                 self.calibration.observe(place, confidence, index < accepted)
         tokens = 1 + sum(num_accepted) / len(num_accepted)
-        self._num_emitted += tokens
         drafting = sum(row.cost for row in self._drafted) / len(self._drafted)
         time = drafting + self._verify[max(len(row.tokens) for row in self._drafted)]
         self._rate.add(tokens, time)
         if drafting and not any(row.tokens for row in self._drafted):
             self.calibration.fade()
-        self.account += tokens - time if drafting else self._credit()
-        self.savings += max(self.account - MOST_CREDIT, 0.0)
-        self.account = min(self.account, MOST_CREDIT)
+        self._account.book(tokens, time, bool(drafting))
         self._drafted = []
-
-    def _credit(self) -> float:
-        """What a plain round adds to the account."""
-        saved = min(self.savings, CREDIT_FROM_SAVINGS)
-        self.savings -= saved
-        return saved + (CREDIT if self._num_emitted < LONG_REQUEST else LATER_CREDIT)
 
     def _can_afford(self, unread: int, length: int) -> bool:
         """Whether the account covers a draft of one chunk of `length` tokens, whose pass reads `unread` new tokens."""

@@ -74,6 +74,7 @@ class CanvasPlan:
     attention: Attention
     canvas_length: int
     anchors: int
+    extended: float = 0.0  # share of the causal canvases that go on with a draft: their first tokens are known
 
     def random(self, examples: Sequence[Example], generator: torch.Generator) -> torch.Tensor:
         """[batch, A] positions whose canvas holds an answer token, uniform and with replacement."""
@@ -120,7 +121,13 @@ class CanvasPlan:
         tokens = padded_tokens(examples)
         anchors = anchors.clamp(max=tokens.shape[1] - 1)
         canvases = Canvases(tokens, anchors, self.canvas_length, self.attention)
-        return canvases if self.attention == "causal_canvas" else reveal(examples, canvases, generator)
+        if self.attention == "block_causal":
+            return reveal(examples, canvases, generator)
+        if self.extended == 0 or generator is None:
+            return canvases
+        is_extended = torch.rand(anchors.shape, generator=generator) < self.extended
+        known = (torch.rand(anchors.shape, generator=generator) * canvases.rows_per_canvas).long() * is_extended
+        return dataclasses.replace(canvases, revealed=torch.arange(canvases.rows_per_canvas) < known[..., None])
 
     def _choices(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """First choice and number of choices, each [batch, 1]: positions, or blocks other than the first one."""

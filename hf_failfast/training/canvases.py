@@ -17,8 +17,9 @@ class Canvases:
     """tokens [batch, T] right-padded, anchors [batch, A] clean positions in [0, T).
 
     attention: `causal_canvas` has K - 1 masked rows a canvas. In `block_causal` K is the block size, the anchor is the
-        last position before a block, and the canvas is the whole block: K rows. Those in `revealed` [batch, A, K]
-        hold their token instead of the mask.
+        last position before a block, and the canvas is the whole block: K rows.
+    revealed: [batch, A, rows], the canvas rows that hold their token in place of the mask. In a `causal_canvas` these
+        are the first ones, what a conditioned drafter has drafted in earlier passes: each sees those before it only.
     """
 
     tokens: torch.Tensor
@@ -81,4 +82,10 @@ class Canvases:
         device = self.tokens.device
         of_column = torch.arange(self.anchors.shape[1], device=device).repeat_interleave(self.rows_per_canvas)
         of_row = torch.cat([torch.full((clean,), -1, device=device), of_column])
-        return (of_row[:, None] == of_column).expand(batch, -1, -1)
+        own = (of_row[:, None] == of_column).expand(batch, -1, -1)
+        if self.attention == "block_causal" or self.revealed is None:
+            return own
+        place = torch.arange(self.rows_per_canvas, device=device).repeat(self.anchors.shape[1])
+        known = torch.nn.functional.pad(self.revealed.flatten(1), (clean, 0))[:, :, None]
+        of_row = torch.nn.functional.pad(place, (clean, 0))[:, None]
+        return own & (~known | (place <= of_row))

@@ -91,13 +91,16 @@ class TrainingConfig:
     minutes: float | None = option(None, "Training ends after this many minutes.", shown="60 without steps")
     attention: Attention = option("causal_canvas", "causal_canvas or block_causal.", kind=str)
     conditioned: bool = option(False, "Let the drafter read the target's hidden states.")
+    # Nothing where the drafter is not conditioned.
+    input_fusion: bool = option(True, "A conditioned drafter's input holds the target's states too.")
+    extended: float = option(0.25, "Of a conditioned drafter's canvases: those that continue a draft.")
     initial: str | None = option(
         None, "Folder of a drafter to start from.", shown="the target's layers", kind=Path, read=str
     )
     layers: tuple[int, ...] | None = option(
         None,
         "Layers of the target, such as 0,1,2,29.",
-        shown="the first three and the last",
+        shown="the first three and the last; the last four if conditioned",
         kind=str,
         read=layer_numbers,
     )
@@ -145,6 +148,7 @@ class TrainingConfig:
             require(name, getattr(self, name), "positive", getattr(self, name) > 0)
         for name in ("draft_vocabulary", "warmup_steps", "position_decay", "clean_weight", "seed", *LOSS_WEIGHTS):
             require(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
+        require("extended", self.extended, "in [0, 1)", 0 <= self.extended < 1)
         require("head_fraction", self.head_fraction, "in (0, 1]", 0 < self.head_fraction <= 1)
         require("ema_decay", self.ema_decay, "in [0, 1)", 0 <= self.ema_decay < 1)
         if not any(getattr(self, name) for name in LOSS_WEIGHTS):

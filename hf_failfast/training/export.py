@@ -60,6 +60,7 @@ def drafter_section(drafter: CanvasDrafter, target: str, config: TrainingConfig)
         },
         shared_embeddings=True,
         conditioned=config.conditioned,
+        input_fusion=drafter.fusion is not None,
         canvas_length=None if is_block else length,
         source_layers=drafter.source_layers,
         target=target,
@@ -85,6 +86,7 @@ tags: [speculative-decoding, diffusion-lm, hf_failfast]
 # Diffusion drafter for {provenance.target}
 
 Drafts for `{provenance.target}` in speculative decoding with `hf_failfast`; not a language model to use by itself.
+The text stays the target's own: under greedy decoding token by token in float32, in bfloat16 up to near ties.
 Its layers are copies of the target's layers {record["source_layers"]}, trained further{conditioned}.
 Embedding and head are the target's and are not stored. Attention: {config["attention"]}.
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from ..drafters.bodies.fusion import StateFusion
 from ..drafters.conditioned.canvas import HiddenStateInjection
 from .canvases import Canvases
 
@@ -22,9 +23,11 @@ class CanvasDrafter(nn.Module):
         layers: Sequence[int],
         draft_vocabulary: torch.Tensor | None = None,
         intermediate_size: int | None = None,
+        input_fusion: bool = False,
     ) -> None:
         """float32 copies of the target's `layers` and final norm; `draft_vocabulary` [Vd] picks rows of the head,
-        `intermediate_size` the strongest neurons of every MLP."""
+        `intermediate_size` the strongest neurons of every MLP. input_fusion: of a conditioned drafter, see
+        `StateFusion`."""
         super().__init__()
         check_target(target, layers)
         source = target.base_model
@@ -40,6 +43,7 @@ class CanvasDrafter(nn.Module):
             self.body.layers[new].load_state_dict(weights)
         self.body.norm.load_state_dict(source.norm.state_dict())
         self.injection = HiddenStateInjection(self.body)
+        self.fusion = StateFusion(len(layers), config.hidden_size) if input_fusion else None
         embedding = target.get_input_embeddings().requires_grad_(False)
         self.body.set_input_embeddings(embedding)
         # Some families scale their embeddings (Gemma); the mask embedding is added after that.
@@ -69,7 +73,7 @@ class CanvasDrafter(nn.Module):
         if self.body.config._attn_implementation == "eager":  # adds its mask to the scores
             lowest = torch.finfo(rows.dtype).min
             visible = torch.zeros_like(visible, dtype=rows.dtype).masked_fill(~visible, lowest)
-        with self.injection.of(features):
+        with self.injection.of(features, self._added(canvases, features)):
             hidden = self.body(
                 inputs_embeds=rows,
                 position_ids=positions,
@@ -78,6 +82,15 @@ class CanvasDrafter(nn.Module):
             ).last_hidden_state
         hidden = hidden[:, rows.shape[1] - canvases.position_ids().shape[1] :]
         return hidden[:, :clean], hidden[:, clean:].unflatten(1, (canvases.anchors.shape[1], canvases.rows_per_canvas))
+
+    def _added(self, canvases: Canvases, features: torch.Tensor | None) -> torch.Tensor | None:
+        """[batch, L, hidden]: of a clean row from the position before it, of a canvas from that before its anchor."""
+        if self.fusion is None or features is None:
+            return None
+        before = nn.functional.pad(self.fusion.prepared(features)[:, :-1], (0, 0, 1, 0))
+        of_anchor = before.gather(1, canvases.anchors[..., None].expand(-1, -1, before.shape[-1]))
+        rows = self.fusion.canvas(of_anchor).repeat_interleave(canvases.rows_per_canvas, dim=1)
+        return torch.cat([self.fusion.token(before), rows], dim=1)
 
     def _canvas_rows(self, canvases: Canvases) -> torch.Tensor:
         """[batch, A, rows, hidden]"""
@@ -95,7 +108,8 @@ class CanvasDrafter(nn.Module):
     def stored_state(self) -> dict[str, torch.Tensor]:
         """What a drafter checkpoint holds, weights in bfloat16; nothing the target already has."""
         body = {f"model.{name}": p for name, p in self.body.named_parameters() if p.requires_grad}
-        state = {**body, "mask_embedding": self.mask_embedding}
+        fusion = {} if self.fusion is None else {f"fusion.{name}": p for name, p in self.fusion.named_parameters()}
+        state = {**body, **fusion, "mask_embedding": self.mask_embedding}
         stored = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in state.items()}
         if self.draft_vocabulary is not None:
             stored["draft_vocabulary"] = self.draft_vocabulary.to("cpu", torch.int32)
@@ -133,8 +147,11 @@ def check_target(target: PreTrainedModel, layers: Sequence[int]) -> None:
         raise ValueError(f"`layers` must be between 0 and {last}, got {list(layers)}.")
 
 
-def default_layers(total: int) -> tuple[int, ...]:
-    """The first three and the last: this starts better than evenly spaced layers."""
+def default_layers(total: int, conditioned: bool = False) -> tuple[int, ...]:
+    """The first three and the last: this starts better than evenly spaced layers. Of a conditioned drafter the last
+    four: what it is to read of the past are late states."""
+    if conditioned:
+        return tuple(range(max(total - 4, 0), total))
     return tuple(sorted({*range(min(3, total)), total - 1}))
 
 

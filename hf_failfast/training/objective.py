@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from .batches import Batch
 from .config import TrainingConfig
@@ -118,8 +118,9 @@ def _clean_rows(output: torch.Tensor, batch: Batch) -> Rows:
 def _canvases(outputs: Outputs, batch: Batch, config: TrainingConfig) -> Rows:
     """[batch * A, K]: weight 0 at draft position 1, after the answer, and where the token is revealed."""
     used = batch.drafted(batch.answer)
-    if batch.canvases.revealed is not None:
-        used = used & ~batch.canvases.revealed
+    if batch.canvases.revealed is not None:  # [..., K], or in a causal canvas one row less than positions
+        revealed = batch.canvases.revealed
+        used = used & ~pad(revealed, (0, used.shape[-1] - revealed.shape[-1]))
     labels = batch.drafted(batch.labels).masked_fill(~used, IGNORE)
     weights = position_weights(batch.canvases.canvas_length, config.position_decay).to(used.device) * used
     weights[..., 0] = 0

@@ -1,11 +1,14 @@
 """The whole of `hf-failfast train`: load the target, synthesise what is missing, train, export."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .config import DataConfig, TrainingConfig
@@ -42,7 +45,9 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
     if AutoConfig.from_pretrained(job.target).is_encoder_decoder:
         raise ValueError(f"`target` must be a decoder-only causal LM, but {job.target} is an encoder-decoder.")
     model = AutoModelForCausalLM.from_pretrained(job.target, dtype=torch.bfloat16).to(accelerator.device).eval()
-    check_target(model, training_config.layers or default_layers(model.config.num_hidden_layers))
+    check_target(
+        model, training_config.layers or default_layers(model.config.num_hidden_layers, training_config.conditioned)
+    )
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     with accelerator.main_process_first():
         manifest = synthesise(model, tokenizer, data_config, job.data, job.target_name, console)
@@ -56,6 +61,27 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
     del model  # the drafter keeps the embedding and its part of the head
     record = trainer.train(console)
     if accelerator.is_main_process:
-        console.print(f"{job.output}: {record.get('decoding', 'nothing left to train')}")
+        _show(job, record, console)
         if as_json:
             print(json.dumps({"output": str(job.output)} | record))
+
+
+def _show(job: Job, record: dict[str, Any], console: Console) -> None:
+    """What the run made, and how to try it."""
+    if not record:
+        console.print(f"{job.output}: nothing left to train", highlight=False)
+    else:
+        table = Table(show_header=False)
+        table.add_row("drafter", str(job.output))
+        table.add_row("trained", f"{record['step']} steps, {record['minutes']} minutes")
+        if (decoding := record.get("decoding")) is not None:
+            interval = f"{decoding['low']:.2f} to {decoding['high']:.2f}"
+            found = f"{decoding['mean_acceptance_length']:.2f} tokens a round ({interval}), decoding unseen prompts"
+        else:
+            found = f"{record['held_out']['mean_acceptance_length']:.2f} tokens a draft, held-out answers"
+        table.add_row("mean_acceptance_length", found)
+        first = record["held_out"]["acceptance_by_position"][0]
+        table.add_row("first draft token", f"accepted in {first:.0%} of held-out drafts")
+        console.print(table)
+    words = shlex.join(["--target", job.target, "--drafter", str(job.output)])
+    console.print(f'try it with: hf-failfast generate {words} --prompt "..."', highlight=False, soft_wrap=True)

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast
 from rich.console import Console
 from safetensors.torch import load_file
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .atomic_files import replacing
@@ -29,12 +28,15 @@ from .decoding import Decoded, answers_of, decoding_figures
 from .export import WEIGHTS, Provenance, export, versions
 from .model import CanvasDrafter, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
+from .progress import Progress, deferred_interrupt
 from .report import LOG, write_report
 from .teacher import Teacher
 
 CHECKPOINT = "checkpoint.pt"
 # A run may be given more time or steps when it is resumed; everything else decides what the weights become.
 RESUMABLE = ("steps", "minutes")
+CONDITIONED_ONLY = ("input_fusion", "extended")
+BEFORE = {"input_fusion": False, "extended": 0.0}  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
 
 
@@ -71,7 +73,8 @@ class Trainer:
         self.config, self.output, self.provenance = config, output, provenance
         self._check_data()
         self.lengths = [len(example.tokens) for example in self.examples]
-        self.plan = CanvasPlan(config.attention, config.canvas_length, config.anchors)
+        extended = config.extended if config.conditioned else 0.0
+        self.plan = CanvasPlan(config.attention, config.canvas_length, config.anchors, extended)
         vocabulary = target.get_input_embeddings().weight.shape[0]
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = self._checkpoint()
@@ -82,8 +85,9 @@ class Trainer:
         else:
             draft_vocabulary = self._draft_vocabulary(target, vocabulary)
         self.draft_index = draft_index(draft_vocabulary, vocabulary)
-        layers = config.layers or default_layers(target.config.num_hidden_layers)
-        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size)
+        layers = config.layers or default_layers(target.config.num_hidden_layers, config.conditioned)
+        fusion = config.conditioned and config.input_fusion
+        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
         if initial:
             drafter.load_stored_state(initial)
         self.drafter = drafter.to(self.accelerator.device).eval()
@@ -128,12 +132,14 @@ class Trainer:
         return frequent_tokens([e.tokens[e.prompt_length :] for e in self.examples], size, always)
 
     def train(self, console: Console | None = None) -> dict[str, Any]:
-        """Runs to the end of `steps` or `minutes`; returns the last evaluation's record, empty if none was left."""
+        """Runs to the end of `steps` or `minutes`; returns the last evaluation's record, empty if none was left.
+
+        Ctrl-C ends the step, stores it like the others and raises KeyboardInterrupt.
+        """
         record: dict[str, Any] = {}
-        if not self.accelerator.is_main_process:
-            console = None
-        hidden = True if console is None else None  # None: hidden unless stderr is a terminal
-        with tqdm(total=self.config.steps, initial=self.step, unit="step", disable=hidden) as bar:
+        is_shown = console is not None and self.accelerator.is_main_process
+        is_alone = self.accelerator.num_processes == 1  # several would have to agree on a step
+        with Progress(self.config.steps, self.step, "step", is_shown) as bar, deferred_interrupt(is_alone) as stop:
             if self.step == 0:
                 self.save(self.evaluate())
             while self.progress() < 1:
@@ -142,13 +148,15 @@ class Trainer:
                 seconds = time.monotonic() - started
                 self.seconds = self._agreed(self.seconds + seconds)
                 self.losses.update({**parts, "steps": 1})
-                bar.update()
-                bar.set_postfix(self._status(parts, seconds), refresh=False)
-                if self.step % self.config.evaluation_steps == 0 or self.progress() >= 1:
+                bar.advance(1, self._status(parts, seconds))
+                is_last = stop.is_made or self.progress() >= 1
+                if is_last or self.step % self.config.evaluation_steps == 0:
                     record = self.evaluate()
                     self.save(record)
-                    if console is not None and not console.quiet:
-                        tqdm.write(json.dumps(record["held_out"]))
+                    if is_shown and console is not None and not console.quiet:
+                        bar.say(_in_words(record))
+                if stop.is_made and self.progress() < 1:
+                    raise KeyboardInterrupt
         if record and self.accelerator.is_main_process:
             write_report(self.output)
         return record
@@ -278,9 +286,12 @@ class Trainer:
         if not path.exists():
             return None
         state: dict[str, Any] = torch.load(path, map_location="cpu")
+        stored = BEFORE | state["config"]
         for name, value in dataclasses.asdict(self.config).items():
-            if name not in RESUMABLE and state["config"].get(name) != value:
-                raise ValueError(f"`{name}` must be {state['config'].get(name)!r} as in {path}, got {value!r}.")
+            if name in RESUMABLE or (name in CONDITIONED_ONLY and not self.config.conditioned):
+                continue
+            if stored.get(name) != value:
+                raise ValueError(f"`{name}` must be {stored.get(name)!r} as in {path}, got {value!r}.")
         return state
 
     def _resume(self, state: dict[str, Any]) -> None:
@@ -289,3 +300,12 @@ class Trainer:
             copy_tensors(state["averaged"], self.average.values)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    """An evaluation as one line."""
+    held_out = record["held_out"]
+    length = (
+        f"mean_acceptance_length {held_out['mean_acceptance_length']:.2f} over {held_out['drafts']} held-out drafts"
+    )
+    return f"step {record['step']}, {record['minutes']} minutes: {length}"

@@ -68,3 +68,25 @@ def test_the_total_of_several_calls() -> None:
     assert (total.rounds, total.drafted, total.drafter_passes, total.emitted) == (8, 12 + 30, 3 + 10, 24)
     assert total.draft_seconds == 2.0
     assert SpecDecodingStats.total([]).rounds == 0
+
+
+def test_advice_leaves_out_what_is_done_already() -> None:
+    """Nobody is told to use bfloat16 in bfloat16, a GPU on a GPU, or to tune numbers that were tuned."""
+    slow = stats(drafted=2, accepted=0, draft_seconds=0.5)
+    words = {"use bfloat16": {"dtype": "bfloat16"}, "a GPU": {"device": "cuda:0"}, "verify less": {"is_tuned": True}}
+    for phrase, doing in words.items():
+        assert any(phrase in line for line in slow.advice())
+        assert not any(phrase in line for line in slow.advice(**doing))
+        others = [other for other in words if other != phrase]
+        assert all(any(other in line for line in slow.advice(**doing)) for other in others)
+    eager = stats(accepted=4, draft_seconds=0.1)
+    assert any("nothing is left to change" in line for line in eager.advice(is_tuned=True))
+
+
+def test_printed_it_is_for_people() -> None:
+    said = str(stats(rounds=10))
+    assert said == "30 tokens in 10 rounds, 3.00 a round; 20 of 40 drafted tokens accepted (50%); " + (
+        "drafting 24%, verifying 73%, else 2%"
+    )
+    assert "RoundRecord" not in repr(stats())
+    assert str(SpecDecodingStats()).endswith("not timed")

@@ -46,6 +46,7 @@ def test_definitions() -> None:
         "host_reads",
         "drafter_errors",
         "learned_steps",
+        "runner",
     }
 
 

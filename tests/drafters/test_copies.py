@@ -139,3 +139,11 @@ def test_a_spawned_worker() -> None:
     answer = results.get(timeout=240)
     worker.join()
     assert answer == plain(model, prompt(9), max_new_tokens=18).tolist()
+
+
+def test_a_drafter_says_what_it_is() -> None:
+    """Its kind, its own weights counted once, its target and the chunk rule's numbers."""
+    found = repr(hf_failfast.load_drafter(hf_failfast.BUNDLED_DRAFTER))
+    assert found == (
+        "MaskedDrafter(14.2 M parameters, made for HuggingFaceTB/SmolLM2-135M-Instruct, tau=0.6, N=4, N_max=12)"
+    )

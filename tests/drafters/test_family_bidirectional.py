@@ -12,6 +12,7 @@ from sessions import chunk_of, logits_of, session_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_failfast import DrafterSpec, load_drafter
+from hf_failfast.drafters.checkpoints.inspection import inspect_checkpoint
 from hf_failfast.drafters.masked.session import MaskedDrafter, MaskedSession
 from hf_failfast.engine.window import Window
 
@@ -192,13 +193,21 @@ def test_public_formats_load_and_draft(name: str, tmp_path: Path) -> None:
     check_parity(tiny_model(body, 126, **options), drafter)
 
 
-def test_the_mask_id_may_come_from_the_tokenizer(tmp_path: Path) -> None:
-    folder = save_as(tiny_model("llama", 128), tmp_path / "diffullama", {})
-    with pytest.raises(ValueError, match="the checkpoint does not name one, so pass `mask_token_id=`"):
-        load_drafter(folder)
-    tokens = {"3": {"content": "<s>"}, "125": {"content": "<mask>"}}
+def declare_mask(folder: Path, token_id: int) -> None:
+    """A tokenizer_config.json that declares a mask token."""
+    tokens = {"3": {"content": "<s>"}, str(token_id): {"content": "<mask>"}}
     (folder / "tokenizer_config.json").write_text(json.dumps({"mask_token": "<mask>", "added_tokens_decoder": tokens}))
+
+
+def test_the_mask_id_may_come_from_the_tokenizer(tmp_path: Path) -> None:
+    """The id that the tokenizer declares wins over the family's; where neither has one, the caller must say it."""
+    folder = save_as(tiny_model("llama", 820), tmp_path / "diffullama", {})
+    assert load_drafter(folder).spec.mask_token_id == 811
+    declare_mask(folder, 125)
     assert load_drafter(folder).spec.mask_token_id == 125
+    assert load_drafter(folder, mask_token_id=7).spec.mask_token_id == 7
+    with pytest.raises(ValueError, match="the checkpoint does not name one, so pass `mask_token_id=`"):
+        load_drafter(save_as(tiny_model("llama", 128), tmp_path / "mine", {}), attention="bidirectional")
 
 
 def tiny_gpt2(vocab_size: int, **sizes: Any) -> GPT2LMHeadModel:
@@ -207,27 +216,34 @@ def tiny_gpt2(vocab_size: int, **sizes: Any) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **settings, **sizes)).eval()
 
 
-def save_diffugpt(path: Path, sizes: dict[str, Any]) -> GPT2LMHeadModel:
-    """Saves a wrapper's weights as `diffugpt-s`: GPT-2's under other names, and mask buffers."""
-    model = tiny_gpt2(128, **sizes)
-    model.save_pretrained(path / "gpt2")
-    weights = load_file(path / "gpt2" / "model.safetensors")
+def save_diffugpt(model: GPT2LMHeadModel, folder: Path, with_config: bool) -> Path:
+    """A wrapper's weights: GPT-2's under other names, mask buffers included; GPT-2's own config.json or none."""
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
     renamed = {
         key.replace("transformer.wte.", "embed_tokens.").replace("transformer.", "denoise_model."): value.half()
         for key, value in weights.items()
     }
-    renamed |= {f"denoise_model.h.{layer}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool) for layer in range(2)}
-    folder = path / "diffugpt-s"
-    folder.mkdir()
+    length = model.config.n_positions
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool)
+    renamed |= {f"denoise_model.h.{layer}.attn.bias": mask.clone() for layer in range(model.config.n_layer)}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    return model
+    path = folder / "config.json"
+    if with_config:
+        config = json.loads(path.read_text()) | {"n_ctx": 64, "task_specific_params": {"text-generation": {}}}
+        del config["dtype"]  # the public one has none
+        path.write_text(json.dumps(config))
+    else:
+        path.unlink()
+    return folder
 
 
-def test_diffugpt_is_a_wrapper_without_a_config(tmp_path: Path) -> None:
-    """Loads a wrapper's weights, without sizes in a config."""
+@pytest.mark.parametrize("with_config", [False, True])
+def test_diffugpt_is_a_wrapper_with_or_without_gpt2s_config(with_config: bool, tmp_path: Path) -> None:
+    """Loads a wrapper's weights with the sizes of their shapes; `inspect` says the same."""
     sizes = {"n_embd": 64, "n_layer": 2, "n_head": 1, "n_positions": 64, "tie_word_embeddings": True}
-    model = save_diffugpt(tmp_path, sizes)
-    folder = tmp_path / "diffugpt-s"
+    model = tiny_gpt2(128, **sizes)
+    folder = save_diffugpt(model, tmp_path / "diffugpt-s", with_config)
     drafter = load_drafter(folder, mask_token_id=127)
     assert isinstance(drafter, MaskedDrafter)
     assert drafter.spec == DrafterSpec("bidirectional", 1, 127)
@@ -235,4 +251,21 @@ def test_diffugpt_is_a_wrapper_without_a_config(tmp_path: Path) -> None:
     ids = torch.arange(20)[None]
     expected = model.half()(ids).logits
     torch.testing.assert_close(drafter.model(ids).logits, expected)
+    assert inspect_checkpoint(folder, mask_token_id=127).family == "DiffuGPT"
     check_parity(tiny_gpt2(126, **sizes), load_drafter(folder, mask_token_id=127, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(("width", "rows", "mask_token_id"), [(768, 10600, 10541), (1024, 50258, 50257)])
+def test_the_mask_id_of_diffugpt_by_its_size(width: int, rows: int, mask_token_id: int, tmp_path: Path) -> None:
+    """10541 in -s, the first id after GPT-2's in -m; what the tokenizer declares wins."""
+    model = tiny_gpt2(rows, n_embd=width, n_layer=1, n_head=2, n_positions=8)
+    folder = save_diffugpt(model, tmp_path / "mine", with_config=True)
+    assert inspect_checkpoint(folder).spec.mask_token_id == mask_token_id
+    declare_mask(folder, 9)
+    assert inspect_checkpoint(folder).spec.mask_token_id == 9
+
+
+def test_gpt2_itself_is_no_diffugpt(tmp_path: Path) -> None:
+    tiny_gpt2(128, n_embd=64, n_layer=1, n_head=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="does not say how it drafts"):
+        load_drafter(tmp_path, mask_token_id=127)

@@ -76,8 +76,15 @@ def native_generator(drafter: DFlashDrafter, target: PreTrainedModel) -> DFlashT
     return DFlashTokenCandidateGenerator(model, target.get_input_embeddings(), target.get_output_embeddings(), config)
 
 
-def expected(logits: torch.Tensor) -> tuple[list[int], torch.Tensor]:
-    """Ids and confidences from candidate logits (1, b - 1, V), without the mask token."""
+def expected(logits: torch.Tensor, target: PreTrainedModel) -> tuple[list[int], torch.Tensor]:
+    """Ids and confidences from candidate logits (1, b - 1, V), without the mask token.
+
+    The generator takes them from the target's bare head; a Muse Glimmer's own forward scales and caps them then.
+    """
+    config = target.config.get_text_config()
+    if hasattr(config, "output_multiplier"):
+        cap = config.final_logit_softcapping
+        logits = cap * torch.tanh(logits * config.output_multiplier / cap)
     probabilities = logits[0].softmax(dim=-1)
     probabilities[:, MASK_ID] = 0
     confidence, ids = probabilities.max(dim=-1)
@@ -112,7 +119,7 @@ def test_rounds_of_the_native_generator(folder: Path, target: PreTrainedModel, p
         )
         session.observe([torch.cat([states[layer][:, seen : length - 1] for layer in drafter.target_layers], dim=-1)])
         draft = draft_of(session, text[:, :length], FixedLength(BLOCK - 1), 64)
-        ids, confidence = expected(logits)
+        ids, confidence = expected(logits, target)
         assert draft.token_ids[0].tolist() == ids
         torch.testing.assert_close(draft.confidence[0], confidence, atol=1e-5, rtol=0)
         assert draft.passes == 1
@@ -133,7 +140,7 @@ def test_the_same_drafts_as_in_the_native_loop(
     def record_native(self: Any, input_ids: torch.Tensor, **options: Any) -> Any:
         candidates, logits = get_candidates(self, input_ids, **options)
         if logits is not None:
-            native[input_ids.shape[1]] = expected(logits)[0]
+            native[input_ids.shape[1]] = expected(logits, target)[0]
         return candidates, logits
 
     def record_ours(self: DFlashSession, text: RaggedIds, *options: Any) -> Any:

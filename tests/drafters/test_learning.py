@@ -207,10 +207,11 @@ def test_more_is_accepted_after_learning(kind: str, monkeypatch: pytest.MonkeyPa
     assert after.mean_acceptance_length > before.mean_acceptance_length + 0.2
 
 
-def test_the_kept_text_is_the_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"draft_tree": 16}, {"draft_lookup": 4}], ids=str)
+def test_the_kept_text_is_the_targets(options: dict[str, Any]) -> None:
     """Long texts are kept in pieces, each with the target's most likely tokens in the places of its own."""
     model, learner = target("llama"), Learning(make("canvas_shift"), learning_share="between requests")
-    output = answer(learner, max_new_tokens=200).sequences
+    output = answer(learner, max_new_tokens=200, **options).sequences
     assert learner._learner is not None
     pieces = learner._learner.texts.snapshot()
     assert [piece.count for piece in pieces] == [LENGTH] * 3 + [200 - 3 * LENGTH]

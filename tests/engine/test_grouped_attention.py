@@ -177,6 +177,20 @@ def test_other_threads() -> None:
     assert torch.equal(failfast(model, ids, proposer, **padded), expected)
 
 
+def test_contexts_that_overlap() -> None:
+    """It stays in place until the last of several contexts ends, in whichever order they do."""
+    model = tiny_model("llama")
+    first, second = grouped_attention(model), module.in_place_of_sdpa(model)
+    for contexts in ((first, second), (module.in_place_of_sdpa(model), grouped_attention(model))):
+        for context in contexts:
+            context.__enter__()
+        contexts[0].__exit__(None, None, None)
+        assert model.config._attn_implementation == NAME
+        contexts[1].__exit__(None, None, None)
+        assert model.config._attn_implementation == "sdpa"
+    assert not module._CONTEXTS
+
+
 def test_masks_are_given() -> None:
     """Windows of several tokens get a mask where it is in place: some models read a missing one by its name."""
     model = tiny_model("llama")

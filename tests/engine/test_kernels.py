@@ -230,6 +230,40 @@ def test_attention(
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("windowed", [False, True])
+@pytest.mark.parametrize(("nodes", "slots"), [(16, 70), (64, 200), (64, 64), (5, 130)])
+def test_attention_of_a_tree(nodes: int, slots: int, windowed: bool) -> None:
+    """Tokens of a tree see the slots before it and their ancestors, the 64th node included, as in the reference."""
+    generator = torch.Generator().manual_seed(nodes + slots)
+    query = torch.randn(2, nodes, 6, 24, generator=generator).transpose(1, 2)
+    key, value = torch.randn(2, 2, 2, slots, 24, generator=generator)
+    limit = torch.tensor([[slots - nodes], [max(slots - nodes - 9, 0)]]).expand(2, nodes).contiguous()
+    parents = torch.randint(-1, 1 << 30, (nodes,), generator=generator) % torch.arange(1, nodes + 1) - 1
+    bits = [0] * nodes
+    for node, parent in enumerate(parents.tolist()):
+        bits[node] = (bits[parent] if parent >= 0 else 0) | 1 << node
+    bits = [bit - (1 << 64) if bit >> 63 else bit for bit in bits]
+    ancestors = torch.tensor([bits, bits])
+    first = (limit - 20).clamp(min=0) if windowed else None
+    visible = torch.zeros(2, nodes, slots, dtype=torch.bool)
+    for row, start in enumerate(limit[:, 0].tolist()):  # written out, apart from the reference
+        for node in range(nodes):
+            visible[row, node, (start - 20 if windowed and start > 20 else 0) : start] = True
+            for other in range(nodes):
+                visible[row, node, start + other] = bool(bits[node] >> other & 1)
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=visible[:, None], enable_gqa=True
+    )
+    expected = reference.attention(query, key, value, limit, first, None, ancestors)
+    torch.testing.assert_close(expected, attended, rtol=1e-5, atol=1e-5)
+    ours = attention.attention(query, key, value, limit, first, None, ancestors)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    both = torch.stack([limit, ancestors], dim=1)  # strided views
+    torch.testing.assert_close(attention.attention(query, key, value, both[:, 0], first, None, both[:, 1]), expected)
+    chain = reference.attention(query, key, value, limit, first)
+    assert not torch.allclose(chain, expected)
+
+
 def test_attention_does_not_read_hidden_slots() -> None:
     """Stale K/V after the limit, even NaN, do not change the output."""
     query, limit = torch.randn(1, 2, 3, 16), torch.tensor([[90, 91, 92]])
@@ -245,13 +279,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from hf_failfast.engine.kernels import triton_attention as attention
 from hf_failfast.engine.kernels import triton_confidence as confidence, triton_decisions as decisions
+from hf_failfast.engine.kernels import triton_decoder as decoder
 
 floats = {"maximum", "total", "best", "confidence", "partial", "top_of", "mass_of"}
-halves = {"logits", "query", "key", "value", "out"}
-longs = {"token_ids", "eos_token_ids", "draft_ids", "state", "limit", "first"}
+halves = {"logits", "query", "key", "value", "out", "weight", "mask_embedding", "into", "residual", "delta", "summed"}
+halves |= {"normed", "projected", "cosines", "sines", "keys", "values", "query_weight", "key_weight"}
+longs = {"token_ids", "eos_token_ids", "draft_ids", "state", "limit", "first", "ancestors", "input_ids", "starts"}
 
 def compile(function, out, **constants):
-    types = {"index": "*i32", "threshold": "fp32", "scale": "fp32", "out": out}
+    types = {"index": "*i32", "threshold": "fp32", "scale": "fp32", "epsilon": "fp32", "out": out}
     types |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(halves - {"out"}, "*bf16") | dict.fromkeys(longs, "*i64")
     names = function.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
@@ -263,9 +299,17 @@ compile(confidence._scan, None, SPLITS=16, TILES=10, BLOCK=1024)
 compile(confidence._combine, None, SPLITS=16, ROWS=32)
 compile(decisions._decide, "*i64", NUM_EOS=2, PLACES=16)
 compile(decisions._accept, "*i64", NUM_EOS=2, PLACES=16)
-compile(attention._attend, None, GROUP=6, HEAD_DIM=128, WIDTH=128, ROWS=64, SLOTS=64, TILES=4, PRECISION="tf32")
+tile = {"GROUP": 6, "HEAD_DIM": 128, "WIDTH": 128, "ROWS": 64, "SLOTS": 64, "TILES": 4, "PRECISION": "tf32"}
+compile(attention._attend, None, **tile, IS_TREE=False)
+compile(attention._attend, None, **tile, IS_TREE=True)
 compile(attention._join, "*bf16", HEAD_DIM=128, WIDTH=128, SPLITS=16)
+compile(decoder._embed, None, MASKED=True, BLOCK=1024)
+compile(decoder._add_norm, None, ADDS=True, BLOCK=4096)
+compile(decoder._rotate_and_store, None, QUERY_HEADS=12, KV_HEADS=2, HEAD_DIM=80, HALF=64, NORMS=True)
+compile(decoder._swiglu, "*bf16", BLOCK=1024)
 """
+KERNELS = ["_scan", "_combine", "_decide", "_accept", "_attend", "_attend", "_join"]
+KERNELS += ["_embed", "_add_norm", "_rotate_and_store", "_swiglu"]
 
 
 def test_kernels_compile_for_a_gpu() -> None:
@@ -276,5 +320,5 @@ def test_kernels_compile_for_a_gpu() -> None:
     )
     assert result.returncode == 0, result.stderr
     sizes = [line.split() for line in result.stdout.splitlines()]
-    assert [name for name, *_ in sizes] == ["_scan", "_combine", "_decide", "_accept", "_attend", "_join"]
+    assert [name for name, *_ in sizes] == KERNELS
     assert all(int(cubin) > 0 and int(shared) <= 99 * 1024 for _, cubin, shared in sizes)

@@ -134,3 +134,13 @@ def test_the_package_does_not_need_its_evaluation() -> None:
 
 def test_every_option_of_failfast_is_one_of_the_model() -> None:
     assert set(FailFastConfig.field_names()) <= {field.name for field in fields(EvalOptions)}
+
+
+def test_a_misspelt_model_argument_is_named() -> None:
+    """Before the target is loaded; arguments of `from_pretrained` pass."""
+    preflight.check_names(
+        {"pretrained": "a", "compare_plain": True, "load_in_4bit": True, "attn_implementation": "eager"}
+    )
+    for wrong, right in (("compare_plane", "compare_plain"), ("assistent", "assistant"), ("pretraned", "pretrained")):
+        with pytest.raises(ValueError, match=f"There is no model argument `{wrong}`; did you mean `{right}`"):
+            preflight.check_names({wrong: 1})

@@ -19,6 +19,7 @@ from hf_failfast.experiments import calibration
 from hf_failfast.experiments.base import Setup
 from hf_failfast.experiments.calibration import Calibration, calibrate
 from hf_failfast.experiments.sweeps import Variant
+from hf_failfast.measure.records import SpeedRecord
 
 START = FailFastConfig(0.45, 10, 60)
 
@@ -102,10 +103,45 @@ def test_the_command_chooses_confirms_and_saves(tmp_path: Path, monkeypatch: pyt
     assert all(row["identical"] == 1 for row in [*document["rows"], *document["held_out"]])
     assert document["held_out"][0]["chunk_length"] == best.chunk_length
     printed = CliRunner().invoke(app, arguments)
-    assert "within 3% of the best" in printed.output and "FailFastConfig(" in printed.output
+    assert "within 3% of the best" in printed.output and "FailFastConfig(confidence_threshold=" in printed.output
+    assert "the start" in printed.output and "Keep what you have" in printed.output  # one prompt shows no gain
 
 
 def test_saving_needs_a_folder() -> None:
     """`--save` without a drafter's folder ends with one line and code 1."""
     result = CliRunner().invoke(app, ["calibrate", "--save"])
     assert result.exit_code == 1 and "`--save` needs `--drafter`" in result.output
+
+
+def record(seconds: float) -> SpeedRecord:
+    return SpeedRecord("failfast", seconds, 10, 0.0, plain_seconds=2.0, plain_tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("fastest", "start", "is_faster"),
+    [
+        ([1.0, 1.1, 0.9, 1.0], [1.2, 1.3, 1.1, 1.2], True),
+        ([1.0, 1.3, 0.9, 1.2], [1.2, 1.1, 1.1, 1.0], False),
+        ([1.3, 1.3, 1.3, 1.3], [1.0, 1.0, 1.0, 1.0], False),
+        ([1.0], [1.5], False),
+    ],
+    ids=["faster", "within noise", "slower", "one prompt"],
+)
+def test_only_a_gain_beyond_noise_is_recommended(
+    fastest: list[float], start: list[float], is_faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest of the search is recommended only if it is faster than the start on other prompts, paired."""
+    times = {"the fastest": fastest, "the start": start}
+
+    def answered(setup: Setup, variants: Sequence[Variant]) -> list[list[SpeedRecord]]:
+        return [[record(seconds) for seconds in times[variant.label["setting"]]] for variant in variants]
+
+    monkeypatch.setattr(calibration, "answered", answered)
+    chosen = FailFastConfig(0.6, 4, 16)
+    found = calibration.confirm(Setup(None, None, None, START, []), chosen)
+    assert found.is_faster is is_faster
+    assert found.recommended == (chosen if is_faster else START)
+    assert found.rows[0]["setting"] == ("the fastest" if is_faster else "the start")
+    assert found.over_start.speedup == pytest.approx(sum(start) / sum(fastest))
+    same = calibration.confirm(Setup(None, None, None, START, []), START)
+    assert same.over_start is None and same.recommended == START and len(same.rows) == 1

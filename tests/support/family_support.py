@@ -7,11 +7,12 @@ from typing import Any, cast
 
 import torch
 import transformers
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 import hf_failfast
 from hf_failfast import DiffusionDrafter, SpecDecodingStats
+from hf_failfast.drafters.bodies.dflash import CandidateSelector, DFlashBody, layer_sights
 from hf_failfast.drafters.masked.session import MaskedSession
 from hf_failfast.engine.ragged import RaggedIds
 
@@ -74,6 +75,41 @@ def copy_checkpoint(folder: str, destination: Path, **changes: Any) -> Path:
     config = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
     return destination
+
+
+def save_dflash2(folder: Path, target: PreTrainedModel, **section: Any) -> Path:
+    """A random DFlash 2 checkpoint for a target, in the published layout; its selector's scores count."""
+    config = target.config.get_text_config()
+    sizes = {"conv_group_size": 4, "conv_kernel_size": 2, "selector_rank": 6, "selector_top_k": 5}
+    own = {
+        "architectures": ["DFlash2DraftModel"],
+        "model_type": "qwen3",
+        "is_causal": False,
+        "num_hidden_layers": 1,
+        "layer_types": ["sliding_attention"],
+        "sliding_window": 16,
+        "use_sliding_window": True,
+        "num_target_layers": config.num_hidden_layers,
+        "head_dim": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 32,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "dflash_config": {"block_size": 6, "mask_token_id": config.vocab_size - 1, "target_layer_ids": [0]}
+        | sizes
+        | section,
+    } | {key: getattr(config, key) for key in ("vocab_size", "hidden_size", "rms_norm_eps")}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(own))
+    values = Qwen3Config.from_dict({key: value for key, value in own.items() if key != "dflash_config"})
+    body = DFlashBody(values, config.hidden_size, layer_sights(values, own))
+    body.add_convolutions(sizes["conv_kernel_size"], sizes["conv_group_size"])
+    body.candidate_selector = CandidateSelector(config.vocab_size, config.hidden_size, sizes["selector_rank"], 5)
+    generator = torch.Generator().manual_seed(0)
+    weights = {key: torch.randn(value.shape, generator=generator) * 0.6 for key, value in body.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def check_parity(

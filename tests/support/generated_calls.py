@@ -337,6 +337,15 @@ def asks(call: Call, *names: str) -> bool:
     return call.returned is not None and any(name in call.returned for name in names)
 
 
+def reads_states(call: Call) -> bool:
+    return "conditioned" in call.drafter or call.drafter == "dflash"
+
+
+def is_beyond_plain(call: Call) -> bool:
+    """Whether plain `generate` itself fails: Falcon's distances do not fit the masks of static caches."""
+    return call.family == "falcon, ALiBi" and "static" in (call.cache or "")
+
+
 # What may be refused: the error, and the calls that may get it.
 REFUSALS: dict[str, Callable[[Call], bool]] = {
     "with ALiBi": lambda call: is_batch(call) and call.family in ("bloom", "falcon, ALiBi"),
@@ -350,8 +359,11 @@ REFUSALS: dict[str, Callable[[Call], bool]] = {
     "`output_hidden_states` or `output_attentions` .*that change at": lambda call: (
         is_read_again(call) and asks(call, "hidden_states", "attentions")
     ),
-    "transformers before 5.24, whose plain": lambda call: not READS_WHOLE_TEXT_AGAIN and is_read_again(call),
+    "transformers before 5.20, whose plain": lambda call: not READS_WHOLE_TEXT_AGAIN and is_read_again(call),
     "`output_hidden_states` of `gemma3n_text`": lambda call: call.family == "gemma3n" and asks(call, "hidden_states"),
+    "reads the target's hidden states, but those of `gemma3n_text`": lambda call: (
+        call.family == "gemma3n" and reads_states(call)
+    ),
     "`output_attentions` of .*, whose last layers": lambda call: (
         call.family in ("gemma3n", "gemma4") and asks(call, "attentions")
     ),

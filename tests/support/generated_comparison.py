@@ -23,10 +23,12 @@ from generated_calls import (
     EndsWith,
     Guesses,
     Looks,
+    is_beyond_plain,
     make_drafter,
     stopping,
 )
 from generated_families import model_of
+from graph_support import Recorder
 from transformers import PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 
@@ -117,7 +119,7 @@ class Way:
         return self.output[CACHE] if isinstance(self.output, GenerateDecoderOnlyOutput) else None
 
     def columns(self, row: int, end: int) -> list[int]:
-        """The columns of a row's visible tokens, of which `end` are new."""
+        """The columns of a row's visible tokens, `end` new ones among them."""
         width = self.prompts.width
         return [*self.prompts.mask[row].nonzero()[:, 0].tolist(), *range(width, width + end)]
 
@@ -126,7 +128,7 @@ def generate(model: PreTrainedModel, prompts: Prompts, **options: Any) -> Any:
     return model.generate(prompts.ids, attention_mask=prompts.mask, pad_token_id=PAD, **options)
 
 
-def check(call: Call) -> None:
+def compare(call: Call) -> None:
     """Compares the call with plain `generate`: the same tokens, scores, layers, K/V, streams and calls of the caller's
     objects, or the same end. What is refused is refused for a reason of the list, before the first token.
 
@@ -148,6 +150,8 @@ def check(call: Call) -> None:
         theirs.decode(
             **arguments(call, theirs.prompts, new) | {"return_dict_in_generate": True, "output_scores": True}
         )
+    if isinstance(drafter.runners.graphs, Recorder):
+        outcomes["captured"] += drafter.runners.graphs.captures > 0
     if has_ended(call, ours, theirs):
         return
     if compare_tokens(call, ours, theirs):
@@ -244,6 +248,9 @@ def has_ended(call: Call, ours: Way, theirs: Way) -> bool:
         assert streamer is None or len(streamer.values) <= 1, "refused after the first token"
         outcomes["refused"] += 1
         return True
+    if ours.error is None and is_beyond_plain(call):
+        outcomes["beyond plain"] += 1
+        return True
     if not isinstance(ours.error, BESIDE_A_TABLE) or not isinstance(theirs.error, BESIDE_A_TABLE):
         raise AssertionError(f"drafted: {ours.error!r}, plain: {theirs.error!r}") from ours.error or theirs.error
     outcomes["ended beside a table"] += 1
@@ -300,7 +307,7 @@ def compare_outputs(call: Call, ours: Way, theirs: Way) -> None:
 def of_visible(name: str, layer: torch.Tensor, columns: list[int], width: int) -> torch.Tensor:
     """The part of a row's hidden states (q, hidden) or attentions (heads, q, s) that belongs to visible tokens.
 
-    columns: the visible ones among all `width`, of which the layer holds the last q or s.
+    columns: the visible ones among all `width`; the layer holds the last q or s of all.
     """
 
     def held(size: int) -> list[int]:

@@ -66,6 +66,7 @@ def simulate(
     policy.start(1, prompt)
     time, length, read, rounds, plain_rounds = 0.0, 0, -prompt, 0, 0
     while length < num_tokens:
+        started = time
         right: list[bool] = []
         extend = policy.start_draft(1, prompt + length, num_tokens - length - 1)
         plain_rounds += not extend
@@ -81,9 +82,11 @@ def simulate(
             (extend,) = policy.decide(ids(values), values, None, can_extend).extend
         if is_drafting:
             right = right[: policy.cut([len(right)])[0]]
+        drafting = time - started
         time += seconds_at(costs.verify, len(right))
         accepted = min((right + [False]).index(False), num_tokens - length - 1)
         policy.observe([accepted])
+        policy.spent(drafting, time - started - drafting, [accepted + 1])
         length += accepted + 1
         rounds += 1
     return length * seconds_at(costs.verify, 0) / time, plain_rounds / rounds

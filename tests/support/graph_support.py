@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from triton_support import Launch, on_triton_launch
 
 from hf_failfast.engine.cuda.capture import CudaGraphs, Outputs, Rehearsal
 
 
 class _Tape(TorchDispatchMode):
-    """Records every operation with the tensors it read and wrote."""
+    """Records every operation with the tensors it read and wrote, and every launch of Triton's interpreter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,6 +23,9 @@ class _Tape(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.steps.append((func, args, kwargs or {}, result))
         return result
+
+    def launch(self, name: str, launch: Launch) -> None:
+        self.steps.append((launch, (), {}, None))
 
     def replay(self) -> None:
         """Repeats every operation on the same addresses; decisions of Python are not taken again."""
@@ -40,7 +44,7 @@ class Recorder(CudaGraphs):
     """Takes the place of `CudaGraphs` on the CPU.
 
     alive: what the recorder has handed out and something still refers to: arenas, tapes, and the tensors that replays
-        write, each of which would be memory of the GPU.
+        write. Each would be memory of the GPU.
     """
 
     def __init__(self) -> None:
@@ -63,9 +67,9 @@ class Recorder(CudaGraphs):
         if self.fails(self.captures):
             raise torch.OutOfMemoryError("CUDA out of memory")
         tape = _Tape()
-        with tape:
+        with tape, on_triton_launch(tape.launch):
             outputs = forward()
         for output in outputs:
             output.fill_(torch.nan if output.is_floating_point() else -1)  # a capture does not execute its operations
-        self.alive.update((tape, *outputs))
+        self.alive.update({id(each): each for each in (tape, *outputs)}.values())  # equality of tensors is a tensor
         return tape.replay, outputs

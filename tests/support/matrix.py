@@ -25,7 +25,7 @@ MATRIX: dict[str, list[Row]] = {
             "one text across a longrope change; dynamic NTK",
             "exact",
             "test_architectures::test_rotary_embeddings_change",
-            "no draft crosses the change, none follows it with dynamic NTK; Phi-3 needs transformers 5.24",
+            "no draft crosses the change, none follows it with dynamic NTK; Phi-3 needs transformers 5.20",
         ),
         Row("greedy, 8 architectures, 6 kinds of drafter", "exact", "test_parity::test_every_drafter_on_every_target"),
         Row(
@@ -45,7 +45,31 @@ MATRIX: dict[str, list[Row]] = {
             "test_sampling_real::test_first_tokens_are_those_of_plain_sampling",
             "two samples, both verifiers",
         ),
-        Row("a seed repeats a sample", "exact", "test_sampling::test_a_seed_reproduces_the_samples"),
+        Row(
+            "trees (`draft_tree`): 32 architectures, windows, chunks, processors, stops, batches",
+            "exact",
+            "test_trees::test_every_architecture",
+            "sliding windows and chunks by positions, eager and with graphs",
+        ),
+        Row(
+            "sampling through trees, both verifiers",
+            "same distribution",
+            "test_trees::test_samples_follow_the_targets_distribution",
+        ),
+        Row("lookup tails (`draft_lookup`), as chains and branches", "exact", "test_lookup::test_every_architecture"),
+        Row("reused drafts (`draft_reuse`), with trees and tails", "exact", "test_reuse::test_with_everything_else"),
+        Row("several drafts of a pass (`self_selection`)", "exact", "test_self_selection::test_identical_to_plain"),
+        Row(
+            "sampling with lookup tails, both verifiers",
+            "same distribution",
+            "test_lookup::test_samples_follow_the_targets_distribution",
+        ),
+        Row(
+            "a seed repeats a sample",
+            "exact",
+            "test_sampling::test_a_seed_reproduces_the_samples",
+            "while measured times stop no draft (docs/performance.md)",
+        ),
         Row(
             "logits processors in any combination, watermarking and guidance among them",
             "exact",

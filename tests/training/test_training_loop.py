@@ -1,6 +1,8 @@
 """The training loop on tiny random models: resuming, the exported folder, the command."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,3 +190,41 @@ def test_the_average_is_what_is_evaluated_and_exported(tmp_path: Path) -> None:
     index = next(i for i, p in enumerate(trainer.parameters) if p is trainer.drafter.mask_embedding)
     torch.testing.assert_close(exported, expected[index].bfloat16())
     assert torch.equal(trainer.drafter.mask_embedding, trained)
+
+
+def test_ctrl_c_stores_the_step_and_training_goes_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop between two evaluations keeps every step; the resumed run ends with the weights of a straight one."""
+    straight = new_trainer(tmp_path / "straight")
+    straight.train()
+    first = new_trainer(tmp_path / "resumed")
+    step = first.train_step
+
+    def step_and_press() -> dict[str, float]:
+        if first.step == 3:  # while the fourth of six steps runs: evaluations are after the third and the sixth
+            os.kill(os.getpid(), signal.SIGINT)
+        return step()
+
+    monkeypatch.setattr(first, "train_step", step_and_press)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert signal.getsignal(signal.SIGINT) is before
+    second = new_trainer(tmp_path / "resumed")
+    assert second.step == 4
+    second.train()
+    for one, other in zip(straight.parameters, second.parameters, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = new_trainer(tmp_path)
+
+    def press_twice() -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the step went on")
+
+    monkeypatch.setattr(trainer, "train_step", press_twice)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 0

@@ -17,7 +17,7 @@ from ...measure.methods import PLAIN, Method, drafted, prompt_lookup
 from ...measure.provenance import setting
 from ...measure.records import SpeedRecord
 from ...measure.timing import Prompts, time_answers
-from ...pairs import Pair, encode_prompt
+from ...pairs import Pair, encode_prompt, weights_note
 from .progress import progress_bar
 from .streaming import ACCEPTED_STYLE, ColourStreamer
 
@@ -122,7 +122,11 @@ def compare(
     is_tuned = not options and pair.names["drafter"] == BUNDLED_DRAFTER.name
     advice = _advice(records[methods[-1].title], rows, measured, is_tuned)
     console.print(_table(rows, exact))
-    for line in (*_verdict(rows[-1], exact, measured["dtype"]), *(f"- {each}" for each in advice)):
+    for line in (
+        *weights_note(pair.names),
+        *_verdict(rows[-1], exact, measured["dtype"]),
+        *(f"- {each}" for each in advice),
+    ):
         console.print(line, markup=False)
     return {"results": rows, "identical_in_float32": exact, "advice": advice} | measured
 

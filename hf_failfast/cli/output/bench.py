@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...measure.methods import title
+from ...pairs import weights_note
 
 
 def show(document: dict[str, Any], plots: Path | None, as_json: bool) -> None:
@@ -18,7 +19,7 @@ def show(document: dict[str, Any], plots: Path | None, as_json: bool) -> None:
         record = document["replay"]
         console.print(f"REPLAY: the forwards are real, the drafts and what is accepted come from {record}.")
     console.print(_table(document))
-    for line in (_verdict(document), *_compilation(document), _machine(document)):
+    for line in (*weights_note(document), _verdict(document), *_compilation(document), _machine(document)):
         console.print(line, markup=False, highlight=False)
     if plots is not None:
         for path in save_plots(document, plots):

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from ...engine.causal_lm import execution_device, in_place
+from ...engine.causal_lm import DecoderParts, execution_device, in_place
 from ..checkpoints.target_fit import check_width
 from ..spec import DrafterSpec
+from .fusion import StateFusion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +37,7 @@ class SharedBody(nn.Module):
     mask_embedding: (hidden,), of the positions to be filled; the mask id lies beyond the target's vocabulary.
     spec: names the mask id.
     draft_vocabulary: (Vd,) target ids that the drafter can propose; None for all of them.
+    fusion: of a conditioned drafter whose rows' input holds the target's states too.
 
     head_bias: from logits to logits, what an adapter adds to the borrowed head; None: nothing.
     """
@@ -48,8 +50,10 @@ class SharedBody(nn.Module):
         mask_embedding: torch.Tensor,
         spec: DrafterSpec,
         draft_vocabulary: torch.Tensor | None = None,
+        fusion: StateFusion | None = None,
     ) -> None:
         super().__init__()
+        self.fusion = fusion
         self.decoder = decoder
         self.config = decoder.config
         assert spec.mask_token_id is not None  # the body has one learned embedding, for this id
@@ -60,9 +64,13 @@ class SharedBody(nn.Module):
         self.head_bias = None
         self._reduced_heads = ReducedHeads()
 
+    def check_target(self, target: PreTrainedModel) -> None:
+        """Raises ValueError if the target's embedding has another width."""
+        check_width(self.config.hidden_size, target.get_input_embeddings().embedding_dim)
+
     def attach(self, target: PreTrainedModel) -> BorrowingLM:
         """The drafter as a causal LM on this target's embedding and head; moves the layers to the target's device."""
-        check_width(self.config.hidden_size, target.get_input_embeddings().embedding_dim)
+        self.check_target(target)
         self.to(execution_device(target.get_input_embeddings()))
         return BorrowingLM(self, target.get_input_embeddings(), self._head(target))
 
@@ -111,5 +119,14 @@ class BorrowingLM:
         embeddings = torch.where(is_mask[..., None], self.body.mask_embedding, embeddings)
         hidden = self.body.decoder(inputs_embeds=embeddings, **inputs).last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.head(hidden[:, kept].to(self.head.weight.dtype))
-        return CausalLMOutput(logits=logits if self.body.head_bias is None else self.body.head_bias(logits))
+        return CausalLMOutput(logits=self._logits(hidden[:, kept]))
+
+    def decoder_parts(self) -> DecoderParts:
+        """What the call consists of."""
+        body = self.body
+        return DecoderParts(self.embedding, body.decoder, self._logits, body.mask_token_id, body.mask_embedding)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        head: Any = self.head
+        logits: torch.Tensor = head(hidden.to(head.weight.dtype))
+        return logits if self.body.head_bias is None else self.body.head_bias(logits)

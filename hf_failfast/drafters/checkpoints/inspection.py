@@ -1,31 +1,42 @@
-"""What a drafter checkpoint is and whether it fits a target, without loading a weight."""
+"""What a drafter checkpoint is and whether it fits a target: what the loader does with it, without its weights.
+
+The loader needs torch, which takes seconds to import. This project's own checkpoints, which its trainer and tools
+write, are described without it; everything else, and what is to fit a target, is loaded from its headers.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import is_offline_mode
 
+from ...config import FailFastConfig
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
-from .target_fit import check_layers, check_mask_token, check_vocabulary, check_width
+from .target_fit import made_for_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from ..base import DiffusionDrafter
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
+# The chunk rule's numbers: tau, N, N_max.
+RULE = ("confidence_threshold", "chunk_length", "max_draft_length")
 
 
 @dataclass(frozen=True)
 class Inspection:
     """A checkpoint, read from config and headers.
 
-    parameters: elements in the weight files; 0 if only a pickle is there, whose header cannot be read.
+    parameters: elements in the weight files.
     weight_bytes: what they take in memory in the checkpoint's dtypes, K/V slots not counted.
     conditioned: whether the drafter reads the target's hidden states.
     hidden_size, vocab_size: of the body; None where the config does not say.
@@ -33,6 +44,8 @@ class Inspection:
     made_for_layers: the layers of the target it was made for, if its config says.
     made_for: the target it was made for, if its config names one.
     chunk_per_pass: the longest chunk that one pass can fill; None if nothing bounds it.
+    options: tau, N and N_max that are used unless others are given, by name.
+    is_made_for_target: whether the target given is that of `made_for`; None where nothing can be compared.
     misfit: why the target cannot be drafted for; None if it can, or if no target was given.
     """
 
@@ -51,6 +64,8 @@ class Inspection:
     target_layers: tuple[int, ...] = ()
     made_for_layers: int | None = None
     made_for: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    is_made_for_target: bool | None = None
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of everything, ready to print."""
@@ -64,6 +79,8 @@ class Inspection:
             ("token shift", str(spec.shift)),
             ("mask id", "none (random canvas)" if spec.mask_token_id is None else str(spec.mask_token_id)),
             ("conditioned", "on the target's hidden states" if self.conditioned else "no"),
+            ("made for", self.made_for or "not recorded"),
+            ("tau, N, N_max", ", ".join(str(self.options[name]) for name in RULE if name in self.options)),
             ("chunk per pass", "as long as asked" if self.chunk_per_pass is None else f"up to {self.chunk_per_pass}"),
             ("parameters", f"{self.parameters / 1e6:,.1f} M"),
             ("weights", f"{self.weight_bytes / 2**20:,.1f} MiB as {', '.join(self.dtypes) or 'a pickle'}"),
@@ -75,30 +92,41 @@ def inspect_checkpoint(
 ) -> Inspection:
     """Inspects a checkpoint folder or Hub id; `given` are spec values as for `load_drafter`.
 
-    Raises ValueError as `load_drafter` does for a checkpoint that is not understood.
+    Raises what `load_drafter` raises for it. The weights of a Hub repository that was not fetched are not compared.
     """
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs or {})
-    counts = _elements(checkpoint)
-    spec = checkpoint.spec
     family, section = checkpoint.family, checkpoint.section
-    block = section.canvas_length if section.conditioned else spec.block_size
+    is_own = "attention" in section.spec
+    drafter = None if is_own and target is None else _from_headers(checkpoint)
+    counts = _elements(checkpoint)
     return Inspection(
         name=checkpoint.name,
         family=family.name,
         body=family.body,
-        spec=spec,
+        spec=checkpoint.spec,
         parameters=sum(counts.values()),
         weight_bytes=sum(count * ELEMENT_SIZES.get(dtype, 1) for dtype, count in counts.items()),
         dtypes=tuple(sorted(counts)),
         conditioned=family.reads_hidden_states,
-        chunk_per_pass=block - 1 if block and family.block_is_draft else block,
-        misfit=None if target is None else _misfit(checkpoint, target),
+        chunk_per_pass=_chunk_per_pass(checkpoint),
+        misfit=None if target is None or drafter is None else _misfit(checkpoint, drafter, target),
         hidden_size=checkpoint.config.get("hidden_size"),
         vocab_size=_vocab_size(checkpoint),
-        target_layers=_target_layers(checkpoint),
+        target_layers=_target_layers(checkpoint, drafter),
         made_for_layers=checkpoint.config.get("num_target_layers"),
         made_for=section.target,
+        options=_options(checkpoint),
+        is_made_for_target=_is_made_for(checkpoint, target),
     )
+
+
+def _options(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = FailFastConfig().with_options({**checkpoint.family.options, **checkpoint.section.options})
+    return {name: getattr(config, name) for name in RULE}
+
+
+def _is_made_for(checkpoint: Checkpoint, target: str | Path | None) -> bool | None:
+    return None if target is None or not Path(target).is_dir() else made_for_folder(checkpoint.section, Path(target))
 
 
 def _vocab_size(checkpoint: Checkpoint) -> int | None:
@@ -106,11 +134,20 @@ def _vocab_size(checkpoint: Checkpoint) -> int | None:
     return (config.get("text_config") or config).get("vocab_size")
 
 
-def _target_layers(checkpoint: Checkpoint) -> tuple[int, ...]:
-    if not checkpoint.family.reads_hidden_states:
-        return ()
-    section = checkpoint.section
-    return section.source_layers if section.conditioned else tuple(checkpoint.config.get("target_layer_ids", ()))
+def _chunk_per_pass(checkpoint: Checkpoint) -> int | None:
+    spec, section = checkpoint.spec, checkpoint.section
+    if section.conditioned:
+        return section.canvas_length
+    if checkpoint.family.block_is_draft or (spec.attention == "anchored_canvas" and spec.block_size):
+        return cast(int, spec.block_size) - 1 + spec.shift
+    return spec.block_size
+
+
+def _target_layers(checkpoint: Checkpoint, drafter: DiffusionDrafter | None) -> tuple[int, ...]:
+    if checkpoint.section.conditioned:
+        return checkpoint.section.source_layers
+    states = getattr(drafter, "target_layers", ())
+    return tuple(state - 1 for state in states)  # state 0 is the embedding
 
 
 def _elements(checkpoint: Checkpoint) -> Counter[str]:
@@ -142,28 +179,40 @@ def weight_files(checkpoint: Checkpoint) -> list[str]:
     return [path for name in names if (path := checkpoint.file(name)) is not None]
 
 
-def _misfit(checkpoint: Checkpoint, target: str | Path) -> str | None:
+def _from_headers(checkpoint: Checkpoint) -> DiffusionDrafter:
+    """The drafter as the loader makes it, without weights. Raises what the loader raises."""
+    from ..loading import load_checkpoint
+
+    return load_checkpoint(checkpoint, headers_only=True)
+
+
+def _misfit(checkpoint: Checkpoint, drafter: DiffusionDrafter, target: str | Path) -> str | None:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs).get_text_config(decoder=True)
+    config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs)
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "hidden_size", None) is None or getattr(text, "vocab_size", None) is None:
+        raise ValueError(f"{str(target)!r} has no config of a causal LM: it names no `hidden_size` or `vocab_size`.")
     try:
-        check_fit(checkpoint, config)
+        drafter.check_target(cast("PreTrainedModel", _Outline(config)))
     except ValueError as error:
         return str(error)
     return None
 
 
 def check_fit(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
-    """The checks of the drafters' `start`, in their order, from configs alone. Raises ValueError.
+    """Raises ValueError if a target of this config cannot be drafted for, as the drafter's `start` does."""
+    _from_headers(checkpoint).check_target(cast("PreTrainedModel", _Outline(target)))
 
-    target: of the target's text model."""
-    config, family, section = checkpoint.config, checkpoint.family, checkpoint.section
-    vocab_size = _vocab_size(checkpoint)
-    if vocab_size is not None:
-        check_vocabulary(vocab_size, target.vocab_size)
-    if family.borrows_embedding and not section.shared_embeddings:  # our own checkpoints hold the mask's embedding
-        check_mask_token(cast(int, checkpoint.spec.mask_token_id), target.vocab_size)
-    if family.borrows_embedding:
-        check_width(config["hidden_size"], target.hidden_size)
-    if family.reads_hidden_states:
-        check_layers(_target_layers(checkpoint), target.num_hidden_layers, config.get("num_target_layers"))
+
+class _Outline:
+    """What `DiffusionDrafter.check_target` asks of a target, from its config alone."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config = config
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        from torch import nn
+
+        text = self.config.get_text_config(decoder=True)
+        return nn.Embedding(text.vocab_size, text.hidden_size, device="meta")

@@ -9,13 +9,14 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from runpy import run_path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError, safe_open
 
-from ..spec import SECTION, DrafterSection, DrafterSpec
-from .families import FAMILIES, Family, block_size_of_name, bodies, find_family, nearest_family
+from ..spec import SECTION, AttentionKind, DrafterSection, DrafterSpec
+from .families import FAMILIES, block_size_of_name, bodies, check_section, find_family, nearest_family
+from .family import Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -32,6 +33,7 @@ class Checkpoint:
     config: its config in the body's own keys, without references to code.
     family: a row of `FAMILIES`, or what the checkpoint itself and the caller say in its place.
     section: what this project's trainer wrote into the config; empty for other checkpoints.
+    is_listed: whether the family is a row.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Checkpoint:
     spec: DrafterSpec
     section: DrafterSection
     hub_kwargs: dict[str, Any]
+    is_listed: bool = True
 
     def file(self, name: str) -> str | None:
         """The local path of one of its files; None if it has none of that name."""
@@ -62,15 +65,27 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
     name = str(name_or_path)
     config = _read_config(name, hub_kwargs)
     section = DrafterSection.of(config.pop(SECTION, {}))
-    known = None if "attention" in section.spec else find_family(config, name)
-    family = known or _unlisted(str(config.get("model_type")), section)
+    known = _known_family(name, config, section, given)
+    family = known or _unlisted(name, config, section)
     if family.native_body and not _is_native(family.body):
         raise ValueError(_no_body(family))
     config = family.renamed(config)
     spec = _spec(name, config, family, section, given, hub_kwargs)
     for key in DROPPED_KEYS:
         config.pop(key, None)
-    return Checkpoint(name, config, family, spec, section, hub_kwargs)
+    return Checkpoint(name, config, family, spec, section, hub_kwargs, is_listed=known is not None)
+
+
+def _known_family(name: str, config: dict[str, Any], section: DrafterSection, given: dict[str, Any]) -> Family | None:
+    """The row of the checkpoint; None for this project's own, and for what the caller's arguments must say."""
+    if "attention" in section.spec:
+        return None
+    try:
+        return find_family(config, name)
+    except ValueError:
+        if "attention" in given:
+            return None
+        raise
 
 
 def _is_native(model_type: str) -> bool:
@@ -91,8 +106,12 @@ def _config_names() -> dict[str, str]:
     return run_path(str(tables[0]))["CONFIG_MAPPING_NAMES"] if tables else {}
 
 
-def _unlisted(model_type: str, section: DrafterSection) -> Family:
+def _unlisted(name: str, config: dict[str, Any], section: DrafterSection) -> Family:
     """A drafter of this project, or a causal LM that the caller's arguments make one, as a family of its own."""
+    check_section(config)
+    if "model_type" not in config:
+        raise ValueError(f"{name!r} has no config.json that names a `model_type`; it is no checkpoint to load.")
+    model_type = str(config["model_type"])
     return Family(
         "by arguments" if section == DrafterSection() else "hf_failfast",
         model_type,
@@ -100,7 +119,6 @@ def _unlisted(model_type: str, section: DrafterSection) -> Family:
         spec={},
         takes_drafting_options=not section.conditioned,
         reads_hidden_states=section.conditioned,
-        borrows_embedding=section.shared_embeddings,
     )
 
 
@@ -114,7 +132,7 @@ def _no_body(family: Family) -> str:
         )
     return (
         f"The checkpoint's `model_type` is {family.model_type!r}, which is neither native to transformers nor a known "
-        f"drafter family, and a checkpoint's own code is never run. {_nearest(family.model_type)}"
+        f"drafter family, and a checkpoint's own code is never run. {_nearest(str(family.model_type))}"
     )
 
 
@@ -147,12 +165,11 @@ def weight_shapes(path: str) -> dict[str, tuple[list[int], str]]:
 
 def _read_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
     config = _folder_config(name, hub_kwargs) if Path(name).is_dir() else _hub_config(name, hub_kwargs)
-    if "model_type" not in config:
+    if config.get("model_type") in (None, "gpt2"):
         path = find_file(name, "model.safetensors", hub_kwargs)
         shapes = weight_shapes(path) if path else {}
-        if not any(key.startswith("denoise_model.") for key in shapes):
-            raise ValueError(f"{name!r} has no config.json that names a `model_type`; it is no checkpoint to load.")
-        config = config | _diffugpt_config(shapes)
+        if any(key.startswith("denoise_model.") for key in shapes):
+            config = _diffugpt_config(config, shapes)
     return config
 
 
@@ -207,18 +224,18 @@ def _out_of_reach(name: str, error: OSError) -> str:
     )
 
 
-def _diffugpt_config(shapes: dict[str, tuple[list[int], str]]) -> dict[str, Any]:
-    """DiffuGPT's wrapper saves weights without GPT-2's config: the sizes are in the shapes, 64 per head in GPT-2."""
+def _diffugpt_config(config: dict[str, Any], shapes: dict[str, tuple[list[int], str]]) -> dict[str, Any]:
+    """DiffuGPT saves a wrapper's weights, with GPT-2's config or with none: the sizes are in the shapes, 64 per head
+    as in GPT-2."""
     vocab_size, width = shapes["embed_tokens.weight"][0]
     layers = {int(found.group(1)) for key in shapes if (found := re.match(r"denoise_model\.h\.(\d+)\.", key))}
-    return {
-        "model_type": "diffugpt",
+    sizes = {
         "vocab_size": vocab_size,
         "n_embd": width,
         "n_layer": len(layers),
-        "n_head": max(width // 64, 1),
         "n_positions": shapes["denoise_model.wpe.weight"][0][0],
     }
+    return {"n_head": max(width // 64, 1)} | config | sizes | {"model_type": "diffugpt"}
 
 
 def _spec(
@@ -232,26 +249,33 @@ def _spec(
     named = {
         "block_size": config.get("block_size") or block_size_of_name(name),
         "mask_token_id": config.get("mask_token_id"),
+        "shift": int(config["shift"]) if "shift" in family.config_keys.values() and "shift" in config else None,
     }
-    if named["mask_token_id"] is None and family.mask_is_last_id:
-        named["mask_token_id"] = config["vocab_size"] - 1
-    values: dict[str, Any] = {"shift": 0, "mask_token_id": None, **family.spec}
+    is_open = named["mask_token_id"] is None and "mask_token_id" not in {**section.spec, **given}
+    if is_open and family.spec.get("noise", "mask") == "mask":
+        named["mask_token_id"] = _mask_of_tokenizer(name, hub_kwargs)
+    values: dict[str, Any] = {"shift": 0, "mask_token_id": _usual_mask(family, config), **family.spec}
     values |= {key: value for key, value in named.items() if value is not None}
     values |= {**section.spec, **given}
     if "attention" not in values:
         raise ValueError(
             f"{name!r} is an ordinary causal LM (`model_type` {family.model_type!r}), not a drafter: its config "
-            'does not say how it drafts: pass `attention=` ("causal_canvas", "block_causal" or "bidirectional"), '
+            f"does not say how it drafts: pass `attention=` (one of {list(get_args(AttentionKind))}), "
             "`shift=`, `mask_token_id=` and, for block_causal, `block_size=` to read it as one. "
-            f"{_nearest(family.model_type)}"
+            f"{_nearest(str(family.model_type))}"
         )
     if values["attention"] != "block_causal":
-        if not family.block_is_draft:
+        if not family.block_is_draft and values["attention"] != "anchored_canvas":
             values.pop("block_size", None)
         values.pop("alignment", None)
-    if values["mask_token_id"] is None and values.get("noise", "mask") == "mask":
-        values["mask_token_id"] = _mask_of_tokenizer(name, hub_kwargs)
     return DrafterSpec(**values)
+
+
+def _usual_mask(family: Family, config: dict[str, Any]) -> int | None:
+    """The mask id of a family whose row names none for all its checkpoints."""
+    if family.mask_is_last_id:
+        return int(config["vocab_size"]) - 1
+    return family.mask_by_width.get(config.get("n_embd", config.get("hidden_size", 0)))
 
 
 def _mask_of_tokenizer(name: str, hub_kwargs: dict[str, Any]) -> int | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import PurePath
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
+
+from safetensors import safe_open
 
 from ..spec import DrafterSection
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Checkpoints pad one tokenizer's vocabulary to different sizes (151,936 and 152,064 for Qwen2.5).
 MAX_VOCABULARY_PADDING = 512
@@ -21,6 +23,14 @@ MAX_VOCABULARY_PADDING = 512
 # and what was fine-tuned or quantised from it in nearly all.
 ROWS, ENTRIES = 32, 32
 LEAST_AGREEMENT = 0.9
+# What checkpoints call the input embedding, at the end of its name.
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+)
 
 
 def check_vocabulary(drafter_size: int, target_size: int) -> None:
@@ -56,6 +66,16 @@ def check_width(width: int, target_width: int, num_states: int = 0) -> None:
     raise ValueError(
         f"The drafter borrows the target's embedding of width {width}, but the target's is {target_width} wide."
     )
+
+
+def check_states(config: PreTrainedConfig) -> None:
+    """Raises ValueError if a target of this config has no single hidden state per layer and token to read."""
+    from ...engine.causal_lm import has_several_states  # imports torch
+
+    if has_several_states(config):
+        raise ValueError(
+            f"The drafter reads the target's hidden states, but those of `{config.model_type}` are several per layer."
+        )
 
 
 def check_layers(layers: Sequence[int], num_layers: int, made_for: int | None = None) -> None:
@@ -122,13 +142,43 @@ class MadeFor:
 
 
 def _agrees(recorded: str, target: PreTrainedModel) -> bool:
-    size, _, digits = recorded.partition(":")
     weight = target.get_input_embeddings().weight
     if weight.is_meta or not weight.is_floating_point():  # offloaded or packed: nothing to compare
         return True
-    if weight.shape[0] < int(size):
+    size = int(recorded.partition(":")[0])
+    return weight.shape[0] >= size and _same(recorded, _signs(weight, size))
+
+
+def made_for_folder(section: DrafterSection, folder: Path) -> bool | None:
+    """Whether the target that a drafter's config records is the one in a folder: by a few rows of its embedding, or
+    by its name where no fingerprint is recorded. None where there is nothing to compare."""
+    if section.target is None:
+        return None
+    if section.target_fingerprint is None:
+        return PurePath(section.target).name == folder.name or None
+    size = int(section.target_fingerprint.partition(":")[0])
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                if name.endswith(EMBEDDINGS):
+                    return _same_rows(section.target_fingerprint, file.get_slice(name), size)
+    return None
+
+
+def _same_rows(recorded: str, weight: Any, size: int) -> bool | None:
+    """The comparison on a slice of a weight file [vocabulary, hidden]; None if it is packed."""
+    import torch
+
+    if weight.get_shape()[0] < size:
         return False
-    signs = _signs(weight, int(size)).tolist()
+    rows = torch.stack([weight[row] for row in torch.linspace(0, size - 1, ROWS).long().tolist()])
+    return _same(recorded, _signs(rows, ROWS)) if rows.is_floating_point() else None
+
+
+def _same(recorded: str, found: torch.Tensor) -> bool:
+    """Whether nearly all signs are those of a recorded fingerprint."""
+    digits = recorded.partition(":")[2]
+    signs = found.tolist()
     expected = bin(int(digits, 16))[2:].zfill(4 * len(digits))
     same = sum(bit == (digit == "1") for bit, digit in zip(signs, expected, strict=True))
     return same >= LEAST_AGREEMENT * len(signs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,8 @@ from transformers.utils import is_accelerate_available
 
 from ...config import FailFastConfig
 from ..bodies.borrowed import SharedBody
-from .reading import Checkpoint
+from ..bodies.fusion import StateFusion
+from .reading import Checkpoint, find_file, weight_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +28,20 @@ if TYPE_CHECKING:
 # The decoder of a drafter that borrows its embedding is built without one of its own.
 _NO_VOCABULARY = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
+
+# safetensors' names of the dtypes that weights are stored in.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -37,6 +53,8 @@ class LoadRequest:
 
     config, options: how the drafter is to work; `options` are the default ones unless the family takes others.
     dtype, device_map, allow_pickle: of the weights, as in `load_drafter`.
+    headers_only: names and shapes of the weights are checked, but none is read: all modules stay on the meta device.
+        A repository of the Hub that is not at hand is not fetched, and its weights are taken to fit.
     """
 
     checkpoint: Checkpoint
@@ -45,6 +63,15 @@ class LoadRequest:
     dtype: torch.dtype | str = "auto"
     device_map: Any = None
     allow_pickle: bool = False
+    headers_only: bool = False
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether no weights are at hand, and none are to be fetched."""
+        if not self.headers_only or Path(self.checkpoint.name).is_dir():
+            return False
+        hub_kwargs = self.checkpoint.hub_kwargs | {"local_files_only": True}
+        return not any(find_file(self.checkpoint.name, name, hub_kwargs) for name in SAFETENSORS + PICKLES)
 
 
 def load_native(request: LoadRequest, auto_class: Any = None) -> PreTrainedModel:
@@ -52,8 +79,11 @@ def load_native(request: LoadRequest, auto_class: Any = None) -> PreTrainedModel
     from transformers import AutoModelForCausalLM
 
     checkpoint, family = request.checkpoint, request.checkpoint.family
+    if request.is_out_of_reach:
+        with torch.device("meta"):
+            return (auto_class or AutoModelForCausalLM).from_config(checkpoint.native_config())
     _check_format(checkpoint, request.allow_pickle)
-    device_map, device = request.device_map, None
+    device_map, device = "meta" if request.headers_only else request.device_map, None
     if device_map is not None and not is_accelerate_available():  # which transformers needs for any `device_map`
         device_map, device = None, _one_device(device_map)
     # A drafter never generates, and for some checkpoints transformers cannot load the settings of their generation.
@@ -85,22 +115,40 @@ def load_shared(request: LoadRequest) -> SharedBody:
     from transformers import AutoModel
 
     checkpoint = request.checkpoint
-    weights = read_weights(checkpoint)
+    weights = read_weights(checkpoint, headers_only=request.headers_only)
     mask_embedding = weights.pop("mask_embedding")
     draft_vocabulary = weights.pop("draft_vocabulary", None)
+    fusion = _fusion(checkpoint, weights)
     config = checkpoint.native_config()
     decoder_config = type(config).from_dict(config.to_dict() | _NO_VOCABULARY)
-    decoder = AutoModel.from_config(decoder_config, dtype=mask_embedding.dtype)
+    with mask_embedding.device:
+        decoder = AutoModel.from_config(decoder_config, dtype=mask_embedding.dtype)
     config._attn_implementation = decoder.config._attn_implementation
     decoder.config = config
     result = decoder.load_state_dict(
         {key.removeprefix("model."): value for key, value in weights.items()}, strict=False
     )
     check_keys([key for key in result.missing_keys if key != "embed_tokens.weight"], result.unexpected_keys)
-    body = SharedBody(decoder, mask_embedding, checkpoint.spec, draft_vocabulary)
-    if request.device_map is not None:
+    body = SharedBody(decoder, mask_embedding, checkpoint.spec, draft_vocabulary, fusion)
+    if request.device_map is not None and not request.headers_only:
         body.to(_one_device(request.device_map))
     return body if request.dtype == "auto" else body.to(as_dtype(request.dtype))
+
+
+def _fusion(checkpoint: Checkpoint, weights: dict[str, torch.Tensor]) -> StateFusion | None:
+    """The input fusion that the checkpoint's section names; its weights are taken out of `weights`."""
+    section = checkpoint.section
+    if not section.input_fusion:
+        return None
+    own = {name: weights.pop(name) for name in list(weights) if name.startswith("fusion.")}
+    with torch.device("meta"):
+        fusion = StateFusion(len(section.source_layers), checkpoint.native_config().hidden_size)
+    stored = {name.removeprefix("fusion."): value for name, value in own.items()}
+    expected = fusion.state_dict()
+    if stored.keys() != expected.keys() or any(stored[name].shape != expected[name].shape for name in stored):
+        raise ValueError(f"The checkpoint's weights do not fit its config: `input_fusion` with {sorted(own)}.")
+    fusion.load_state_dict(stored, assign=True)
+    return fusion
 
 
 def load_into(module: nn.Module, request: LoadRequest, ignored: Iterable[str] = ()) -> None:
@@ -108,9 +156,12 @@ def load_into(module: nn.Module, request: LoadRequest, ignored: Iterable[str] = 
 
     ignored: regular expressions over stored buffers that the module computes itself.
     """
-    weights = read_weights(request.checkpoint, device=_one_device(request.device_map))
+    if request.is_out_of_reach:
+        return
+    weights = read_weights(request.checkpoint, _one_device(request.device_map), request.headers_only)
     if request.dtype != "auto":
-        weights = {key: value.to(as_dtype(request.dtype)) for key, value in weights.items()}
+        dtype = as_dtype(request.dtype)
+        weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights.items()}
     expected = module.state_dict()
     misfits = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
     if misfits:
@@ -119,16 +170,19 @@ def load_into(module: nn.Module, request: LoadRequest, ignored: Iterable[str] = 
     check_keys(result.missing_keys, result.unexpected_keys, ignored)
 
 
-def read_weights(checkpoint: Checkpoint, device: Any = "cpu") -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint in one safetensors file."""
+def read_weights(checkpoint: Checkpoint, device: Any = "cpu", headers_only: bool = False) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint in one safetensors file; on the meta device if only its header is to be read."""
     _check_format(checkpoint, allow_pickle=False)
     path = checkpoint.file("model.safetensors")
     if path is None:
         raise ValueError(f"{checkpoint.name!r} has its weights in several files; this family comes in one.")
+    if headers_only:
+        shapes = weight_shapes(path).items()
+        return {key: torch.empty(shape, dtype=_DTYPES[dtype], device="meta") for key, (shape, dtype) in shapes}
     try:
         weights: dict[str, torch.Tensor] = load_file(path, device=str(device))
     except SafetensorError as error:
-        raise ValueError(f"The weights of {checkpoint.name!r} are damaged or incomplete: {error}.") from error
+        raise ValueError(f"The weight file {Path(path).name} is damaged or incomplete: {error}.") from error
     return weights
 
 

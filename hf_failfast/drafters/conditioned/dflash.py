@@ -1,178 +1,121 @@
-"""DFlash (arXiv 2602.06036): a block drafter that reads the target's hidden states.
-
-Two bodies, one session: `DFlashBody` for the z-lab checkpoint format, written from the paper's description and the
-checkpoints' weight names, its layers transformers' Qwen3 layers; `NativeDFlashBody` for transformers' own class.
-"""
+"""DFlash (arXiv 2602.06036): a block drafter that reads the target's hidden states. Two bodies, one session."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, scaled_dot_product_attention
+from torch.nn.functional import embedding
 
-from ...compatibility import CACHE
 from ...config import FailFastConfig
 from ...engine.causal_lm import execution_device, in_place
 from ...engine.slot_cache import SlotCache
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
-from ..checkpoints.target_fit import check_layers, check_mask_token, check_vocabulary, check_width
+from ..bodies.dflash import (
+    AcceptanceHead,
+    CandidateSelector,
+    DFlashBody,
+    MarkovHead,
+    NativeDFlashBody,
+    Step,
+    layer_sights,
+)
+from ..checkpoints.target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
-from ..denoising import DraftTokens, choose_tokens
+from ..denoising import DraftTokens, choose_in_turn, choose_tokens
 from .block_session import CONDITIONED, BlockSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Body = DFlashBody | NativeDFlashBody
 
-class DFlashBody(nn.Module):
-    """Layers whose queries come from a block [last token, masks ...]. Keys and values come from the block and in every
-    layer from the context: the target's hidden states of all tokens before the block, fused by `fc`.
 
-    Has neither embedding nor head: both are the target's. The names of the modules are the checkpoint's.
+@dataclass(frozen=True)
+class BlockReading:
+    """How a block is fed and read.
+
+    target_layers: indices into the target's `hidden_states`.
+    block_size: positions of a block: the last known token, then masks.
+    shift: 1 if the last known token's row is the first of the draft, 0 if the first mask's is.
+    embedding_scale: by which the raw rows of the target's embedding are multiplied, whatever the target does to them.
     """
 
-    def __init__(self, config: Any, num_features: int) -> None:
-        from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
-
-        super().__init__()
-        self.config = config
-        self.num_features = num_features
-        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.fc = nn.Linear(num_features, config.hidden_size, bias=False)
-        self.hidden_norm = Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        with torch.device("cpu"):  # computed, not loaded: it stays off the meta device
-            self.rotary = Qwen3RotaryEmbedding(config)
+    target_layers: tuple[int, ...]
+    block_size: int
+    mask_token_id: int
+    shift: int = 0
+    embedding_scale: float = 1.0
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.fc.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.fc.weight.device
-
-    def forward(self, block: torch.Tensor, features: torch.Tensor, cache: SlotCache) -> torch.Tensor:
-        """Hidden states (1, b, width) of the embedded block (1, b, width).
-
-        features: (1, m, features), the context tokens that are not in the slots. Afterwards the slots hold them, and
-            the block after them.
-        """
-        context = self.hidden_norm(self.fc(features))
-        start = cache.get_seq_length()
-        end = start + context.shape[1] + block.shape[1]
-        positions = torch.arange(start, end, device=block.device)
-        rotation = self.rotary(block, positions[None])
-        hidden = block
-        for index, layer in enumerate(cast("list[Any]", self.layers)):
-            mask = self._mask(index, positions[-block.shape[1] :], end)
-            hidden = hidden + self._attend(index, layer.input_layernorm(hidden), context, rotation, mask, cache)
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        cache.advance(context.shape[1] + block.shape[1])
-        normed: torch.Tensor = self.norm(hidden)
-        return normed
-
-    def _attend(
-        self,
-        index: int,
-        block: torch.Tensor,
-        context: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        cache: SlotCache,
-    ) -> torch.Tensor:
-        from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
-
-        attention: Any = self.layers[index].self_attn
-        heads = (-1, attention.head_dim)
-        source = torch.cat([context, block], dim=1)
-        query = attention.q_norm(attention.q_proj(source).unflatten(-1, heads)).transpose(1, 2)
-        key = attention.k_norm(attention.k_proj(source).unflatten(-1, heads)).transpose(1, 2)
-        value = attention.v_proj(source).unflatten(-1, heads).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *rotation)
-        key, value = cache.update(key, value, index)
-        query = query[:, :, -block.shape[1] :]
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
-        projected: torch.Tensor = attention.o_proj(attended.transpose(1, 2).flatten(2))
-        return projected
-
-    def _mask(self, index: int, positions: torch.Tensor, end: int) -> torch.Tensor | None:
-        """Full layers see everything, the whole block too; sliding ones are causal and windowed."""
-        if self.config.layer_types[index] != "sliding_attention":
-            return None
-        slots = torch.arange(end, device=positions.device)
-        return (slots <= positions[:, None]) & (slots > positions[:, None] - self.config.sliding_window)
+    def num_drafted(self) -> int:
+        """Tokens that a block drafts."""
+        return self.block_size - 1 + self.shift
 
 
-class NativeDFlashBody(nn.Module):
-    """`DFlashBody`'s interface over the class that transformers drafts with itself (`MuseGlimmerAssistantModel`)."""
+@dataclass(frozen=True)
+class LogitRule:
+    """What follows the head: a factor, then a soft cap."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
-        self.num_features = model.encoder.fc.in_features
+    multiplier: float = 1.0
+    cap: float | None = None
 
-    @property
-    def layers(self) -> nn.ModuleList:
-        layers: nn.ModuleList = self.model.layers
-        return layers
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> LogitRule:
+        """The rule that a config's `output_multiplier` and `final_logit_softcapping` name."""
+        cap = values.get("final_logit_softcapping")
+        multiplier = values.get("output_multiplier")
+        return cls(1.0 if multiplier is None else float(multiplier), float(cap) if cap and cap > 0 else None)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.encoder.fc.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.encoder.fc.weight.device
-
-    def forward(self, block: torch.Tensor, features: torch.Tensor, cache: SlotCache) -> torch.Tensor:
-        """See `DFlashBody.forward`."""
-        start = cache.get_seq_length() + features.shape[1]
-        slots = torch.arange(start + block.shape[1], device=block.device)
-        # In both directions; a distance equal to the window is inside.
-        near = (slots - slots[start:, None]).abs() <= self.config.sliding_window
-        masks = {"full_attention": None, "sliding_attention": near[None, None]}
-        hidden: torch.Tensor = self.model(
-            noise_embeds=block, context_hidden_states=features, attention_mask=masks, **{CACHE: cache}
-        ).last_hidden_state
-        cache.advance(features.shape[1] + block.shape[1])
-        return hidden
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.multiplier != 1.0:
+            logits = logits.float() * self.multiplier
+        return logits if self.cap is None else torch.tanh(logits.float() / self.cap) * self.cap
 
 
 class DFlashDrafter(DiffusionDrafter):
-    """A DFlash checkpoint: drafts up to `block_size` - 1 tokens in one pass, from the second round on."""
+    """A DFlash checkpoint: drafts up to a block in one pass, from the second round on.
 
-    def __init__(
-        self,
-        body: DFlashBody | NativeDFlashBody,
-        target_layers: tuple[int, ...],
-        block_size: int,
-        mask_token_id: int,
-        config: FailFastConfig,
-    ) -> None:
+    rule: what follows the target's head; None: what the target itself applies there.
+    """
+
+    def __init__(self, body: Body, reading: BlockReading, rule: LogitRule | None, config: FailFastConfig) -> None:
+        # Where a token's q depends on the one before, it holds for no alternative to that one.
+        self.has_alternatives = not (body.candidate_selector or body.markov_head or body.confidence_head)
         self.body = body
-        self.target_layers = target_layers  # indices into `hidden_states`
-        self.block_size = block_size
-        self.mask_token_id = mask_token_id
+        self.reading = reading
+        self.rule = rule
         self.config = config
 
+    @property
+    def target_layers(self) -> tuple[int, ...]:
+        return self.reading.target_layers
+
+    @property
+    def block_size(self) -> int:
+        return self.reading.block_size
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.reading.mask_token_id
+
     def start(self, request: DraftRequest) -> DraftSession:
-        self._check(request.target)
+        self.check_target(request.target)
         self.runners.explain(request.target, CONDITIONED)
         return PerRow.of(request, lambda one: DFlashSession(self, one))
 
     def modules(self) -> Iterator[nn.Module]:
         return self.body.modules()
 
-    def _check(self, target: PreTrainedModel) -> None:
+    def check_target(self, target: PreTrainedModel) -> None:
         config, own = target.config.get_text_config(decoder=True), self.body.config
         if getattr(own, "vocab_size", None) is not None:  # the native body has none to compare
             check_vocabulary(own.vocab_size, config.vocab_size)
         check_mask_token(self.mask_token_id, target.get_input_embeddings().weight.shape[0])
+        check_states(config)
         check_width(own.hidden_size, config.hidden_size, len(self.target_layers))
         read = [state - 1 for state in self.target_layers]
         check_layers(read, config.num_hidden_layers, getattr(own, "num_target_layers", None))
@@ -185,53 +128,171 @@ class DFlashSession(BlockSession):
         target = request.target
         self.body = drafter.body
         self.device = self.body.device
+        self.reading = drafter.reading
         self.target_layers = drafter.target_layers
-        self.mask_token_id = drafter.mask_token_id
         self.embedding = target.get_input_embeddings()
         self.head = target.get_output_embeddings()
-        self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
+        config = target.config.get_text_config(decoder=True)
+        self.rule = LogitRule.of(vars(config)) if drafter.rule is None else drafter.rule
+        self.vocab_size = config.vocab_size
+        self.vocabulary = self.body.vocabulary
         self.warp = request.warp
+        self.num_alternatives = request.num_alternatives
         super().__init__(
             SlotCache(len(self.body.layers), request.capacity + drafter.block_size),
             torch.zeros(1, 0, self.body.num_features, dtype=self.body.dtype, device=self.device),
-            drafter.block_size - 1,
+            self.reading.num_drafted,
             request.eos_on(self.device),
         )
 
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         self.features = torch.cat([self.features, states[0].to(self.device, self.body.dtype)], dim=1)
 
-    def draft_block(self, last: torch.Tensor) -> DraftTokens:
+    def draft_block(self, known: torch.Tensor) -> DraftTokens:
         device = execution_device(self.embedding)
-        masks = torch.full((1, self.block_length), self.mask_token_id, device=device)
-        window = torch.cat([last.to(device), masks], dim=1)
+        masks = torch.full((1, self.reading.block_size - 1), self.reading.mask_token_id, device=device)
+        window = torch.cat([known.to(device), masks], dim=1)  # a draft ends with the block: no token is drafted yet
         embedded = self._embed(window).to(self.device, self.body.dtype)
         context = self.cache.get_seq_length() + self.features.shape[1]
         hidden = self.body(embedded, self.features, self.cache)
         self.cache.rollback(context)
         self.features = self.features[:, :0]
-        logits = self.head(hidden[:, 1:].to(execution_device(self.head), self.head.weight.dtype)).to(self.device)
-        return choose_tokens(logits, self.vocab_size, self.mask_token_id, self.warp)
+        read = hidden[:, 1 - self.reading.shift :]
+        if self.body.lm_head is None:
+            logits = self.head(read.to(execution_device(self.head), self.head.weight.dtype)).to(self.device)
+        else:
+            logits = self.body.lm_head(read)
+        return self._choose(read, self.rule(logits), known[:, -1].to(self.device))
+
+    def _choose(self, hidden: torch.Tensor, logits: torch.Tensor, last: torch.Tensor) -> DraftTokens:
+        """Tokens from the logits (1, n, V) of hidden states (1, n, width): each for itself, or given the one before it
+        where the body has a selector."""
+        mask_token_id, confidence = self.reading.mask_token_id, self._acceptance(hidden)
+        walker = self.body.candidate_selector or self.body.markov_head
+        if walker is None and confidence is None:
+            return choose_tokens(
+                self._spread(logits), self.vocab_size, mask_token_id, self.warp, self.num_alternatives
+            )
+        walk = (lambda position, _: logits[:, position]) if walker is None else walker.walk(hidden, logits.float())
+        return choose_in_turn(
+            lambda position, previous: self._spread(walk(position, previous)),
+            logits.shape[1],
+            last,
+            self.vocab_size,
+            mask_token_id,
+            self.warp,
+            confidence,
+        )
+
+    def _acceptance(self, hidden: torch.Tensor) -> Step | None:
+        """From a position and the token before it to the trained acceptance probability; None if there is none."""
+        head, markov = self.body.confidence_head, self.body.markov_head
+        if head is None:
+            return None
+        with_markov = markov is not None and head.proj.in_features > hidden.shape[-1]
+        return lambda position, previous: head(
+            hidden[:, position], markov.of(previous) if markov is not None and with_markov else None
+        )
+
+    def _spread(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) over the target's ids, of logits over the body's own; what it cannot propose has none."""
+        if self.vocabulary is None:
+            return logits
+        whole = logits.new_full((*logits.shape[:-1], self.vocab_size), -torch.inf, dtype=torch.float32)
+        return whole.index_copy(-1, self.vocabulary, logits.float())
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """The target's embedding, without its normalisation if it has one: DFlash was trained without."""
-        if hasattr(self.embedding, "embed_norm"):
-            with in_place(self.embedding):
-                return embedding(token_ids, self.embedding.weight)
-        embedded: torch.Tensor = self.embedding(token_ids)
-        return embedded
+        """Rows of the target's embedding as they are, without what some targets do to them (a scale in Gemma, a norm
+        in Muse Glimmer), times the drafter's own scale."""
+        with in_place(self.embedding):
+            rows = embedding(token_ids, self.embedding.weight)
+        return rows if self.reading.embedding_scale == 1.0 else rows * self.reading.embedding_scale
 
 
 def load_dflash(request: LoadRequest) -> DFlashDrafter:
-    """A drafter from a checkpoint in the z-lab format."""
+    """A drafter from a checkpoint in the z-lab format. Raises ValueError on one without the layers that it reads."""
+    return _load(request, lambda body: None)
+
+
+def load_dflash2(request: LoadRequest) -> DFlashDrafter:
+    """A drafter of the second generation, with convolutions and a candidate selector. Raises ValueError on a config
+    that does not size them."""
+    values = request.checkpoint.config
+    sizes = ("conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k")
+    if missing := [key for key in sizes if values.get(key) is None]:
+        raise ValueError(f"The config has no {missing}, which a DFlash 2 checkpoint needs.")
+    num_taps, group_size, rank, num_candidates = (int(values[key]) for key in sizes)
+    if not 1 <= num_candidates <= int(values["vocab_size"]):
+        raise ValueError(f"`selector_top_k` must be in 1 .. {values['vocab_size']}, but is {num_candidates}.")
+
+    def extend(body: DFlashBody) -> None:
+        body.add_convolutions(num_taps, group_size)
+        width = body.config.hidden_size
+        body.candidate_selector = CandidateSelector(body.config.vocab_size, width, rank, num_candidates)
+
+    return _load(request, extend)
+
+
+def load_dspark(request: LoadRequest) -> DFlashDrafter:
+    """A drafter with a Markov head and a head that was trained on acceptance."""
+    values = request.checkpoint.config
+    rank = int(values.get("markov_rank") or 0)
+
+    def extend(body: DFlashBody) -> None:
+        width, vocab_size = body.config.hidden_size, body.config.vocab_size
+        if rank > 0:
+            kind, drafted = str(values.get("markov_head_type")), values.get("draft_vocab_size") or vocab_size
+            body.markov_head = MarkovHead(kind, vocab_size, drafted, width, rank)
+        if values.get("enable_confidence_head"):
+            body.confidence_head = AcceptanceHead(width + (rank if values.get("confidence_head_with_markov") else 0))
+
+    return _load(request, extend)
+
+
+def _load(request: LoadRequest, extend: Callable[[DFlashBody], None]) -> DFlashDrafter:
+    """extend: adds to the layers what the generation has beside them."""
     from transformers import Qwen3Config
 
-    config = Qwen3Config.from_dict(request.checkpoint.config)
-    layer_ids = request.checkpoint.config["target_layer_ids"]
+    values = request.checkpoint.config
+    config = Qwen3Config.from_dict(values)
+    if (values.get("target_hidden_size") or config.hidden_size) != config.hidden_size:
+        raise ValueError(
+            f"`target_hidden_size` must be {config.hidden_size}, the drafter's own width, but is "
+            f"{values['target_hidden_size']}: adapters between two widths are not supported."
+        )
+    states = values.get("target_states")
+    if states is None:
+        layer_ids = values.get("target_layer_ids") or usual_layers(values.get("num_target_layers"), config)
+        states = [layer_id + 1 for layer_id in layer_ids]  # hidden state 0 is the embedding
+    drafted = values.get("draft_vocab_size") or config.vocab_size
     with torch.device("meta"):
-        body = DFlashBody(config, num_features=len(layer_ids) * config.hidden_size)
-    load_into(body, request)
-    return _drafter(body.eval().to(body.device), layer_ids, request)
+        body = DFlashBody(config, len(states) * config.hidden_size, layer_sights(config, values))
+        if drafted != config.vocab_size:
+            body.reduce_vocabulary(drafted)
+        extend(body)
+    load_into(body, request, request.checkpoint.family.ignored_weights)
+    if body.vocabulary is not None and body.vocabulary.device.type != "meta":
+        _check_vocabulary(body.vocabulary, config.vocab_size)
+    scale = values.get("input_embedding_scale")
+    reading = _reading(states, request, 1.0 if scale is None else float(scale))
+    return DFlashDrafter(body.eval().to(body.device), reading, LogitRule.of(values), request.config)
+
+
+def _check_vocabulary(vocabulary: torch.Tensor, vocab_size: int) -> None:
+    """Raises ValueError unless the ids of a reduced vocabulary are different ids of the whole one."""
+    if vocabulary.min() < 0 or vocabulary.max() >= vocab_size or len(vocabulary.unique()) < len(vocabulary):
+        raise ValueError(f"`d2t` must lead to {len(vocabulary)} different ids below {vocab_size}, but does not.")
+
+
+def usual_layers(num_target_layers: int | None, config: Any) -> list[int]:
+    """The target's layers that a drafter reads if its config does not name them: spread from the second one to the
+    last but two, one per layer of its own. Raises ValueError if the target's depth is not known either."""
+    if num_target_layers is None:
+        raise ValueError("The config has neither `target_layer_ids` nor `num_target_layers`.")
+    count = config.num_hidden_layers
+    if count == 1:
+        return [num_target_layers // 2]
+    return [round(1 + index * (num_target_layers - 4) / (count - 1)) for index in range(count)]
 
 
 def load_dflash_assistant(request: LoadRequest) -> DFlashDrafter:
@@ -239,10 +300,11 @@ def load_dflash_assistant(request: LoadRequest) -> DFlashDrafter:
     from transformers import AutoModel
 
     body = NativeDFlashBody(load_native(request, AutoModel))
-    return _drafter(body.eval(), body.config.target_layer_ids, request)
+    states = [layer_id + 1 for layer_id in body.config.target_layer_ids]
+    return DFlashDrafter(body.eval(), _reading(states, request), None, request.config)
 
 
-def _drafter(body: DFlashBody | NativeDFlashBody, layer_ids: Sequence[int], request: LoadRequest) -> DFlashDrafter:
+def _reading(states: Sequence[int], request: LoadRequest, embedding_scale: float = 1.0) -> BlockReading:
     spec = request.checkpoint.spec
-    layers = tuple(layer_id + 1 for layer_id in layer_ids)  # hidden state 0 is the embedding
-    return DFlashDrafter(body, layers, cast(int, spec.block_size), cast(int, spec.mask_token_id), request.config)
+    block_size, mask_token_id = cast(int, spec.block_size), cast(int, spec.mask_token_id)
+    return BlockReading(tuple(states), block_size, mask_token_id, spec.shift, embedding_scale)

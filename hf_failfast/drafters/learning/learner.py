@@ -47,7 +47,7 @@ class Recipe:
     clip: the largest norm of a gradient.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     bias_rate: float = 1e-3
     canvases: int = 24
     passes: int = 6
@@ -280,7 +280,7 @@ class Learner:
 
     def _anchors(self, piece: Piece, count: int) -> list[int]:
         """Where canvases begin: spread at random over the tokens to learn from."""
-        first = max(piece.first, 1)
+        first = max(piece.first, 1 if piece.states is None else 2)
         chosen = torch.randperm(count, generator=self._generator)[: self._num_canvases].sort().values
         last = piece.num_states + 1 if piece.states is not None else piece.end
         return [anchor for anchor in (chosen + piece.first).tolist() if first <= anchor <= last]

@@ -82,7 +82,8 @@ def logits(runner: EagerRunner, pupil: Pupil, each: Pass, states: torch.Tensor |
     injected: AbstractContextManager[None] = nullcontext()
     if pupil.injection is not None:
         assert states is not None
-        injected = pupil.injection.of(states[None, : each.num_states].unflatten(-1, (len(pupil.source_layers), -1)))
+        given = states.unflatten(-1, (len(pupil.source_layers), -1))
+        injected = pupil.injection.of(given[None, : each.num_states], _added(pupil, each, given))
     with injected:
         output = runner.model(
             input_ids=each.input_ids[None],
@@ -94,3 +95,14 @@ def logits(runner: EagerRunner, pupil: Pupil, each: Pass, states: torch.Tensor |
         )
     found: torch.Tensor = output.logits[0]
     return (found if len(found) == len(read) else found[read]).unflatten(0, each.rows.shape)
+
+
+@torch.no_grad()
+def _added(pupil: Pupil, each: Pass, states: torch.Tensor) -> torch.Tensor | None:
+    """(1, n * r, hidden), what the newest states (m, layers, hidden) before each canvas add to its input."""
+    fusion = pupil.fusion
+    if fusion is None:
+        return None
+    newest = fusion.prepared(states[each.places[:, :1] - 2])
+    canvas = fusion.canvas(newest).expand(-1, each.places.shape[1] - 1, -1)
+    return torch.cat([fusion.token(newest), canvas], dim=1).flatten(0, 1)[None]

@@ -12,6 +12,7 @@ from ...engine.causal_lm import CausalLM
 from ..base import DiffusionDrafter
 from ..bodies.borrowed import SharedBody
 from ..bodies.dit import DiT
+from ..bodies.fusion import StateFusion
 from ..conditioned.canvas import ConditionedDrafter, HiddenStateInjection
 from ..masked.attention_patterns import AttentionPattern, attention_pattern
 from ..masked.session import MaskedDrafter
@@ -54,6 +55,11 @@ class Pupil:
             raise ValueError("`drafter` cannot learn with `mode='reference'`: load it with `mode='fused'`.")
         pattern = attention_pattern(drafter.spec, drafter.options.prefix_block)
         return cls(drafter.model, drafter.spec, pattern, drafter.config.chunk_length)
+
+    @property
+    def fusion(self) -> StateFusion | None:
+        """What adds the newest hidden states to the input, of a conditioned drafter that has it."""
+        return self.body.fusion if isinstance(self.body, SharedBody) else None
 
     @property
     def shares_context(self) -> bool:

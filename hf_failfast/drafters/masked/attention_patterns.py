@@ -57,6 +57,38 @@ class CausalCanvas(AttentionPattern):
         return clean_end
 
 
+class Causal(CausalCanvas):
+    """Noise attends causally too, so that a pass is an ordinary one of a causal LM (PARD, arXiv 2504.18583)."""
+
+    def limit(self, positions: torch.Tensor, clean_end: Bound, window_end: Bound) -> torch.Tensor:
+        return positions + 1
+
+    def is_causal(self, num_noise: int) -> bool:
+        return True
+
+
+class AnchoredCanvas(CausalCanvas):
+    """The last known token and the noise after it see each other; earlier tokens attend causally (SDLM, arXiv
+    2509.24007). That token's K/V are final only once another token follows it.
+
+    Trained on windows of one length, a pass feeds no longer ones: more tokens take another pass.
+    """
+
+    def __init__(self, spec: DrafterSpec) -> None:
+        super().__init__(spec)
+        self.window = spec.block_size
+
+    def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
+        count = wanted if self.window is None else min(wanted, self.window - 1 + self.shift)
+        return count - self.shift, count
+
+    def limit(self, positions: torch.Tensor, clean_end: Bound, window_end: Bound) -> torch.Tensor:
+        return torch.where(positions < clean_end - 1, positions + 1, window_end)
+
+    def final_length(self, clean_end: int) -> int:
+        return max(clean_end - 1, 0)
+
+
 class BlockCausal(AttentionPattern):
     """Bidirectional inside absolute blocks, causal between them (Fast-dLLM v2; SDAR; BD3-LM).
 
@@ -144,7 +176,9 @@ def attention_pattern(spec: DrafterSpec, prefix_block: int | None = None) -> Att
     if spec.alignment == "free":
         return FreeBlocks(spec)
     patterns: dict[str, type[AttentionPattern]] = {
+        "causal": Causal,
         "causal_canvas": CausalCanvas,
+        "anchored_canvas": AnchoredCanvas,
         "block_causal": BlockCausal,
         "bidirectional": Bidirectional,
     }

@@ -19,8 +19,8 @@ from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.borrowed import SharedBody
 from ..bodies.dit import DiT
 from ..checkpoints.target_fit import check_vocabulary
-from ..chunks import Chunk, ChunkedSession, concatenate_probs
-from ..denoising import Denoising, DraftTokens, MostLikely, choose_tokens
+from ..chunks import Chunk, ChunkedSession, concatenate_alternatives, concatenate_probs
+from ..denoising import Alternatives, Denoising, DraftTokens, MostLikely, choose_tokens
 from ..spec import DrafterSpec
 from .attention_patterns import Bound, attention_pattern
 from .fast_dllm_reference import ReferenceSession
@@ -58,7 +58,7 @@ class MaskedDrafter(DiffusionDrafter):
         self.spec = spec
         self.config = config
         self.options = options
-        self.drafts_by_chunks = options.mode == "fused"
+        self.drafts_by_chunks = self.has_alternatives = options.mode == "fused"
         attention_pattern(spec, options.prefix_block)  # raises now, not at the first draft
         if options.mode not in get_args(DraftingMode):
             raise ValueError(f"`mode` must be one of {list(get_args(DraftingMode))}, but is {options.mode!r}.")
@@ -70,7 +70,9 @@ class MaskedDrafter(DiffusionDrafter):
         return None if isinstance(self.model, SharedBody) else self.model
 
     def start(self, request: DraftRequest) -> DraftSession:
-        model, vocab_size = self._fit(request.target)
+        self.check_target(request.target)
+        model = self.model.attach(request.target) if isinstance(self.model, SharedBody) else cast(CausalLM, self.model)
+        vocab_size = request.target.config.get_text_config(decoder=True).vocab_size
         if self.options.mode == "reference":
             self.runners.explain(request.target, "`mode='reference'` reads every pass on the host")
             return PerRow.of(request, lambda one: ReferenceSession(model, self.spec, vocab_size, one))
@@ -88,12 +90,11 @@ class MaskedDrafter(DiffusionDrafter):
         other.options, other.runners = replace(self.options, denoising=denoising), self.runners
         return other
 
-    def _fit(self, target: PreTrainedModel) -> tuple[CausalLM, int]:
-        """The body as it drafts for this target, and the target's vocabulary."""
+    def check_target(self, target: PreTrainedModel) -> None:
         vocab_size = target.config.get_text_config(decoder=True).vocab_size
         check_vocabulary(self.model.config.get_text_config(decoder=True).vocab_size, vocab_size)
-        model = self.model.attach(target) if isinstance(self.model, SharedBody) else cast(CausalLM, self.model)
-        return model, vocab_size
+        if isinstance(self.model, SharedBody):
+            self.model.check_target(target)
 
 
 class MaskedSession(ChunkedSession):
@@ -125,6 +126,7 @@ class MaskedSession(ChunkedSession):
         self.last_id = last_id if last_id < vocab_size - 1 else None
         self.vocabulary: torch.Tensor | None = getattr(model, "vocabulary", None)
         self.warp = request.warp
+        self.num_alternatives = request.num_alternatives
         self.denoising = options.denoising
         self.pattern = attention_pattern(spec, options.prefix_block)
         self.runner = runner
@@ -169,7 +171,7 @@ class MaskedSession(ChunkedSession):
             tokens, passes = self._denoise(known, canvas, num_noise, max(num_read)), 1
             if not self.denoising.is_single_pass:
                 tokens, passes = self._refine(known, canvas, num_noise, num_read, tokens)
-            chunk = Chunk(tokens.token_ids, tokens.confidence, passes, tokens.probs)
+            chunk = Chunk(tokens.token_ids, tokens.confidence, passes, tokens.probs, tokens.alternatives)
             if not chunks and num_read == missing:
                 return chunk
             known = known.append(chunk.token_ids, num_read)
@@ -249,23 +251,25 @@ class MaskedSession(ChunkedSession):
 
     @property
     def head(self) -> Head:
-        return MostLikely(*self.admissible) if self.warp is None else raw_logits
+        return MostLikely(*self.admissible, self.num_alternatives) if self.warp is None else raw_logits
 
     def choose(self, *outputs: torch.Tensor) -> DraftTokens:
         """The target's ids that the drafter proposes at r positions, from the head's results."""
         if self.warp is None:
-            token_ids, confidence = outputs
-            tokens = DraftTokens(token_ids, confidence)
+            token_ids, confidence, *others = outputs
+            tokens = DraftTokens(token_ids, confidence, alternatives=Alternatives(*others) if others else None)
         else:
             (logits,) = outputs
-            tokens = choose_tokens(logits, *self.admissible, self.warp)
+            tokens = choose_tokens(logits, *self.admissible, self.warp, self.num_alternatives)
         if self.vocabulary is None:
             return tokens
-        token_ids, confidence, probs = tokens
+        token_ids, confidence, probs, alternatives = tokens
         if probs is not None:
             whole = probs.new_zeros(*probs.shape[:2], self.vocab_size)
             probs = whole.index_copy(-1, self.vocabulary, probs)
-        return DraftTokens(self.vocabulary[token_ids], confidence, probs)
+        if alternatives is not None:
+            alternatives = alternatives._replace(token_ids=self.vocabulary[alternatives.token_ids])
+        return DraftTokens(self.vocabulary[token_ids], confidence, probs, alternatives)
 
     def _noise(self, num_rows: int, length: int) -> torch.Tensor:
         if self.spec.noise == "random":
@@ -277,9 +281,11 @@ def _join(chunks: list[Chunk], places: list[list[int]]) -> Chunk:
     """Lays all chunks side by side, and takes columns `places[b]` for sequence b."""
     token_ids = torch.cat([chunk.token_ids for chunk in chunks], dim=1)
     confidence = torch.cat([chunk.confidence for chunk in chunks], dim=1)
-    probs = concatenate_probs(chunks)
+    probs, alternatives = concatenate_probs(chunks), concatenate_alternatives(chunks)
     if token_ids.shape[1] > len(places[0]):  # sequences differ in their fillings
         index = torch.tensor(places, device=token_ids.device)
         token_ids, confidence = token_ids.gather(1, index), confidence.gather(1, index)
-        probs = None if probs is None else probs[torch.arange(len(index), device=index.device)[:, None], index]
-    return Chunk(token_ids, confidence, sum(chunk.passes for chunk in chunks), probs)
+        row = torch.arange(len(index), device=index.device)[:, None]
+        probs = None if probs is None else probs[row, index]
+        alternatives = None if alternatives is None else alternatives.map(lambda values: values[row, index])
+    return Chunk(token_ids, confidence, sum(chunk.passes for chunk in chunks), probs, alternatives)

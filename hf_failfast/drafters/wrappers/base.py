@@ -20,6 +20,7 @@ class Wrapper(DiffusionDrafter):
         self.own_model = drafter.own_model
         self.window = drafter.window
         self.source = drafter.source
+        self.has_alternatives = drafter.has_alternatives
         self.runners = drafter.runners
 
     def modules(self) -> Iterator[nn.Module]:

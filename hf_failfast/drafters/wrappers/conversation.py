@@ -107,6 +107,10 @@ class ConversationSession(DraftSession):
         self.length = self.text[0].shape[1] + counts[0]
         self.is_settled = True
 
+    def overtaken(self, counts: Sequence[int]) -> None:
+        self.session.overtaken(counts)
+        self.length += counts[0]
+
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         """Passes on the states, up to the last accepted token's, that follow those passed on before. Passes on none if
         some between are missing, as when the target's own cache holds a text that this session never saw."""

@@ -42,6 +42,7 @@ class CrossTokenizerDrafter(Wrapper):
             raise ValueError("`mode='reference'` drafts for the drafter's own tokenizer only.")
         super().__init__(drafter)
         self.drafts_by_chunks = False  # the target's tokenizer has the last word on lengths
+        self.has_alternatives = False
         self.target_tokenizer = target_tokenizer
         self.drafter_tokenizer = drafter_tokenizer
 

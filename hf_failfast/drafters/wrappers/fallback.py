@@ -56,6 +56,9 @@ class FallbackSession(DraftSession):
     def accept(self, counts: Sequence[int]) -> None:
         self._tell(lambda session: session.accept(counts))
 
+    def overtaken(self, counts: Sequence[int]) -> None:
+        self._tell(lambda session: session.overtaken(counts))
+
     def keep(self, rows: Sequence[int]) -> None:
         self._tell(lambda session: session.keep(rows))
 

@@ -185,6 +185,9 @@ class LearningSession(DraftSession):
         self.session.accept(counts)
         self._accepted = sum(counts)
 
+    def overtaken(self, counts: Sequence[int]) -> None:
+        self.session.overtaken(counts)
+
     def keep(self, rows: Sequence[int]) -> None:
         self.session.keep(rows)
         self.recorders = [self.recorders[row] for row in rows]

@@ -5,6 +5,8 @@ transformers copies K and V for each query head as soon as there is a mask, at a
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -19,6 +21,10 @@ NAME = f"{PREFIX}grouped"
 
 # The widest window whose groups are packed. SDPA works on blocks of 32 tokens; a wider window fills them by itself.
 PACKED_WIDTH = 32
+
+# The contexts that are open for a config, which all threads share; the last one to end restores its name.
+_CONTEXTS: Counter[int] = Counter()
+_LOCK = threading.Lock()
 
 # Options of SDPA besides a mask.
 _OTHERS = ("cache", "position_bias", "s_aux", "softcap")
@@ -59,13 +65,17 @@ def in_place_of_sdpa(model: CausalLM) -> Iterator[None]:
     """
     _register()
     config = model.config.get_text_config(decoder=True)
-    is_outermost = config._attn_implementation != NAME
-    config._attn_implementation = NAME
+    with _LOCK:
+        _CONTEXTS[id(config)] += 1
+        config._attn_implementation = NAME
     try:
         yield
     finally:
-        if is_outermost:
-            config._attn_implementation = "sdpa"
+        with _LOCK:
+            _CONTEXTS[id(config)] -= 1
+            if not _CONTEXTS[id(config)]:
+                del _CONTEXTS[id(config)]
+                config._attn_implementation = "sdpa"
 
 
 @cache

@@ -16,13 +16,23 @@ from transformers.cache_utils import Cache
 
 from ..causal_lm import CausalLM
 from ..positions import counted_from
-from ..runner import EagerRunner, Forward, Head, raw_logits
+from ..runner import EagerRunner, Forward, Head, raw_logits, within
 from ..slot_cache import LayerWindow, SlotCache
-from ..window import Window
-from . import slot_attention
+from ..window import Sight, Window
+from . import fused_decoder, slot_attention
 from .capture import Outputs
 from .eligibility import fingerprint
-from .static_slots import MAX_WIDTH, CapturedForward, KeptGraphs, Shape, ShownLayer, StaticSlots, num_static_slots
+from .fused_decoder import FusedDecoder
+from .static_slots import (
+    MAX_WIDTH,
+    CapturedForward,
+    Given,
+    KeptGraphs,
+    Shape,
+    ShownLayer,
+    StaticSlots,
+    num_static_slots,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +51,13 @@ class CudaGraphRunner(EagerRunner):
         self.replays = 0
         self.counted_from = counted_from(model.config.get_text_config(decoder=True))
         self._is_fused = False
+        self._replayed = ""
         self._slots: weakref.WeakKeyDictionary[SlotCache, StaticSlots] = weakref.WeakKeyDictionary()
+
+    @property
+    def description(self) -> str:
+        """How its forwards have run: those of the last kind of shape that was replayed."""
+        return f"cuda_graphs: {self._replayed}" if self._replayed else super().description
 
     def new_cache(self, capacity: int, num_rows: int = 1) -> SlotCache:
         cache = super().new_cache(capacity, num_rows)
@@ -61,6 +77,7 @@ class CudaGraphRunner(EagerRunner):
             return super().run(window, cache, head)
         outputs = captured.replay()
         self.replays += 1
+        self._replayed = captured.content
         cache.is_checked = True  # the capture was: see `_run`
         cache.advance(width)
         hidden_states = None
@@ -89,7 +106,7 @@ class CudaGraphRunner(EagerRunner):
                 return captured
             # Tensors made in inference mode could not be written outside of it.
             with torch.inference_mode(False), torch.no_grad():
-                captured = CapturedForward(shape, slots.num_rows, self.model.device)
+                captured = CapturedForward(shape, window, self.model.device)
                 captured.fill(window)
                 self._capture(captured, slots)
             slots.forwards[shape] = captured
@@ -105,16 +122,29 @@ class CudaGraphRunner(EagerRunner):
         return self.rope_change is not None and start < self.rope_change.length < start + width
 
     def _capture(self, forward: CapturedForward, slots: StaticSlots) -> None:
-        """Captures with our attention kernel where it can stand in, else with the model's own attention."""
+        """Captures the fused decoder where it can stand in for the model's layers, else the model with our attention
+        kernel where that can, else the model as it is."""
 
-        def capture(is_fused: bool) -> None:
+        def capture(is_fused: bool, decoder: FusedDecoder | None = None) -> None:
             forward.capture(
-                lambda: self._run(forward, slots, is_fused),
+                lambda: self._run(forward, slots, is_fused, decoder),
                 lambda: self._run(forward, slots, False),
                 self.kept.graphs,
                 slots.arena,
             )
 
+        decoder = slots.decoder
+        if forward.shape.is_limited is Given.TREE:
+            decoder = "it takes a token's position from its slot"
+        if isinstance(decoder, FusedDecoder) and self.kept.decoder_failure is None:
+            try:
+                forward.content = "fused decoder"
+                return capture(True, decoder)
+            except Exception as error:
+                self.kept.decoder_failure = f"{type(error).__name__}: {error}"
+                logger.warning("Capturing without the fused decoder: %s.", self.kept.decoder_failure)
+        reason = decoder if isinstance(decoder, str) else self.kept.decoder_failure
+        forward.content = f"the model's own layers ({reason})"
         if self.kept.is_fused and slot_attention.is_usable(self.model):
             try:
                 return capture(True)
@@ -123,21 +153,28 @@ class CudaGraphRunner(EagerRunner):
                 logger.warning("Capturing without the attention kernel: %s: %s.", type(error).__name__, error)
         return capture(False)
 
-    def _run(self, forward: CapturedForward, slots: StaticSlots, is_fused: bool) -> Outputs:
-        """The forward to capture: on its fixed inputs, with our attention kernel or the model's own. Returns logits,
-        hidden states if any, and the head's results.
+    def _run(
+        self, forward: CapturedForward, slots: StaticSlots, is_fused: bool, decoder: FusedDecoder | None = None
+    ) -> Outputs:
+        """The forward to capture: on its fixed inputs, by the decoder or by the model, with our attention kernel or
+        the model's own. Returns logits, hidden states if any, and the head's results.
 
         Nothing here may depend on a number that changes on the host.
         """
         shape = forward.shape
-        positions = forward.starts + torch.arange(shape.width, device=forward.starts.device)
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        layers = [ShownLayer(*states, rows, positions, shape.num_slots) for states in slots.buffers]
+        if decoder is not None:
+            logits, hidden_states = decoder.forward(forward, slots.buffers)
+            return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))
+        places = forward.starts + torch.arange(shape.width, device=forward.starts.device)
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        layers = [ShownLayer(*states, rows, places, shape.num_slots) for states in slots.buffers]
         shown = Cache(layers=layers)
-        limit = forward.limit if shape.is_limited else positions + 1
+        is_tree = shape.is_limited is Given.TREE
+        positions = forward.positions if is_tree else places
+        sight = Sight(forward.limit if shape.is_limited else places + 1, forward.ancestors if is_tree else None)
         position_ids = positions if self.position_table is None else positions.clamp(max=self.position_table - 1)
         self._is_fused = is_fused
-        mask = self._mask(positions, limit, shape.num_slots)
+        mask = self._mask(positions, sight, shape.num_slots)
         self._is_fused = False
         with slot_attention.slot_attention(self.model) if is_fused else nullcontext():
             logits, hidden_states, _ = self._forward(forward.input_ids, position_ids, mask, shown, forward.read)
@@ -146,11 +183,11 @@ class CudaGraphRunner(EagerRunner):
         return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))
 
     def _window_mask(
-        self, positions: torch.Tensor, limit: torch.Tensor, end: int, window: LayerWindow | None
+        self, positions: torch.Tensor, sight: Sight, end: int, window: LayerWindow | None
     ) -> torch.Tensor:
         if self._is_fused:
-            return slot_attention.sight(positions, limit, window)
-        return super()._window_mask(positions, limit, end, window)
+            return slot_attention.as_mask(positions, within(sight, positions, window), window)
+        return super()._window_mask(positions, sight, end, window)
 
     def _static(self, cache: SlotCache) -> StaticSlots:
         """The fixed slots of this cache; if it has none yet, they are made for its capacity."""
@@ -159,7 +196,8 @@ class CudaGraphRunner(EagerRunner):
             with torch.inference_mode(False), torch.no_grad():
                 arena = self.kept.graphs.new_arena(cache.layers[0].keys.device)
                 num_slots = num_static_slots(cache.layers[0].capacity)
-                slots = StaticSlots(cache, num_slots, arena, fingerprint(self.model))
+                decoder = fused_decoder.build(self.model, num_slots)  # moves weights: before the fingerprint
+                slots = StaticSlots(cache, num_slots, arena, fingerprint(self.model), decoder)
             self._lend(slots, cache)
         return slots
 

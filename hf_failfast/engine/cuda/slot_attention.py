@@ -1,4 +1,5 @@
-"""Our attention kernel for transformers' attention interface: a token sees a range of slots, given as two numbers.
+"""Our attention kernel for transformers' attention interface: a token sees a range of slots, given as two numbers,
+and in a tree its ancestors, given as bits.
 
 transformers' SDPA path with a mask copies K and V once per query head of a group; on a GPU the kernel reads them once,
 and needs no mask in memory (`kernels.attention`).
@@ -16,6 +17,7 @@ import torch
 from .. import kernels
 from ..causal_lm import PREFIX, CausalLM, attention_name
 from ..slot_cache import LayerWindow
+from ..window import Sight
 
 NAME = f"{PREFIX}slots"
 
@@ -26,14 +28,15 @@ _NAMED = threading.RLock()
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 
-def sight(positions: torch.Tensor, limit: torch.Tensor, window: LayerWindow | None) -> torch.Tensor:
-    """Replaces a mask: the first slot that each token (B, q) sees and the end (exclusive) of its slots, as
-    (B, 1, 2, q), four dimensions so that transformers takes it as it is.
+def as_mask(positions: torch.Tensor, sight: Sight, window: LayerWindow | None) -> torch.Tensor:
+    """Replaces a mask: the first slot that each token (B, q) sees, the end (exclusive) of its slots, and in a tree the
+    bits of those it sees from there on, as (B, 1, 2 or 3, q), four dimensions so that transformers takes it as it is.
 
     window: how far back the tokens of the layer see; None for all.
     """
     first = torch.zeros_like(positions) if window is None else window.first(positions).clamp(min=0)
-    return torch.stack([first, limit.expand_as(positions)], dim=1)[:, None]
+    seen = [first, sight.limit.expand_as(positions)]
+    return torch.stack(seen if sight.ancestors is None else [*seen, sight.ancestors], dim=1)[:, None]
 
 
 def is_usable(model: CausalLM) -> bool:
@@ -47,7 +50,7 @@ def is_usable(model: CausalLM) -> bool:
 
 @contextmanager
 def slot_attention(model: CausalLM) -> Iterator[None]:
-    """In this context SDPA layers take `sight` as mask; other threads' calls, with ordinary masks, do not change."""
+    """In this context SDPA layers take `as_mask`'s mask; other threads' calls, with ordinary masks, do not change."""
     from transformers import AttentionInterface, AttentionMaskInterface  # both import the whole of modelling
     from transformers.masking_utils import sdpa_mask
 
@@ -82,6 +85,6 @@ def _attend(
     asked = [name for name in _UNSUPPORTED if options.get(name) is not None]
     if asked or key.shape[-1] != value.shape[-1]:
         raise ValueError(f"the attention kernel supports neither {asked} nor values of another width than keys")
-    first, limit = attention_mask[:, 0].unbind(1)
-    attended = kernels.attention(query, key, value, limit, first, scaling)
+    first, limit, *ancestors = attention_mask[:, 0].unbind(1)
+    attended = kernels.attention(query, key, value, limit, first, scaling, *ancestors)
     return attended.transpose(1, 2).contiguous(), None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
@@ -16,6 +17,9 @@ from ..slot_cache import SlotCache
 from ..window import Window
 from .capture import Arena, CudaGraphs, Outputs
 
+if TYPE_CHECKING:
+    from .fused_decoder import FusedDecoder
+
 logger = logging.getLogger(__name__)
 
 # Wider windows are prefills: few, of any width, and not bound by launches.
@@ -25,13 +29,21 @@ MAX_SLOTS = 16384
 SLOT_STEP = 256
 
 
+class Given(IntEnum):
+    """What a window says of its tokens' sight; true if anything."""
+
+    NOTHING = 0  # it is causal
+    LIMITS = 1
+    TREE = 2  # limits, ancestors and positions
+
+
 class Shape(NamedTuple):
     """What a forward is captured for."""
 
     width: int  # tokens per sequence
     num_slots: int  # in sight
     num_read: int  # tokens of the window whose logits are computed
-    is_limited: bool  # the limits are given; otherwise the window is causal
+    is_limited: Given
     hidden_layers: tuple[int, ...]
     head: Head
 
@@ -41,7 +53,10 @@ class Shape(NamedTuple):
         width = _round_up(window.input_ids.shape[1])
         num_slots = min(max(_power_of_two(max(window.starts) + width), SLOT_STEP), max_slots)
         num_read = min(_round_up(window.num_read), width)
-        return cls(width, num_slots, num_read, window.sight is not None, hidden_layers, head)
+        given = Given.NOTHING
+        if window.sight is not None:
+            given = Given.LIMITS if window.sight.ancestors is None else Given.TREE
+        return cls(width, num_slots, num_read, given, hidden_layers, head)
 
 
 def _power_of_two(number: int) -> int:
@@ -99,11 +114,15 @@ class ShownLayer(CacheLayerMixin):
 class CapturedForward:
     """One forward with its inputs at fixed addresses; captured by `capture`, then called any number of times."""
 
-    def __init__(self, shape: Shape, num_rows: int, device: torch.device) -> None:
+    def __init__(self, shape: Shape, window: Window, device: torch.device) -> None:
+        num_rows = len(window.input_ids)
         self.shape = shape
+        self.content = ""  # what computes it, in words
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
+        self.ancestors = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
+        self.positions = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.read = torch.zeros(shape.num_read, dtype=torch.long, device=device)
 
     def fill(self, window: Window) -> None:
@@ -123,6 +142,9 @@ class CapturedForward:
             self.read[: window.num_read] = window.read
         if window.sight is not None:
             self.limit[:, :width] = window.sight.limit
+            if window.sight.ancestors is not None and window.positions is not None:
+                self.ancestors[:, :width] = window.sight.ancestors
+                self.positions[:, :width] = window.positions
 
     def capture(
         self, forward: Callable[[], Outputs], plain: Callable[[], Outputs], graphs: CudaGraphs, arena: Arena
@@ -157,12 +179,20 @@ def _widened(states: torch.Tensor, num_slots: int) -> torch.Tensor:
 class StaticSlots:
     """K/V at fixed addresses for one cache at a time, and the forwards captured on them."""
 
-    def __init__(self, cache: SlotCache, num_slots: int, arena: Arena, fingerprint: tuple[object, ...]) -> None:
+    def __init__(
+        self,
+        cache: SlotCache,
+        num_slots: int,
+        arena: Arena,
+        fingerprint: tuple[object, ...],
+        decoder: FusedDecoder | str,
+    ) -> None:
         self.buffers = [(_widened(layer.keys, num_slots), _widened(layer.values, num_slots)) for layer in cache.layers]
         self.num_rows = len(cache.lengths)
         self.num_slots = num_slots
         self.arena = arena
         self.fingerprint = fingerprint  # of the model as it was captured
+        self.decoder = decoder  # what stands in for the model's layers, or why nothing; the graphs read its tensors
         self.forwards: dict[Shape, CapturedForward] = {}
 
     def lend(self, cache: SlotCache) -> None:
@@ -191,6 +221,7 @@ class KeptGraphs:
         self.idle: list[StaticSlots] = []
         self.problem: str | None = None
         self.is_fused = True  # our attention kernel has not failed with this model
+        self.decoder_failure: str | None = None  # of the fused decoder with this model
         self._stated: set[str] = set()
         self._lock = threading.RLock()  # a garbage collection may give slots back at any time
 

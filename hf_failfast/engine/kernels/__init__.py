@@ -46,9 +46,14 @@ def _choosing(definition: Callable[Arguments, Result], module: str) -> Callable[
         if not is_fused(tensor.device):
             return definition(*arguments, **options)
         # By name, not by `import_module`: an exported repository holds what is named in such statements.
-        from . import triton_attention, triton_confidence, triton_decisions
+        from . import triton_attention, triton_confidence, triton_decisions, triton_decoder
 
-        modules = {"attention": triton_attention, "confidence": triton_confidence, "decisions": triton_decisions}
+        modules = {
+            "attention": triton_attention,
+            "confidence": triton_confidence,
+            "decisions": triton_decisions,
+            "decoder": triton_decoder,
+        }
         with torch.cuda.device_of(tensor):  # Triton launches on the current device
             result: Result = getattr(modules[module], definition.__name__)(*arguments, **options)
         return result
@@ -60,3 +65,7 @@ most_likely = _choosing(reference.most_likely, "confidence")
 attention = _choosing(reference.attention, "attention")
 chunk_decision = _choosing(reference.chunk_decision, "decisions")
 accept = _choosing(reference.accept, "decisions")
+embed = _choosing(reference.embed, "decoder")
+add_norm = _choosing(reference.add_norm, "decoder")
+rotate_and_store = _choosing(reference.rotate_and_store, "decoder")
+swiglu = _choosing(reference.swiglu, "decoder")

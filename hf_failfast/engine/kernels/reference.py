@@ -42,6 +42,7 @@ class RowOutcome(NamedTuple):
     emitted: int  # tokens the sequence grows by: accepted draft tokens, then the bonus token
     finished: bool
     broken: bool = False  # a confidence of the draft is NaN
+    path: Sequence[int] | None = None  # the accepted nodes of a tree; None: the draft was none
 
     @property
     def cached(self) -> int:
@@ -109,17 +110,115 @@ def attention(
     limit: torch.Tensor,
     first: torch.Tensor | None = None,
     scale: float | None = None,
+    ancestors: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Grouped-query attention in which token i of sequence b sees the slots `first[b, i]` <= slot < `limit[b, i]`.
+    """Grouped-query attention in which token i of sequence b sees the slots `first[b, i]` <= slot < `limit[b, i]`, and
+    slot `limit[b, i]` + j if bit j of `ancestors[b, i]` is set.
 
-    query: (B, H, q, D); key, value: (B, H / group, S, D); limit, first: (B, q), `first` None for 0.
-    scale: of the scores, 1 / sqrt(D) if None. Returns (B, H, q, D), zeros for tokens that see nothing.
+    query: (B, H, q, D); key, value: (B, H / group, S, D); limit, first, ancestors: (B, q) int64, `first` None for 0,
+    `ancestors` None for no bit. scale: of the scores, 1 / sqrt(D) if None. Returns (B, H, q, D), zeros for tokens that
+    see nothing.
     """
     slots = torch.arange(key.shape[2], device=key.device)
     visible = slots < limit[..., None]
     if first is not None:
         visible &= slots >= first[..., None]
+    if ancestors is not None:
+        bit = slots - limit[..., None]
+        visible |= (bit >= 0) & (bit < 64) & ((ancestors[..., None] >> bit.clamp(0, 63)) & 1 == 1)
     attended = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=visible[:, None], scale=scale, enable_gqa=True
     )
     return torch.where(visible.any(dim=-1)[:, None, :, None], attended, 0.0)
+
+
+# A Llama-like decoder layer, with the roundings of transformers' modules: a result is rounded to the model's dtype
+# wherever they store one.
+
+
+def embed(
+    input_ids: torch.Tensor,
+    weight: torch.Tensor,
+    mask_token_id: int | None,
+    mask_embedding: torch.Tensor | None,
+    into: torch.Tensor,
+) -> None:
+    """Writes the embeddings of N tokens (N,), rows of `weight` (V, width), into (N, width), whose rows may be apart.
+
+    mask_embedding: (width,), that of the mask token, which `weight` need not have; both None if there is none.
+    """
+    if mask_embedding is None:
+        into.copy_(weight[input_ids])
+        return
+    assert mask_token_id is not None
+    is_mask = input_ids.eq(mask_token_id)
+    known = weight[input_ids.masked_fill(is_mask, 0)].to(into.dtype)
+    into.copy_(torch.where(is_mask[:, None], mask_embedding, known))
+
+
+def add_norm(
+    residual: torch.Tensor,
+    delta: torch.Tensor | None,
+    weight: torch.Tensor,
+    epsilon: float,
+    summed: torch.Tensor,
+    normed: torch.Tensor,
+) -> None:
+    """Writes residual + delta into `summed`, which may be `residual` itself, and its RMSNorm into `normed`.
+
+    All are (N, width); rows of `residual`, `summed` and `normed` may be apart. weight: (width,). Without a delta the
+    residual is the sum, and `summed` stays as it is.
+    """
+    if delta is not None:
+        summed.copy_(residual + delta)
+        residual = summed
+    normed.copy_(rms_norm(residual, weight, epsilon))
+
+
+def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """RMSNorm over the last dimension, in fp32 up to the product with the weight."""
+    values = states.float()
+    values = values * torch.rsqrt(values.square().mean(dim=-1, keepdim=True) + epsilon)
+    return weight * values.to(states.dtype)
+
+
+def rotate_and_store(
+    projected: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    starts: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    head_norms: tuple[torch.Tensor, torch.Tensor] | None,
+    epsilon: float,
+) -> torch.Tensor:
+    """Queries with their rotary embedding; keys, with theirs, and values go to their slots.
+
+    projected: (B * q, heads * D), side by side the query, key and value heads of q tokens of B sequences.
+    cosines, sines: (positions, D). starts: (B, 1), the position, and so the slot, of each sequence's first token.
+    keys, values: the slots, (B, key heads, slots, D).
+    head_norms: weights (D,) of the RMSNorm of queries and of keys, before the rotation; None if there is none.
+    Returns (B, q, query heads, D).
+    """
+    num_rows, num_kv_heads, _, head_dim = keys.shape
+    states = projected.unflatten(0, (num_rows, -1)).unflatten(-1, (-1, head_dim))  # (B, q, heads, D)
+    query, key, value = states.split([states.shape[2] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=2)
+    positions = starts + torch.arange(states.shape[1], device=starts.device)
+    if head_norms is not None:
+        query, key = (rms_norm(each, weight, epsilon) for each, weight in zip((query, key), head_norms, strict=True))
+    rotation = cosines[positions][:, :, None], sines[positions][:, :, None]
+    row = torch.arange(num_rows, device=starts.device)[:, None]
+    keys[row, :, positions] = _rotate(key, *rotation)
+    values[row, :, positions] = value
+    return _rotate(query, *rotation)
+
+
+def _rotate(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    low, high = states.chunk(2, dim=-1)
+    return states * cosines + torch.cat([-high, low], dim=-1) * sines
+
+
+def swiglu(projected: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, (N, width), of gate and up side by side, (N, 2 * width)."""
+    gate, up = projected.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up

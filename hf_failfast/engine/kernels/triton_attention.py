@@ -2,8 +2,8 @@
 
 The tokens of all query heads that share a K/V head form one tile, so that K and V are read once and never repeated.
 The slots are split over thread blocks, since a few tokens would not keep a GPU busy. Two numbers say what a token
-sees, so that there is no mask in memory, and one launch serves every length: blocks beyond the last limit read
-nothing.
+sees, and in a tree 64 bits more, so that there is no mask in memory, and one launch serves every length: blocks beyond
+the last limit read nothing.
 """
 
 import torch
@@ -20,6 +20,7 @@ def _attend(  # type: ignore[no-untyped-def]
     value,
     limit,
     first,
+    ancestors,
     partial,  # (SPLITS, B, H, q, D) fp32: sum of exp(score - top) * value
     top_of,  # (SPLITS, B, H, q)
     mass_of,
@@ -29,6 +30,7 @@ def _attend(  # type: ignore[no-untyped-def]
     num_slots,
     stride_lb,  # of limit and first
     stride_fb,
+    stride_ab,
     stride_qb,
     stride_qh,
     stride_qi,
@@ -44,6 +46,7 @@ def _attend(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
     TILES: tl.constexpr,
+    IS_TREE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     batch = tl.program_id(0) // num_kv_heads
@@ -61,6 +64,9 @@ def _attend(  # type: ignore[no-untyped-def]
     end = tl.load(limit + batch * stride_lb + row, mask=is_row, other=0)
     start = tl.load(first + batch * stride_fb + row, mask=is_row, other=num_slots)
     last_end = tl.max(end, axis=0)
+    if IS_TREE:
+        bits = tl.load(ancestors + batch * stride_ab + row, mask=is_row, other=0)
+        last_end += 64
     first_start = tl.min(start, axis=0)
 
     top = tl.full((ROWS,), -float("inf"), tl.float32)
@@ -77,6 +83,10 @@ def _attend(  # type: ignore[no-untyped-def]
             v = tl.load(value_at + slots[:, None] * stride_vs + dims[None, :], mask=is_slot, other=0.0)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             visible = (slots[None, :] < end[:, None]) & (slots[None, :] >= start[:, None])
+            if IS_TREE:
+                bit = slots[None, :] - end[:, None]
+                is_bit = (bit >= 0) & (bit < 64)
+                visible |= is_bit & (((bits[:, None] >> tl.where(is_bit, bit, 0)) & 1) == 1)
             scores = tl.where(visible & (slots < num_slots)[None, :], scores, -float("inf"))
             new_top = tl.maximum(top, tl.max(scores, axis=1))
             shift = tl.where(new_top == -float("inf"), 0.0, new_top)
@@ -133,6 +143,7 @@ def attention(
     limit: torch.Tensor,
     first: torch.Tensor | None = None,
     scale: float | None = None,
+    ancestors: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `reference.attention`. The last dimension of every tensor must be contiguous.
 
@@ -160,6 +171,7 @@ def attention(
         value,
         limit,
         first,
+        limit if ancestors is None else ancestors,
         partial,
         top,
         mass,
@@ -169,6 +181,7 @@ def attention(
         num_slots,
         limit.stride(0),
         first.stride(0),
+        0 if ancestors is None else ancestors.stride(0),
         *query.stride()[:3],
         *key.stride()[:3],
         *value.stride()[:3],
@@ -178,6 +191,7 @@ def attention(
         ROWS=rows,
         SLOTS=slots,
         TILES=triton.cdiv(num_slots, splits * slots),
+        IS_TREE=ancestors is not None,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
     )
     _join[(batch * num_heads * num_rows,)](

@@ -157,6 +157,8 @@ class NaturalPrompts:
     """A source of prompts: questions, instructions, code, sums, lists, rewriting, extraction, writing and
     conversations of two turns; beginnings of texts where the target `continues` and has no chat template."""
 
+    size: int | None = None
+
     def __init__(self, words: Words, config: DataConfig, continues: bool) -> None:
         self.words, self.config = words, config
         self.kinds, self.weights = zip(*(((BEGINNINGS, 1),) if continues else KINDS), strict=True)

@@ -17,7 +17,9 @@ from .words import read_words, wordnet_folder
 
 
 class PromptSource(Protocol):
-    """Texts in shards; the same shard number always gives the same texts."""
+    """Texts in shards; the same shard number always gives the same texts. size: how many there are, None: no end."""
+
+    size: int | None
 
     def shard(self, number: int) -> list[str] | None:
         """The texts of one shard; None after the last one."""
@@ -25,6 +27,8 @@ class PromptSource(Protocol):
 
 class OwnQuestions:
     """Questions that the target writes itself: the chat template up to the user's turn, an opening, then sampling."""
+
+    size: int | None = None
 
     def __init__(self, writer: Writer, config: DataConfig) -> None:
         self.writer, self.config = writer, config
@@ -54,10 +58,11 @@ class Records:
     """Texts of a file or dataset, in its order."""
 
     def __init__(self, texts: Sequence[str], config: DataConfig) -> None:
-        self.texts, self.size = texts, config.shard_questions
+        self.texts, self.per_shard = texts, config.shard_questions
+        self.size: int | None = len(texts)
 
     def shard(self, number: int) -> list[str] | None:
-        return list(self.texts[number * self.size : (number + 1) * self.size]) or None
+        return list(self.texts[number * self.per_shard : (number + 1) * self.per_shard]) or None
 
 
 def prompt_source(writer: Writer, config: DataConfig) -> PromptSource:

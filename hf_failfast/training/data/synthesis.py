@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..atomic_files import write_json
 from ..config import NATURAL, SELF_WRITTEN, DataConfig
+from ..progress import Progress
 from .answers import Writer
 from .loops import without_loops
 from .prompts import prompt_source
@@ -49,32 +49,38 @@ def synthesise(
         seen |= {tuple(writer.prompt_ids(text)) for text in unseen_prompts(writer)}
     source = prompt_source(writer, config)
     written = sum(shard["questions"] for shard in shards)
-    hidden = True if console is None else None  # None: hidden unless stderr is a terminal
-    bar = tqdm(total=config.questions, initial=written, unit="prompt", disable=hidden)
-    while sum(shard["questions"] for shard in shards) < config.questions:
-        texts = source.shard(manifest["drawn"])
-        if texts is None:
-            break
-        kept = _usable(texts, writer, seen, manifest["left_out"])
-        if not kept and config.file is None:
-            raise ValueError(f"`questions` must be at most what the target can vary, got {config.questions}.")
-        examples = writer.examples(kept, seed=config.seed + manifest["drawn"])
-        manifest["drawn"] += 1
-        if examples:
-            file = f"shard-{len(shards):05d}.safetensors"
-            save_shard(folder / file, examples)
-            answer_tokens = sum(example.answer_length for example in examples)
-            shards.append({"file": file, "questions": len(kept), "answer_tokens": answer_tokens})
-        write_json(folder / MANIFEST, manifest)
-        if examples and console is not None and not console.quiet:
-            tqdm.write(f"{file}: {len(kept)} prompts, {answer_tokens} answer tokens")
-        bar.update(len(kept))
-    bar.close()
+    expected = config.questions if source.size is None else min(config.questions, source.size)
+    with Progress(expected, written, "prompt", console is not None) as bar:
+        while sum(shard["questions"] for shard in shards) < config.questions:
+            texts = source.shard(manifest["drawn"])
+            if texts is None:
+                break
+            kept = _usable(texts, writer, seen, manifest["left_out"])
+            if not kept and config.file is None:
+                raise ValueError(_too_many(config.questions, sum(shard["questions"] for shard in shards)))
+            examples = writer.examples(kept, seed=config.seed + manifest["drawn"])
+            manifest["drawn"] += 1
+            if examples:
+                file = f"shard-{len(shards):05d}.safetensors"
+                save_shard(folder / file, examples)
+                answer_tokens = sum(example.answer_length for example in examples)
+                shards.append({"file": file, "questions": len(kept), "answer_tokens": answer_tokens})
+            write_json(folder / MANIFEST, manifest)
+            if examples and console is not None and not console.quiet:
+                bar.say(f"{file}: {len(kept)} prompts, {answer_tokens} answer tokens")
+            bar.advance(len(kept))
     if not shards:
         raise ValueError(
             f"`source` must hold a usable record, but {config.file or config.origin} has none: {manifest['left_out']}."
         )
     return manifest
+
+
+def _too_many(questions: int, found: int) -> str:
+    return (
+        f"`questions` must be at most what the target can vary, got {questions}: after {found} different ones it only "
+        "repeats itself. Ask for fewer, or name a `source`."
+    )
 
 
 def _usable(texts: list[str], writer: Writer, seen: set[tuple[int, ...]], left_out: dict[str, int]) -> list[str]:
