@@ -29,12 +29,12 @@ from conftest import (
 )
 from graph_support import Recorder
 from sampling_support import SIZE, chi_square, draw, enumerate_distribution, small_pair
-from test_copies import conditioned
 from test_family_dflash import load as load_dflash
 
 from hf_failfast import Conversation, Learning, load_drafter
 from hf_failfast.drafters import Draft
 from hf_failfast.drafters.adapter import FILE
+from hf_failfast.drafters.conditioned.canvas import ConditionedDrafter
 from hf_failfast.drafters.learning import learner as learning
 from hf_failfast.drafters.learning.passes import logits, passes
 from hf_failfast.drafters.learning.texts import LENGTH
@@ -46,6 +46,12 @@ from hf_failfast.engine.runner_pool import RunnerPool
 
 KINDS = [*DRAFTERS, "shared", "reduced", "conditioned"]
 NEW = 60
+
+
+def conditioned() -> ConditionedDrafter:
+    """The layers of the Llama target, reading its own hidden states of the context."""
+    shared: Any = copy.deepcopy(shared_drafter())
+    return ConditionedDrafter(shared.model, shared.spec, (0, 1), 8, shared.config)
 
 
 def make(kind: str) -> Any:
