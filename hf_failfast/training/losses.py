@@ -7,6 +7,8 @@ of the draft vocabulary.
 import torch
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
+from ..drafters.learning.losses import divergence
+
 IGNORE = -100
 
 
@@ -75,9 +77,7 @@ def soft_label_divergence(
     logits and target_logits [..., V]; mean over rows weighted by `weights` [...].
     """
     values, ids = target_logits.float().topk(min(top, target_logits.shape[-1]), dim=-1)
-    wanted = values.log_softmax(dim=-1)
-    found = logits.float().log_softmax(dim=-1).gather(-1, ids)
-    return weighted_mean((wanted.exp() * (wanted - found)).sum(dim=-1), weights)
+    return weighted_mean(divergence(logits, values, ids), weights)
 
 
 def weighted_regression(output: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,7 @@ class _Injection:
 
 
 class HiddenStateInjection:
-    """Replaces the first positions of the input of each decoder layer."""
+    """Replaces the first positions of the input of each decoder layer. Threads do not see each other's states."""
 
     def __init__(self, decoder: nn.Module) -> None:
         self._given = _Given()
