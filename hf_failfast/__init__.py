@@ -25,7 +25,7 @@ if not _is_command():
     from .decoding.loop import failfast_decoding
     from .decoding.stats import SpecDecodingStats
     from .decoding.transformers_loop import FailFastCandidateGenerator
-    from .drafters import BUNDLED_DRAFTER, Conversation, DiffusionDrafter, DrafterSpec, load_drafter
+    from .drafters import BUNDLED_DRAFTER, Conversation, DiffusionDrafter, DrafterSpec, Learning, load_drafter
     from .engine.cpu.grouped_attention import grouped_attention
     from .engine.cpu.packed_weights import prepack
     from .generate import assisted_generate, generate, register
@@ -43,6 +43,7 @@ __all__ = [
     "FailFastCandidateGenerator",
     "FailFastConfig",
     "FixedLength",
+    "Learning",
     "LengthPolicy",
     "SpecDecodingStats",
     "__version__",

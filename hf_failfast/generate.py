@@ -28,7 +28,7 @@ from .decoding.refusals import (
 from .decoding.round_costs import measured_costs
 from .decoding.token_choice import draft_warp
 from .decoding.transformers_loop import FailFastCandidateGenerator
-from .drafters import Conversation, DiffusionDrafter, DrafterErrors, execution_device, load_drafter
+from .drafters import Conversation, DiffusionDrafter, DrafterErrors, Learning, execution_device, load_drafter
 from .drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
 from .policies import POLICIES, LengthPolicy
 
@@ -57,7 +57,8 @@ def _generate(
     """`model.generate(inputs, **kwargs)`, drafted by `assistant_model`; the output is the target's own.
 
     assistant_model: a drafter of `load_drafter`, or a checkpoint folder or Hub id (loaded once, in the target's
-        dtype); a `Conversation`, if the drafter should remember the text between calls.
+        dtype); a `Conversation`, if the drafter should remember the text between calls; a `Learning`, if it should
+        learn from the text.
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
         `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`, `draft_tree`,
         `draft_lookup`, `draft_reuse`, `self_selection`). Default: the drafter's own (`drafter.config`).
@@ -184,17 +185,20 @@ def _check_options(config: FailFastConfig, options: dict[str, Any]) -> None:
 def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: DiffusionDrafter) -> LengthPolicy:
     if not isinstance(config.length_policy, str):
         return cast(LengthPolicy, config.length_policy)
-    measured = drafter.drafter if isinstance(drafter, Conversation) else drafter
+    measured = drafter
+    while isinstance(measured, (Conversation, Learning)):
+        measured = measured.drafter
     measure = functools.partial(measured_costs, model, measured)
     policy = POLICIES[config.length_policy].for_pair(config, drafter, measure)
-    policy.is_bounded = sum(weights.numel() for weights in model.parameters()) >= FEWEST_WEIGHTS
+    policy.is_bounded = sum(weights.numel() for weights in model.get_decoder().parameters()) >= FEWEST_WEIGHTS
     return policy
 
 
 def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:
     """The drafter for a target of another tokenizer; unchanged if both tokenizers have the same vocabulary."""
-    if isinstance(drafter, Conversation):
-        raise ValueError("A Conversation cannot be combined with `assistant_tokenizer`: pass the drafter itself.")
+    if isinstance(drafter, (Conversation, Learning)):
+        kind = type(drafter).__name__
+        raise ValueError(f"A {kind} cannot be combined with `assistant_tokenizer`: pass the drafter itself.")
     if tokenizer is None:
         raise ValueError("`assistant_tokenizer` needs `tokenizer`, the target's, beside it.")
     if tokenizer.get_vocab() == assistant_tokenizer.get_vocab():

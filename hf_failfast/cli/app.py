@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .adapt import adapt
 from .bench import bench
 from .calibrate import calibrate
 from .doctor import doctor
@@ -78,7 +79,7 @@ def main(
     """Lossless speculative decoding with diffusion drafters."""
 
 
-for command in (demo, generate, bench, doctor, trace, calibrate, experiment, train, inspect, export_hub, push):
+for command in (demo, generate, bench, doctor, trace, calibrate, experiment, train, adapt, inspect, export_hub, push):
     app.command()(command)
 app.command()(export_vllm)
 app.command(context_settings=PASSES_ON)(serve)

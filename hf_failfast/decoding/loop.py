@@ -16,7 +16,7 @@ from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, Draft, DrafterErrors, DraftRequest, FallbackSession
 from ..engine.kernels.reference import RowOutcome
 from ..engine.positions import position_table, rope_change
-from ..engine.runner import EagerRunner, Forward
+from ..engine.runner import EagerRunner, Forward, Head, TopLogits, WithTopLogits
 from ..engine.slot_cache import RowStates, SlotCache, store
 from ..engine.window import Window
 from ..policies.base import LengthPolicy
@@ -76,6 +76,7 @@ class Generation:
     rooms: per sequence, how far drafts may go.
     table: positions that the target has an embedding of; None: any.
     read_again_from: the length beyond which the target reads the whole text again, once; None: it never does.
+    head: what the target's forward returns: what `acceptance` needs, and what the session asks for.
     past: the caller's cache. At the end it gets the K/V of what the rounds have read, unless `complete` is None.
     complete: K/V of the sequences that have left the batch.
     """
@@ -86,6 +87,7 @@ class Generation:
     runner: EagerRunner
     cache: SlotCache
     acceptance: Acceptance
+    head: Head
     layer_outputs: LayerOutputs | None  # None: the caller asked for none
     rooms: list[DraftRoom]
     table: int | None
@@ -161,13 +163,16 @@ def prepare(
     text_config = model.config.get_text_config(decoder=True)
     change = rope_change(text_config)
     stats = SpecDecodingStats()
+    acceptance = Acceptance(choice, stops, sequences, stats)
+    head = WithTopLogits(acceptance.head, session.top_logits) if session.top_logits else acceptance.head
     return Generation(
         sequences=sequences,
         policy=policy,
         session=session,
         runner=runner,
         cache=cache,
-        acceptance=Acceptance(choice, stops, sequences, stats),
+        acceptance=acceptance,
+        head=head,
         layer_outputs=LayerOutputs(sequences, asked, past) if asked else None,
         rooms=[DraftRoom.of(model, stops.max_length, hidden) for hidden in sequences.num_hidden],
         table=position_table(text_config),
@@ -212,7 +217,7 @@ def verify(generation: Generation, draft: Draft) -> Verified:
         cache.rollback(0)
     tree = draft.shape if isinstance(draft, TreeDraft) else None
     window = Window.over(known, draft.token_ids, cache.lengths, num_read=len(draft) + 1, tree=tree)
-    forward = generation.runner.run(window, cache, generation.acceptance.head)
+    forward = generation.runner.run(window, cache, generation.head)
     if not cache.is_checked:
         cache.check()
     generation.stats.verify_seconds += perf_counter() - started
@@ -222,7 +227,7 @@ def verify(generation: Generation, draft: Draft) -> Verified:
 def accept(generation: Generation, draft: Draft, verified: Verified) -> list[RowOutcome]:
     """Appends to each sequence what the target would have written, up to its first stop."""
     started = perf_counter()
-    (choices,) = verified.forward.outputs
+    choices = verified.forward.outputs[0]
     outcome = generation.acceptance.accept(generation.sequences, draft, choices)
     generation.stats.verify_seconds += perf_counter() - started
     return outcome
@@ -257,11 +262,19 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
         spans = zip(hidden_states, first, verified.seen, cached, strict=True)
         session.observe([states[None, start - offset : end - offset] for states, offset, start, end in spans])
     cache.rollback(cached)
+    if session.top_logits:
+        session.learn(sequences.known, emitted, _top_logits(draft, verified, outcome))
     rows = zip(draft.lengths, outcome, strict=True)
     generation.stats.observe(*(RoundRecord(k, row.accepted, row.emitted, draft.passes) for k, row in rows))
     generation.stats.host_reads += draft.host_reads
     generation.policy.spent(generation.drafting, perf_counter() - generation.proposed, emitted)
     _dismiss(generation, emitted)
+
+
+def _top_logits(draft: Draft, verified: Verified, outcome: Sequence[RowOutcome]) -> TopLogits:
+    """What the target found likely in the places of the tokens that the round emitted."""
+    top = TopLogits(*verified.forward.outputs[1:])
+    return top.along([row.path or () for row in outcome]) if isinstance(draft, TreeDraft) else top
 
 
 def _in_line(generation: Generation, verified: Verified, outcome: Sequence[RowOutcome]) -> Verified:
@@ -308,6 +321,7 @@ def finish(generation: Generation) -> GenerateDecoderOnlyOutput | torch.Tensor:
         generation.streamer.end()
     stats.runner = generation.runner.description
     stats.drafter_errors = int(generation.session.error is not None)
+    stats.learned_steps = generation.session.learned_steps
     stats.other_seconds = perf_counter() - generation.started - stats.draft_seconds - stats.verify_seconds
     if generation.complete is not None:
         rows = range(sequences.num_rows)

@@ -25,6 +25,7 @@ class SpecDecodingStats:
 
     plain_rounds: rounds without a pass of the drafter.
     drafter_errors: drafters given up in mid-generation, after which the rest was decoded plainly.
+    learned_steps: steps that a drafter which learns (`Learning`) took during the call.
     nodes_verified, accepted_depth: of the rounds whose draft was a tree (`draft_tree`), the nodes that the target
         verified and how deep the accepted paths went; both add up, and the second is part of `accepted`.
     lookup_accepted: accepted tokens that the text suggested (`draft_lookup`); they are part of `accepted`.
@@ -48,6 +49,7 @@ class SpecDecodingStats:
     reuse_accepted: int = 0
     host_reads: int = 0
     drafter_errors: int = 0
+    learned_steps: int = 0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     other_seconds: float = 0.0
@@ -124,6 +126,7 @@ class SpecDecodingStats:
             "other_seconds": self.other_seconds,
             "host_reads": self.host_reads,
             "drafter_errors": self.drafter_errors,
+            "learned_steps": self.learned_steps,
             "runner": self.runner,
             **{name: getattr(self, name) for name in OF_STRATEGIES if getattr(self, name)},
         }

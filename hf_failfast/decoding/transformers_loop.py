@@ -40,6 +40,11 @@ class FailFastCandidateGenerator(CandidateGenerator):
         policy.start(1, max_length)
         self.room = DraftRoom.of(target, max_length)
         self.session = drafter.start(DraftRequest(target, max_length, 1, eos_token_ids, warp))
+        if self.session.top_logits:
+            raise ValueError(
+                "A drafter that learns needs the target's logits, which transformers' assisted loop does not hand on: "
+                "use `custom_generate='hf_failfast'`, or pass the drafter itself."
+            )
         self.requires_model_outputs = bool(self.session.target_layers)
         self.num_observed = 0  # tokens whose hidden states the session has
         self.stats = SpecDecodingStats()

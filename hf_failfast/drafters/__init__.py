@@ -3,10 +3,9 @@
 Names that need torch are imported when one of them is asked for: a checkpoint's config can be read without.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .spec import DrafterSpec
+from .spec import BUNDLED_DRAFTER, DrafterSpec
 
 if TYPE_CHECKING:
     from .public import (
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
         DraftRequest,
         DraftSession,
         FallbackSession,
+        Learning,
         PerRow,
         RaggedIds,
         Warp,
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
         load_drafter,
         load_drafter_for,
     )
-
-# The drafter that ships with the package, made for SmolLM2-135M-Instruct.
-BUNDLED_DRAFTER = Path(__file__).parents[1] / "assets" / "smollm2-135m-drafter"
 
 __all__ = [
     "BUNDLED_DRAFTER",
@@ -39,6 +36,7 @@ __all__ = [
     "DrafterErrors",
     "DrafterSpec",
     "FallbackSession",
+    "Learning",
     "PerRow",
     "RaggedIds",
     "Warp",

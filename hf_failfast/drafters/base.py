@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from ..config import FailFastConfig
 from ..engine.ragged import RaggedIds
+from ..engine.runner import TopLogits
 from ..engine.runner_pool import RunnerPool
 from ..policies.base import LengthPolicy
 from .checkpoints.target_fit import MadeFor
@@ -21,6 +22,8 @@ from .denoising import Alternatives, Warp
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from .checkpoints.reading import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,14 @@ class DraftSession(ABC):
     reports with `overtaken`. A session that drafts from the target's hidden states names the layers it needs in
     `target_layers` (indices into transformers' `hidden_states`: 0 is the embedding). Before each draft `observe` hands
     it the new states, up to those of the token before the last accepted one.
+
+    A session that learns says in `top_logits` how many of the target's most likely tokens it wants to see at each
+    position; then `learn` hands it every round's, after `accept` and `observe`. `learned_steps` counts its steps.
     """
 
     target_layers: tuple[int, ...] = ()
+    top_logits: int = 0
+    learned_steps: int = 0
 
     @abstractmethod
     def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
@@ -112,6 +120,11 @@ class DraftSession(ABC):
         `target_layers`). Called only if the session names `target_layers`."""
         assert not self.target_layers, f"{type(self).__name__} asks for hidden states and does not take them"
 
+    def learn(self, text: RaggedIds, gained: Sequence[int], top: TopLogits) -> None:
+        """The last `gained[b]` tokens of each sequence are new, and final. The first `gained[b]` entries of `top` are
+        what the target found likely in their places. Called only if the session asks for `top_logits`."""
+        assert not self.top_logits, f"{type(self).__name__} asks for the target's logits and does not take them"
+
     def row(self, row: int) -> tuple[DraftSession, int]:
         """The session that remembers a sequence of this one, and its row there."""
         return self, row
@@ -131,6 +144,7 @@ class PerRow(DraftSession):
     def __init__(self, sessions: list[DraftSession]) -> None:
         self.sessions = sessions
         self.target_layers = sessions[0].target_layers
+        self.top_logits = sessions[0].top_logits
 
     @classmethod
     def of(cls, request: DraftRequest, start: Callable[[DraftRequest], DraftSession]) -> DraftSession:
@@ -162,6 +176,12 @@ class PerRow(DraftSession):
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         for session, row in zip(self.sessions, states, strict=True):
             session.observe([row])
+
+    def learn(self, text: RaggedIds, gained: Sequence[int], top: TopLogits) -> None:
+        for row, (session, length) in enumerate(zip(self.sessions, text.lengths, strict=True)):
+            own = TopLogits(*(part[row : row + 1] for part in top))
+            session.learn(RaggedIds.full(text.ids[row : row + 1, :length]), [gained[row]], own)
+        self.learned_steps = sum(session.learned_steps for session in self.sessions)
 
 
 def _stack(drafts: Sequence[Draft]) -> Draft:
@@ -200,6 +220,7 @@ class DiffusionDrafter(ABC):
     drafts_by_chunks: whether its sessions leave all decisions on lengths to the policy.
     own_model: the drafter as a model with a vocabulary of its own; None if it borrows the target's.
     window: the most tokens of a text that the drafter sees; 0: all of it.
+    source: the checkpoint that it was loaded from; None: it was made in another way.
     has_alternatives: whether its drafts come with the alternatives that a request asks for.
     """
 
@@ -208,6 +229,7 @@ class DiffusionDrafter(ABC):
     drafts_by_chunks: bool = True
     own_model: Any = None
     window: int = 0
+    source: Checkpoint | None = None
     has_alternatives: bool = False
 
     def __repr__(self) -> str:

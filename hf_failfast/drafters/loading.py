@@ -21,6 +21,7 @@ from .conditioned.canvas import ConditionedDrafter
 from .conditioned.dflash import load_dflash, load_dflash2, load_dflash_assistant, load_dspark
 from .denoising import Denoising
 from .diffusion_gemma import load_diffusion_gemma
+from .learning.stored import adapter_file, base_of, put_adapter
 from .masked.session import DraftingMode, DraftingOptions, MaskedDrafter
 from .spec import OWN_WINDOW, Alignment, AttentionKind, DrafterSection, Noise
 
@@ -52,14 +53,15 @@ def load_drafter(
     runner: RunnerName = "auto",
     **hub_kwargs: Any,
 ) -> DiffusionDrafter:
-    """Loads a diffusion drafter from a checkpoint folder or Hub id.
+    """Loads a diffusion drafter from a checkpoint folder or Hub id, or from a folder of `Learning.save`.
 
     How the checkpoint drafts comes from its config and the table of known families (`families.py`), or from the
     keyword arguments, which win: so any causal-LM checkpoint can be tried. See `DrafterSpec` for `attention` to
     `alignment`, `DraftingOptions` for `mode` and `prefix_block`, `Denoising` for `denoising_steps` and
     `denoising_threshold`.
 
-    drafter_window: the most tokens of a text that a masked drafter sees, 0 for all of it; by default what its
+    drafter_window: the most tokens of a text that a masked drafter or a conditioned one of our trainer sees, 0 for all
+        of it; by default what its
         checkpoint says, and all of it where that says nothing.
     dtype, device_map, hub_kwargs: those of `from_pretrained` (`revision`, `token`, `cache_dir`, ... are the last);
         `dtype="auto"` keeps the checkpoint's.
@@ -69,6 +71,9 @@ def load_drafter(
     Raises:
         ValueError: the checkpoint's kind is unknown, its spec incomplete, or its weights do not fit its config.
     """
+    adapter = adapter_file(name_or_path)
+    if adapter is not None:
+        name_or_path = base_of(adapter)
     given = {
         "attention": attention,
         "block_size": block_size,
@@ -83,6 +88,9 @@ def load_drafter(
     options = DraftingOptions(Denoising(denoising_steps, denoising_threshold), mode, prefix_block)
     drafter = load_checkpoint(checkpoint, options, drafter_window, dtype, device_map, allow_pickle)
     drafter.runners = runners
+    drafter.source = checkpoint
+    if adapter is not None:
+        put_adapter(drafter, adapter)
     return drafter
 
 

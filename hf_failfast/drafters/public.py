@@ -8,6 +8,7 @@ from .loading import load_drafter, load_drafter_for
 from .wrappers.base import Wrapper
 from .wrappers.conversation import Conversation
 from .wrappers.fallback import DrafterErrors, FallbackSession
+from .wrappers.learning import Learning
 
 __all__ = [
     "Conversation",
@@ -17,6 +18,7 @@ __all__ = [
     "DraftSession",
     "DrafterErrors",
     "FallbackSession",
+    "Learning",
     "PerRow",
     "RaggedIds",
     "Warp",

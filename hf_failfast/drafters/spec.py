@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..config import FailFastConfig
 
+# The drafter that ships with the package, made for SmolLM2-135M-Instruct.
+BUNDLED_DRAFTER = Path(__file__).parents[1] / "assets" / "smollm2-135m-drafter"
 # What a drafter of our trainer sees of a text unless its section says otherwise: it learned from texts of this length.
 OWN_WINDOW = 256
 SECTION = "failfast"  # the key of `DrafterSection` in a config.json

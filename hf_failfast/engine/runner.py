@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,6 +36,34 @@ def raw_logits(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def best_tokens(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The head of greedy verification: the most likely tokens (B, r); of equal logits the first."""
     return (logits.max(dim=-1).indices,)  # argmax is five times slower for bfloat16 on a CPU; ties break alike
+
+
+class TopLogits(NamedTuple):
+    """The most likely tokens at m positions, the most likely first."""
+
+    values: torch.Tensor  # (B, m, n), their logits
+    token_ids: torch.Tensor  # (B, m, n)
+
+    def along(self, paths: Sequence[Sequence[int]]) -> TopLogits:
+        """Those of the positions that follow each sequence's last token and the nodes of its path through a tree; the
+        rest is padding."""
+        longest = max(map(len, paths)) + 1
+        rows = [[0, *(node + 1 for node in path)] for path in paths]
+        places = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.values.device)
+        sequence = torch.arange(len(rows), device=places.device)[:, None]
+        return TopLogits(self.values[sequence, places], self.token_ids[sequence, places])
+
+
+@dataclass(frozen=True)
+class WithTopLogits:
+    """A head that also returns `TopLogits` of the `count` most likely tokens, after its own results."""
+
+    head: Head
+    count: int
+
+    def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        top = logits.topk(min(self.count, logits.shape[-1]), dim=-1)
+        return (*self.head(logits), top.values, top.indices)
 
 
 class Forward(NamedTuple):
@@ -133,7 +162,9 @@ class EagerRunner:
         is_grouped = self.is_grouped and (sight is not None or width == 1)
         attention = in_place_of_sdpa(self.model) if is_grouped else nullcontext()
         with mode, attention:
-            logits, hidden_states, recorded = self._forward(window.input_ids, position_ids, mask, cache, window.read)
+            logits, hidden_states, recorded = self._forward(
+                window.input_ids, position_ids, mask, cache, window.read, window.states, window.added
+            )
             outputs = window.own(head(logits))
         cache.advance(width)
         return Forward(outputs, hidden_states, recorded)
@@ -149,6 +180,8 @@ class EagerRunner:
         mask: Mask | None,
         cache: Cache,
         read: int | torch.Tensor,
+        states: torch.Tensor | None,
+        added: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[LayerOutput, tuple[torch.Tensor, ...]]]:
         """The model's logits, and `hidden_states` and `recorded` of `Forward`."""
         wanted = {*self.recorded, "hidden_states"} if self.hidden_layers else self.recorded
@@ -160,6 +193,8 @@ class EagerRunner:
             use_cache=True,
             return_dict=True,
             **({"logits_to_keep": read} if self.leaves_out_logits else {}),
+            **({} if states is None else {"states": states}),
+            **({} if added is None else {"added": added}),
             **{f"output_{name}": True for name in wanted},
         )
         hidden_states = None
@@ -184,6 +219,23 @@ class EagerRunner:
             visible &= slots >= window.first(positions)[..., None]
         if sight.ancestors is not None:
             visible |= within(sight, positions, window).of_tree(slots)
+        return self._of_visible(visible)
+
+    def mask_of(self, visible: torch.Tensor, positions: torch.Tensor) -> Mask:
+        """The mask of tokens that see each other as `visible` (B, q, q) says, and as far as their layers' windows
+        reach, by their positions (B, q). For forwards without slots."""
+
+        def inside(window: LayerWindow | None) -> torch.Tensor:
+            if window is None:
+                return self._of_visible(visible)
+            return self._of_visible(visible & (positions[:, None] >= window.first(positions)[..., None]))
+
+        if self.layer_types is None:
+            return inside(self.windows[0])
+        by_type = dict(zip(self.layer_types, self.windows, strict=False))
+        return {name: inside(window) for name, window in by_type.items()}
+
+    def _of_visible(self, visible: torch.Tensor) -> torch.Tensor:
         visible = visible[:, None]
         if not self.is_eager_attention:
             return visible

@@ -11,6 +11,7 @@ import torch
 
 from ..decoding.stats import SpecDecodingStats
 from ..drafters import DiffusionDrafter, Draft, DraftRequest, DraftSession, RaggedIds, Wrapper
+from ..engine.runner import TopLogits
 from ..policies.base import LengthPolicy
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class _RecordingSession(DraftSession):
         self.session = session
         self.drafts = drafts
         self.target_layers = session.target_layers
+        self.top_logits = session.top_logits
 
     def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
         started = perf_counter()
@@ -151,6 +153,10 @@ class _RecordingSession(DraftSession):
 
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         self.session.observe(states)
+
+    def learn(self, text: RaggedIds, gained: Sequence[int], top: TopLogits) -> None:
+        self.session.learn(text, gained, top)
+        self.learned_steps = self.session.learned_steps
 
     def inherit(self, previous: Self, num_tokens: int, rows: tuple[int, int] = (0, 0)) -> int:
         return self.session.inherit(previous.session, num_tokens, rows)

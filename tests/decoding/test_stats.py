@@ -45,6 +45,7 @@ def test_definitions() -> None:
         "other_seconds",
         "host_reads",
         "drafter_errors",
+        "learned_steps",
         "runner",
     }
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import hf_failfast
-from hf_failfast.drafters import Conversation, DiffusionDrafter, Wrapper
+from hf_failfast.drafters import Conversation, DiffusionDrafter, Learning, Wrapper
 from hf_failfast.drafters.checkpoints.target_fit import MadeFor
 from hf_failfast.drafters.denoising import Denoising
 from hf_failfast.drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
@@ -26,6 +26,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 WRAPPED: dict[str, Callable[[DiffusionDrafter], DiffusionDrafter]] = {
     "Conversation": Conversation,
+    "Learning": Learning,
     "RecordingDrafter": RecordingDrafter,
     "ReplayDrafter": lambda inner: ReplayDrafter(inner, [[([0.5], [True])]], []),
     "CrossTokenizerDrafter": lambda inner: CrossTokenizerDrafter(inner, tokenizer(), tokenizer()),

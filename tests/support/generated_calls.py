@@ -29,6 +29,7 @@ from hf_failfast import Conversation, FailFastConfig
 from hf_failfast.compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
 from hf_failfast.drafters import DiffusionDrafter, DrafterSpec, DraftRequest, DraftSession, PerRow
 from hf_failfast.drafters.bodies.borrowed import SharedBody
+from hf_failfast.drafters.bodies.fusion import StateFusion
 from hf_failfast.drafters.chunks import Chunk, ChunkedSession
 from hf_failfast.drafters.conditioned.canvas import ConditionedDrafter
 from hf_failfast.drafters.conditioned.dflash import DFlashBody, DFlashDrafter
@@ -274,11 +275,15 @@ def dflash() -> DFlashDrafter:
 
 
 @functools.cache
-def canvas() -> ConditionedDrafter:
-    """The layers of the Llama target, over the hidden states that enter those of any target of width 32."""
+def canvas(fused: bool = False) -> ConditionedDrafter:
+    """The layers of the Llama target, over the hidden states that enter those of any target of width 32. With input
+    fusion it also has a window."""
     spec = DrafterSpec(attention="causal_canvas", shift=1, mask_token_id=VOCAB_SIZE)
-    body = SharedBody(copy.deepcopy(target("llama").model), torch.full((32,), 0.1), spec)
-    return ConditionedDrafter(body.eval(), spec, (0, 1), 6, FailFastConfig(chunk_length=4))
+    fusion = StateFusion(2, 32) if fused else None
+    body = SharedBody(copy.deepcopy(target("llama").model), torch.full((32,), 0.1), spec, fusion=fusion)
+    made = ConditionedDrafter(body.eval(), spec, (0, 1), 6, FailFastConfig(chunk_length=4))
+    made.window = 16 if fused else 0
+    return made
 
 
 def masked(kind: str, call: Call) -> DiffusionDrafter:
@@ -292,9 +297,11 @@ DRAFTING: dict[str, Callable[[Call, list[torch.Tensor]], DiffusionDrafter]] = {
     **{kind: lambda call, texts, kind=kind: masked(kind, call) for kind in DRAFTERS},
     "shared embeddings": lambda call, texts: copy.copy(shared_drafter()),
     "conditioned": lambda call, texts: copy.copy(canvas()),
+    "conditioned, fused": lambda call, texts: copy.copy(canvas(fused=True)),
     "dflash": lambda call, texts: copy.copy(dflash()),
     "conversation": lambda call, texts: Conversation(masked("canvas_shift", call)),
     "conversation, conditioned": lambda call, texts: Conversation(copy.copy(canvas())),
+    "conversation, conditioned, fused": lambda call, texts: Conversation(copy.copy(canvas(fused=True))),
     "other tokenizer": lambda call, texts: CrossTokenizerDrafter(
         masked("canvas_shift", call), character_tokenizer(), character_tokenizer(1)
     ),

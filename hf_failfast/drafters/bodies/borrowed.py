@@ -38,7 +38,11 @@ class SharedBody(nn.Module):
     spec: names the mask id.
     draft_vocabulary: (Vd,) target ids that the drafter can propose; None for all of them.
     fusion: of a conditioned drafter whose rows' input holds the target's states too.
+
+    head_bias: from logits to logits, what an adapter adds to the borrowed head; None: nothing.
     """
+
+    head_bias: nn.Module | None
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class SharedBody(nn.Module):
         self.mask_embedding = nn.Parameter(mask_embedding)
         self.draft_vocabulary: torch.Tensor | None
         self.register_buffer("draft_vocabulary", None if draft_vocabulary is None else draft_vocabulary.long())
+        self.head_bias = None
         self._reduced_heads = ReducedHeads()
 
     def check_target(self, target: PreTrainedModel) -> None:
@@ -124,4 +129,4 @@ class BorrowingLM:
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         head: Any = self.head
         logits: torch.Tensor = head(hidden.to(head.weight.dtype))
-        return logits
+        return logits if self.body.head_bias is None else self.body.head_bias(logits)

@@ -19,6 +19,7 @@ class Wrapper(DiffusionDrafter):
         self.drafts_by_chunks = drafter.drafts_by_chunks
         self.own_model = drafter.own_model
         self.window = drafter.window
+        self.source = drafter.source
         self.has_alternatives = drafter.has_alternatives
         self.runners = drafter.runners
 

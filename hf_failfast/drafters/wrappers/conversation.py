@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...engine.ragged import RaggedIds
+from ...engine.runner import TopLogits
 from ...policies.base import LengthPolicy
 from ..base import DiffusionDrafter, Draft, DraftRequest, DraftSession
 from .base import Wrapper
@@ -86,6 +87,7 @@ class ConversationSession(DraftSession):
     def __init__(self, session: DraftSession, previous: ConversationSession | None) -> None:
         self.session = session
         self.target_layers = session.target_layers
+        self.top_logits = session.top_logits
         self.previous = previous
         self.is_settled = True
         self.text: tuple[torch.Tensor, torch.Tensor] | None = None  # (1, n) accepted, (1, k) drafted after them
@@ -117,6 +119,10 @@ class ConversationSession(DraftSession):
         if 0 <= known < hidden_states.shape[1]:
             self.session.observe([hidden_states[:, known:]])
             self.num_observed = self.length
+
+    def learn(self, text: RaggedIds, gained: Sequence[int], top: TopLogits) -> None:
+        self.session.learn(text, gained, top)
+        self.learned_steps = self.session.learned_steps
 
     def _inherit(self, token_ids: torch.Tensor, policy: LengthPolicy) -> int:
         """Before the first draft: takes over what the last call's session remembers of this text (1, n) without its

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ...engine.ragged import RaggedIds
+from ...engine.runner import TopLogits
 from ...policies.base import LengthPolicy
 from ..base import Draft, DraftSession
 
@@ -35,6 +36,8 @@ class FallbackSession(DraftSession):
             raise ValueError(f"`drafter_timeout` must be a number of seconds > 0 or None, but is {timeout!r}.")
         self.session: DraftSession | None = session
         self.target_layers = session.target_layers
+        self.top_logits = session.top_logits
+        self.learned_steps = session.learned_steps
         self.on_error = on_error
         self.timeout = timeout
         self.error: BaseException | None = None
@@ -61,6 +64,13 @@ class FallbackSession(DraftSession):
 
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         self._tell(lambda session: session.observe(states))
+
+    def learn(self, text: RaggedIds, gained: Sequence[int], top: TopLogits) -> None:
+        def tell(session: DraftSession) -> None:
+            session.learn(text, gained, top)
+            self.learned_steps = session.learned_steps
+
+        self._tell(tell)
 
     def give_up(self, error: BaseException) -> None:
         """Forgets the session, and with it the memory that it holds."""
