@@ -43,6 +43,10 @@ class FailFastConfig:
         to the drafter's other likely tokens (`decoding.trees`). A draft of as many tokens stays a chain.
     draft_lookup: 0, or up to 64: how many tokens the text so far may add to a draft, if it has the draft's sure end
         in it (`decoding.lookup`). In a tree they are a branch.
+    self_selection: K, from 1 (off) to 64: K drafts of one pass, the drafter's own and others sampled from the same
+        distributions at several temperatures, are verified together as paths of a tree of `draft_tree` nodes, or 64;
+        the longest accepted one stays (SpecDiff-2, arXiv 2511.00606). Not for drafts that are samples themselves.
+    draft_reuse: whether the rest of a rejected draft is proposed again where it meets the text (`decoding.reuse`).
     """
 
     confidence_threshold: float = 0.45
@@ -53,6 +57,8 @@ class FailFastConfig:
     length_policy: str | object = "confidence"
     draft_tree: int = 0
     draft_lookup: int = 0
+    draft_reuse: bool = False
+    self_selection: int = 1
 
     def __post_init__(self) -> None:
         tau = self.confidence_threshold
@@ -88,15 +94,32 @@ class FailFastConfig:
             )
 
     def _check_strategies(self) -> None:
-        for name in ("draft_tree", "draft_lookup"):
+        for name, lowest in (("draft_tree", 0), ("draft_lookup", 0), ("self_selection", 1)):
             value: Any = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) <= MOST_NODES:
-                raise ValueError(f"`{name}` must be an integer from 0 to {MOST_NODES}, but is {value!r}.")
+            if isinstance(value, bool) or not isinstance(value, Integral) or not lowest <= int(value) <= MOST_NODES:
+                raise ValueError(f"`{name}` must be an integer from {lowest} to {MOST_NODES}, but is {value!r}.")
+        if self.self_selection > 1 and self.draws_drafts:
+            raise ValueError(
+                f"`self_selection`={self.self_selection} needs `verifier='sample_and_match'`, whose drafts are no "
+                f"samples, but that is {self.verifier!r}."
+            )
+        if not isinstance(self.draft_reuse, bool):
+            raise ValueError(f"`draft_reuse` must be True or False, but is {self.draft_reuse!r}.")
         if self.draft_tree and self.verifier not in VERIFIERS:
             raise ValueError(
                 f"`draft_tree`={self.draft_tree} needs one of the verifiers {list(VERIFIERS)}: a function of your own "
                 "judges a chain."
             )
+
+    @property
+    def most_nodes(self) -> int:
+        """Tokens of a tree at most; 0 where drafts are chains."""
+        return self.draft_tree or (MOST_NODES if self.self_selection > 1 else 0)
+
+    @property
+    def proposes_more(self) -> bool:
+        """Whether rounds propose more than the drafter's own drafts."""
+        return bool(self.most_nodes or self.draft_lookup or self.draft_reuse)
 
     @property
     def draws_drafts(self) -> bool:

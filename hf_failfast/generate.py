@@ -60,8 +60,8 @@ def _generate(
         dtype); a `Conversation`, if the drafter should remember the text between calls.
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
         `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`, `draft_tree`,
-        `draft_lookup`). Default: the drafter's own (`drafter.config`). `length_policy` and `verifier` take a name or
-        an object: see `FailFastConfig`.
+        `draft_lookup`, `draft_reuse`, `self_selection`). Default: the drafter's own (`drafter.config`).
+        `length_policy` and `verifier` take a name or an object: see `FailFastConfig`.
     drafter_errors: what to do if the drafter raises an error, runs out of memory or returns NaN: `plain` warns,
         decodes the rest plainly and counts it in the output's `speculation`; `raise` raises the error.
     drafter_timeout: seconds after which a draft counts as an error too; None: no limit.
@@ -160,7 +160,7 @@ def _drafter_and_config(
         raise ValueError(f"`failfast_config` must be a FailFastConfig, but is {type(config).__name__}.")
     config = config.with_options(options)
     _check_options(config, options)
-    check_tree(model, assistant_model, config.draft_tree, kwargs)
+    check_tree(model, assistant_model, config, kwargs)
     check_state(model)
     warn_of_int8_outliers(model)
     return assistant_model, config

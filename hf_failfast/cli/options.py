@@ -65,6 +65,8 @@ _FAILFAST: dict[str, tuple[type, str]] = {
     "length_policy": (str, "confidence (by tau, N, N_max) or goodput (by measured costs)"),
     "draft_tree": (int, "tokens that a round verifies as a tree, at most 64; 0: a chain"),
     "draft_lookup": (int, "tokens that the text so far may add to a draft, at most 64; 0: none"),
+    "draft_reuse": (bool, "propose the rest of a rejected draft again"),
+    "self_selection": (int, "drafts of one pass that are verified together, at most 64; 1: one"),
 }
 
 

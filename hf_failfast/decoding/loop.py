@@ -22,15 +22,14 @@ from ..engine.window import Window
 from ..policies.base import LengthPolicy
 from .acceptance import Acceptance
 from .layer_outputs import LayerOutputs, asked_layers
-from .lookup import Lookup
-from .proposal import Proposal
 from .proposals import Proposals
 from .refusals import check_request, takes_trees
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import DraftRoom, StopRules
+from .suggestion import Proposal
 from .token_choice import TokenChoice, draft_warp
-from .trees import TreeDraft, Trees
+from .trees import TreeDraft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -145,7 +144,10 @@ def prepare(
     choice = TokenChoice(logits_processor, generation_config.do_sample, keeps_scores, config.verifier)
     stops = StopRules(stopping_criteria, generation_config.max_length, sequences.num_rows, choice.is_row_independent)
     warp = draft_warp(config, generation_config, logits_processor)
-    proposals = _proposals(model, config, stops)
+    proposals = None
+    if config.proposes_more:
+        has_trees = bool(config.most_nodes) and takes_trees(model, stops.max_length)
+        proposals = Proposals.of(config, stops, has_trees)
     num_alternatives = 0 if proposals is None else proposals.num_alternatives
     request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp, num_alternatives)
     session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
@@ -178,15 +180,6 @@ def prepare(
         proposals=proposals,
         started=started,
     )
-
-
-def _proposals(model: PreTrainedModel, config: FailFastConfig, stops: StopRules) -> Proposals | None:
-    """What the options ask for besides drafts."""
-    trees = Trees(config.draft_tree) if config.draft_tree and takes_trees(model, stops.max_length) else None
-    lookup = None
-    if config.draft_lookup:
-        lookup = Lookup(config.draft_lookup, config.confidence_threshold, stops.eos_token_ids)
-    return None if trees is None and lookup is None else Proposals(trees, lookup)
 
 
 def propose(generation: Generation) -> Draft:

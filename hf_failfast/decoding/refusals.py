@@ -165,10 +165,13 @@ def check_state(model: PreTrainedModel) -> None:
         )
 
 
-def check_tree(model: PreTrainedModel, drafter: DiffusionDrafter, nodes: int, arguments: dict[str, Any]) -> None:
-    """Raises ValueError on a target, drafter or cache of the call that `draft_tree=nodes` cannot be had with."""
-    if not nodes:
+def check_tree(
+    model: PreTrainedModel, drafter: DiffusionDrafter, options: FailFastConfig, arguments: dict[str, Any]
+) -> None:
+    """Raises ValueError on a target, drafter or cache of the call that trees cannot be had with."""
+    if not options.most_nodes:
         return
+    name, off = ("draft_tree", 0) if options.draft_tree else ("self_selection", 1)
     config = model.config.get_text_config(decoder=True)
     cache = arguments.get(CACHE)
     given = arguments.get("generation_config") or model.generation_config
@@ -192,16 +195,16 @@ def check_tree(model: PreTrainedModel, drafter: DiffusionDrafter, nodes: int, ar
     }
     for reason, is_true in reasons.items():
         if is_true:
-            raise ValueError(f"`draft_tree`={nodes} is not possible, only `draft_tree`=0: {reason}.")
+            raise ValueError(f"`{name}`={getattr(options, name)} is not possible, only `{name}`={off}: {reason}.")
 
 
 def check_chain(config: FailFastConfig) -> None:
     """Raises ValueError on options that transformers' own loop, which verifies chains, cannot honour."""
-    for name in ("draft_tree", "draft_lookup"):
-        if value := getattr(config, name):
+    for name, off in (("draft_tree", 0), ("draft_lookup", 0), ("draft_reuse", False), ("self_selection", 1)):
+        if (value := getattr(config, name)) != off:
             raise ValueError(
-                f"`{name}`={value} is not possible with `assisted_generate`, only `{name}`=0: transformers' own loop "
-                "verifies the drafter's chains."
+                f"`{name}`={value} is not possible with `assisted_generate`, only `{name}`={off}: transformers' own "
+                "loop verifies the drafter's chains."
             )
 
 
@@ -219,7 +222,7 @@ def takes_trees(model: PreTrainedModel, max_length: int) -> bool:
         return True
     if model not in _told:
         _told.add(model)
-        logger.warning("`draft_tree` falls back to chains: %s.", reason)
+        logger.warning("Trees (`draft_tree`, `self_selection`) fall back to chains: %s.", reason)
     return False
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from .advice import Doing, advise
 
 # Counts of what a round may propose besides drafts (docs/strategies.md).
-OF_STRATEGIES = ("nodes_verified", "accepted_depth", "lookup_accepted")
+OF_STRATEGIES = ("nodes_verified", "accepted_depth", "lookup_accepted", "reused", "reuse_accepted")
 
 
 class RoundRecord(NamedTuple):
@@ -28,6 +28,8 @@ class SpecDecodingStats:
     nodes_verified, accepted_depth: of the rounds whose draft was a tree (`draft_tree`), the nodes that the target
         verified and how deep the accepted paths went; both add up, and the second is part of `accepted`.
     lookup_accepted: accepted tokens that the text suggested (`draft_lookup`); they are part of `accepted`.
+    reused, reuse_accepted: tokens of rejected drafts that were proposed again (`draft_reuse`), and those of them that
+        were accepted.
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
     runner: how the target's forwards ran: `eager`, or `cuda_graphs` and what was captured.
@@ -42,6 +44,8 @@ class SpecDecodingStats:
     nodes_verified: int = 0
     accepted_depth: int = 0
     lookup_accepted: int = 0
+    reused: int = 0
+    reuse_accepted: int = 0
     host_reads: int = 0
     drafter_errors: int = 0
     draft_seconds: float = 0.0

@@ -8,9 +8,11 @@ over one-pass marginals: arXiv 2604.12989, there for a drafter that was trained 
 from __future__ import annotations
 
 import heapq
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import accumulate
+from operator import eq, mul
 from typing import NamedTuple
 
 import torch
@@ -19,19 +21,19 @@ from ..drafters import Draft
 from ..engine.kernels.reference import RowOutcome
 from ..engine.window import Tree
 from ..policies.calibration import OnlineCalibration
-from .lookup import Suggestion
-from .proposal import Proposal
+from .suggestion import Proposal, Source, Suggestion
 from .verification import Branches
 
 ROOT = -1
 MOST_ALTERNATIVES = 15  # of a position, besides the draft's own token
+TEMPERATURES = (1.5, 1.0, 2.0, 0.7)  # of further drafts of a pass, in turn
 
 
 class TokenTree:
     """Continuations of one sequence that share their beginnings. A node's parent comes before it.
 
     children: of the root and then of each node, in the order in which they were added: their nodes by token.
-    suggested: the nodes that are no draws of the drafter's.
+    suggested: the nodes that are no draws of the drafter's, and what suggested them.
     """
 
     def __init__(self) -> None:
@@ -39,7 +41,7 @@ class TokenTree:
         self.depths: list[int] = []
         self.ancestors: list[int] = []  # bits, the node's own included
         self.children: list[dict[int, int]] = [{}]
-        self.suggested: set[int] = set()
+        self.suggested: dict[int, Source] = {}
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -76,16 +78,17 @@ class TreeDraft(Proposal):
     broken: tuple[bool, ...] = ()
 
     def accepted_own(self, outcome: Sequence[RowOutcome]) -> list[int]:
-        return [
-            next((index for index, node in enumerate(row.path or ()) if node != index or index >= count), row.accepted)
-            for row, count in zip(outcome, self.own, strict=True)
-        ]
+        return [_in_order(row.path or (), count) for row, count in zip(outcome, self.own, strict=True)]
 
-    def accepted_others(self, outcome: Sequence[RowOutcome]) -> list[int]:
-        return [
-            sum(node in tree.suggested for node in row.path or ())
-            for row, tree in zip(outcome, self.trees, strict=True)
-        ]
+    def accepted_of(self, place: int, row: RowOutcome, suggestion: Suggestion) -> int | None:
+        path = row.path or ()
+        if _in_order(path, self.own[place]) < suggestion.start:
+            return None
+        tokens = [self.trees[place].token_ids[node] for node in path[suggestion.start :]]
+        return sum(accumulate(map(eq, tokens, suggestion.token_ids), mul))
+
+    def accepted_from(self, place: int, row: RowOutcome, source: Source) -> int:
+        return sum(self.trees[place].suggested.get(node) == source for node in row.path or ())
 
     @property
     def shape(self) -> Tree:
@@ -133,6 +136,11 @@ class TreeDraft(Proposal):
         return Draft(token_ids, confidence, self.passes, self.host_reads, None, lengths), rows
 
 
+def _in_order(path: Sequence[int], length: int) -> int:
+    """How many of the first nodes of a path are 0, 1, ... below `length`: those of the drafter's own chain."""
+    return next((index for index, node in enumerate(path) if node != index or index >= length), len(path))
+
+
 def _padded(rows: Sequence[Sequence[int]], width: int, device: torch.device, value: int = 0) -> torch.Tensor:
     padded = [[*row, *[value] * (width - len(row))] for row in rows]
     return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width)
@@ -151,10 +159,16 @@ class Trees:
 
     For drawn drafts this is lossless as the shape depends on distributions alone, never on the tokens drawn, and the
     tokens of a node's children are successive draws from one distribution (`verification.choose_among`).
+
+    num_drafts: drafts that are in every tree if there is room: the drafter's own, and others sampled on the host from
+        the pass's distributions. branches: whether nodes are added one by one, too.
     """
 
-    def __init__(self, max_nodes: int) -> None:
+    def __init__(self, max_nodes: int, num_drafts: int = 1, branches: bool = True) -> None:
         self.max_nodes = max_nodes
+        self.num_drafts = num_drafts
+        self.branches = branches
+        self._chance = random.Random(0)  # its own: the text's samples do not depend on how it is drafted
         self.num_alternatives = min(max_nodes, MOST_ALTERNATIVES)
         self.calibration = OnlineCalibration()
         self._confidence: list[list[float]] = []
@@ -163,11 +177,11 @@ class Trees:
         """Whether there is a draft, and room for branches."""
         return draft.alternatives is not None and 0 < len(draft) < self.max_nodes
 
-    def grow(self, draft: Draft, suggestions: Sequence[Suggestion | None] = ()) -> TreeDraft:
-        """The draft with branches; the suggestions, one per sequence if any, are the first of them."""
+    def grow(self, draft: Draft, suggestions: Sequence[Sequence[Suggestion]] = ()) -> TreeDraft:
+        """The draft with branches; the suggestions for each sequence, if any, are the first of them."""
         columns = _on_host(draft)
         self._confidence = [row.confidence[:length] for row, length in zip(columns, draft.lengths, strict=True)]
-        rows = zip_longest(columns, draft.lengths, suggestions)
+        rows = zip(columns, draft.lengths, suggestions or [()] * len(columns), strict=True)
         trees = tuple(self._tree(*row) for row in rows)
         longest = max(map(len, trees))
         token_ids = _padded([tree.token_ids for tree in trees], longest, draft.token_ids.device)
@@ -179,6 +193,7 @@ class Trees:
             draft.probs,
             [len(tree) for tree in trees],
             own=tuple(draft.lengths),
+            suggestions=tuple(map(tuple, suggestions)),
             trees=trees,
             broken=tuple(any(value != value for value in row) for row in self._confidence),
         )
@@ -189,7 +204,7 @@ class Trees:
             for place, value in enumerate(confidence[: accepted + 1]):
                 self.calibration.observe(place, value, place < accepted)
 
-    def _tree(self, row: Column, length: int, suggestion: Suggestion | None = None) -> TokenTree:
+    def _tree(self, row: Column, length: int, suggestions: Sequence[Suggestion] = ()) -> TokenTree:
         tree = TokenTree()
         frontier = Frontier([self._chances(place, row) for place in range(length)])
         node, survival = ROOT, 1.0
@@ -197,16 +212,33 @@ class Trees:
             frontier.offer(survival, node, depth, 1)
             node = tree.add(node, row.token_ids[depth][0])
             survival *= frontier.chances[depth][0]
-        if suggestion is not None:
+        for suggestion in suggestions:
             node = suggestion.start - 1
-            for token_id in suggestion.token_ids[: self.max_nodes - length]:
-                tree.suggested |= set() if token_id in tree.children[node + 1] else {len(tree)}
+            for token_id in suggestion.token_ids:
+                if token_id not in tree.children[node + 1]:
+                    if len(tree) == self.max_nodes:
+                        break
+                    tree.suggested[len(tree)] = suggestion.source
                 node = tree.add(node, token_id)
-        while len(tree) < self.max_nodes and (best := frontier.pop()) is not None:
+        for number in range(self.num_drafts - 1):
+            self._add_sampled(tree, row, length, TEMPERATURES[number % len(TEMPERATURES)])
+        while self.branches and len(tree) < self.max_nodes and (best := frontier.pop()) is not None:
             node = tree.add(best.parent, row.token_ids[best.depth][best.rank])
             frontier.offer(best.survival, best.parent, best.depth, best.rank + 1)
             frontier.offer(best.chance, node, best.depth + 1, 0)
         return tree
+
+    def _add_sampled(self, tree: TokenTree, row: Column, length: int, temperature: float) -> None:
+        """Adds a draft whose tokens are drawn place by place, until the tree is full."""
+        node = ROOT
+        for place in range(length):
+            weights = [max(value, 0.0) ** (1 / temperature) for value in (row.confidence[place], *row.probs[place])]
+            if not sum(weights) > 0:
+                return
+            (token_id,) = self._chance.choices(row.token_ids[place], weights)
+            if token_id not in tree.children[node + 1] and len(tree) == self.max_nodes:
+                return
+            node = tree.add(node, token_id)
 
     def _chances(self, place: int, row: Column) -> list[float]:
         """How likely each candidate at a place is right: the own token's calibrated confidence, and of the rest the

@@ -25,6 +25,8 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
     "draft_temperature": ("failfast", "fixed"),
     "draft_tree": ("failfast", "fixed"),
     "draft_lookup": ("failfast", "fixed"),
+    "draft_reuse": ("failfast", "fixed"),
+    "self_selection": ("failfast", "fixed"),
     "num_assistant_tokens": ("assisted", "prompt_lookup"),
     "target_latency_ms": ("failfast", "fixed"),
     "drafter_latency_ms": ("failfast", "fixed"),
@@ -43,8 +45,9 @@ class EvalOptions:
     confidence_threshold, chunk_length, max_draft_length: tau, N, N_max; default: the drafter's own.
     length_policy: `confidence` or `goodput`; default: the drafter's own.
     verifier, draft_temperature: how samples verify a draft; default: the drafter's own.
-    draft_tree, draft_lookup: tokens that a round verifies as a tree, and that the text so far may add to a draft;
-        default: the drafter's own.
+    draft_tree, draft_lookup, draft_reuse: tokens that a round verifies as a tree and that the text so far may add to
+        a draft, and whether the rest of a rejected draft is proposed again; default: the drafter's own.
+    self_selection: drafts of one pass that are verified together; default: the drafter's own.
     num_assistant_tokens: draft length of `assisted` and `prompt_lookup`; default: transformers' own, and 10.
     target_latency_ms, drafter_latency_ms: forward latencies of the modelled speedup; both, or neither to have them
         measured, which needs `compare_plain`.
@@ -62,6 +65,8 @@ class EvalOptions:
     draft_temperature: float | None = None
     draft_tree: int | None = None
     draft_lookup: int | None = None
+    draft_reuse: bool | None = None
+    self_selection: int | None = None
     num_assistant_tokens: int | None = None
     target_latency_ms: float | None = None
     drafter_latency_ms: float | None = None

@@ -203,15 +203,14 @@ def test_samples_follow_the_targets_distribution(pair: Pair, verifier: str, node
 @pytest.mark.usefixtures("suggestive")
 def test_the_proof_rejects_a_tail_that_peeks(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rejects a tail that takes the place of drawn tokens which the text does not suggest."""
-    after = lookup.Lookup._after
+    suggest = lookup.Lookup.suggest
 
-    def peek(self: Any, text: Any, drafted: list[int], confidence: list[float], room: int) -> Any:
-        suggestion = after(self, text, [], [], room)
-        agrees = suggestion is not None and drafted and drafted[0] == suggestion.token_ids[0]
-        return None if agrees else suggestion
+    def peek(self: Any, view: Any) -> Any:
+        suggestion = suggest(self, view._replace(sure=0))
+        agrees = view.drafted and view.drafted[0] == suggestion.token_ids[0]
+        return None if agrees else suggestion._replace(trust=2.0)
 
-    monkeypatch.setattr(lookup.Lookup, "_after", peek)
-    monkeypatch.setattr(lookup.Lookup, "is_better", lambda *_: True)
+    monkeypatch.setattr(lookup.Lookup, "suggest", peek)
     assert fit(pair, **VERIFIERS["rejection of hotter drafts"]) < 1e-6
 
 

@@ -373,9 +373,9 @@ def test_the_proof_rejects_a_shape_that_peeks(pair: Pair, monkeypatch: pytest.Mo
     """Rejects trees that leave out drawn tokens which the drafter holds unlikely: the rest are no draws from q."""
     grow = trees.Trees._tree
 
-    def peek(self: Any, row: Any, length: int) -> Any:
+    def peek(self: Any, row: Any, length: int, suggestions: Any) -> Any:
         kept = next((place for place in range(length) if row.token_ids[place][0] > 3), length)
-        return grow(self, row, kept)
+        return grow(self, row, kept, suggestions)
 
     monkeypatch.setattr(trees.Trees, "_tree", peek)
     assert fit(pair, WARPING, **HOTTER) < 1e-6
@@ -472,4 +472,4 @@ def test_a_target_without_masks_of_its_own(name: str, caplog: pytest.LogCaptureF
             assert torch.equal(output.sequences, reference)
             assert output.speculation.nodes_verified == 0 < output.speculation.accepted
     messages = [record.message for record in caplog.records if "draft_tree" in record.message]
-    assert len(messages) == 1 and "falls back to chains" in messages[0]
+    assert len(messages) == 1 and "fall back to chains" in messages[0]

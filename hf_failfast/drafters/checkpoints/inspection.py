@@ -1,4 +1,8 @@
-"""What a drafter checkpoint is and whether it fits a target: what the loader does with it, without its weights."""
+"""What a drafter checkpoint is and whether it fits a target: what the loader does with it, without its weights.
+
+The loader needs torch, which takes seconds to import. This project's own checkpoints, which its trainer and tools
+write, are described without it; everything else, and what is to fit a target, is loaded from its headers.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import is_offline_mode
-from torch import nn
-from transformers import AutoConfig
 
 from ...config import FailFastConfig
-from ..base import DiffusionDrafter
-from ..conditioned.dflash import DFlashDrafter
-from ..loading import load_checkpoint
 from ..spec import DrafterSpec
 from .reading import Checkpoint, read_checkpoint, weight_shapes
 from .target_fit import made_for_folder
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from ..base import DiffusionDrafter
 
 # Bytes per element of safetensors' dtypes.
 ELEMENT_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -81,7 +83,7 @@ class Inspection:
             ("tau, N, N_max", ", ".join(str(self.options[name]) for name in RULE if name in self.options)),
             ("chunk per pass", "as long as asked" if self.chunk_per_pass is None else f"up to {self.chunk_per_pass}"),
             ("parameters", f"{self.parameters / 1e6:,.1f} M"),
-            ("weights", f"{self.weight_bytes / 2**20:,.1f} MiB as {', '.join(self.dtypes)}"),
+            ("weights", f"{self.weight_bytes / 2**20:,.1f} MiB as {', '.join(self.dtypes) or 'a pickle'}"),
         ]
 
 
@@ -93,16 +95,10 @@ def inspect_checkpoint(
     Raises what `load_drafter` raises for it. The weights of a Hub repository that was not fetched are not compared.
     """
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs or {})
-    drafter = load_checkpoint(checkpoint, headers_only=True)
+    family, section = checkpoint.family, checkpoint.section
+    is_own = "attention" in section.spec
+    drafter = None if is_own and target is None else _from_headers(checkpoint)
     counts = _elements(checkpoint)
-    family = checkpoint.family
-    misfit = None
-    if target is not None:
-        outline = _Outline(AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs))
-        try:
-            drafter.check_target(cast("PreTrainedModel", outline))
-        except ValueError as error:
-            misfit = str(error)
     return Inspection(
         name=checkpoint.name,
         family=family.name,
@@ -113,20 +109,15 @@ def inspect_checkpoint(
         dtypes=tuple(sorted(counts)),
         conditioned=family.reads_hidden_states,
         chunk_per_pass=_chunk_per_pass(checkpoint),
-        misfit=misfit,
+        misfit=None if target is None or drafter is None else _misfit(checkpoint, drafter, target),
         hidden_size=checkpoint.config.get("hidden_size"),
-        vocab_size=(checkpoint.config.get("text_config") or checkpoint.config).get("vocab_size"),
+        vocab_size=_vocab_size(checkpoint),
         target_layers=_target_layers(checkpoint, drafter),
         made_for_layers=checkpoint.config.get("num_target_layers"),
-        made_for=checkpoint.section.target,
+        made_for=section.target,
         options=_options(checkpoint),
         is_made_for_target=_is_made_for(checkpoint, target),
     )
-
-
-def check_fit(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
-    """Raises ValueError if a target of this config cannot be drafted for, as the drafter's `start` does."""
-    load_checkpoint(checkpoint, headers_only=True).check_target(cast("PreTrainedModel", _Outline(target)))
 
 
 def _options(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -138,20 +129,9 @@ def _is_made_for(checkpoint: Checkpoint, target: str | Path | None) -> bool | No
     return None if target is None or not Path(target).is_dir() else made_for_folder(checkpoint.section, Path(target))
 
 
-class _Outline:
-    """What `DiffusionDrafter.check_target` asks of a target, from its config alone."""
-
-    def __init__(self, config: PreTrainedConfig) -> None:
-        self.config = config
-        text = config.get_text_config(decoder=True)
-        if getattr(text, "hidden_size", None) is None or getattr(text, "vocab_size", None) is None:
-            raise ValueError(
-                f"{config._name_or_path!r} has no config of a causal LM: it names no `hidden_size` or `vocab_size`."
-            )
-        self._embedding = nn.Embedding(text.vocab_size, text.hidden_size, device="meta")
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self._embedding
+def _vocab_size(checkpoint: Checkpoint) -> int | None:
+    config = checkpoint.config
+    return (config.get("text_config") or config).get("vocab_size")
 
 
 def _chunk_per_pass(checkpoint: Checkpoint) -> int | None:
@@ -163,10 +143,10 @@ def _chunk_per_pass(checkpoint: Checkpoint) -> int | None:
     return spec.block_size
 
 
-def _target_layers(checkpoint: Checkpoint, drafter: DiffusionDrafter) -> tuple[int, ...]:
+def _target_layers(checkpoint: Checkpoint, drafter: DiffusionDrafter | None) -> tuple[int, ...]:
     if checkpoint.section.conditioned:
         return checkpoint.section.source_layers
-    states = drafter.target_layers if isinstance(drafter, DFlashDrafter) else ()
+    states = getattr(drafter, "target_layers", ())
     return tuple(state - 1 for state in states)  # state 0 is the embedding
 
 
@@ -197,3 +177,42 @@ def weight_files(checkpoint: Checkpoint) -> list[str]:
         return []
     names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
     return [path for name in names if (path := checkpoint.file(name)) is not None]
+
+
+def _from_headers(checkpoint: Checkpoint) -> DiffusionDrafter:
+    """The drafter as the loader makes it, without weights. Raises what the loader raises."""
+    from ..loading import load_checkpoint
+
+    return load_checkpoint(checkpoint, headers_only=True)
+
+
+def _misfit(checkpoint: Checkpoint, drafter: DiffusionDrafter, target: str | Path) -> str | None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(target), **checkpoint.hub_kwargs)
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "hidden_size", None) is None or getattr(text, "vocab_size", None) is None:
+        raise ValueError(f"{str(target)!r} has no config of a causal LM: it names no `hidden_size` or `vocab_size`.")
+    try:
+        drafter.check_target(cast("PreTrainedModel", _Outline(config)))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def check_fit(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
+    """Raises ValueError if a target of this config cannot be drafted for, as the drafter's `start` does."""
+    _from_headers(checkpoint).check_target(cast("PreTrainedModel", _Outline(target)))
+
+
+class _Outline:
+    """What `DiffusionDrafter.check_target` asks of a target, from its config alone."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config = config
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        from torch import nn
+
+        text = self.config.get_text_config(decoder=True)
+        return nn.Embedding(text.vocab_size, text.hidden_size, device="meta")

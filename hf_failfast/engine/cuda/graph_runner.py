@@ -134,7 +134,7 @@ class CudaGraphRunner(EagerRunner):
             )
 
         decoder = slots.decoder
-        if forward.shape.given is Given.TREE:
+        if forward.shape.is_limited is Given.TREE:
             decoder = "it takes a token's position from its slot"
         if isinstance(decoder, FusedDecoder) and self.kept.decoder_failure is None:
             try:
@@ -169,7 +169,7 @@ class CudaGraphRunner(EagerRunner):
         rows = torch.arange(len(places), device=places.device)[:, None]
         layers = [ShownLayer(*states, rows, places, shape.num_slots) for states in slots.buffers]
         shown = Cache(layers=layers)
-        is_tree = shape.given is Given.TREE
+        is_tree = shape.is_limited is Given.TREE
         positions = forward.positions if is_tree else places
         sight = Sight(forward.limit if shape.is_limited else places + 1, forward.ancestors if is_tree else None)
         position_ids = positions if self.position_table is None else positions.clamp(max=self.position_table - 1)

@@ -30,7 +30,7 @@ SLOT_STEP = 256
 
 
 class Given(IntEnum):
-    """What a window says of its tokens' sight."""
+    """What a window says of its tokens' sight; true if anything."""
 
     NOTHING = 0  # it is causal
     LIMITS = 1
@@ -43,14 +43,9 @@ class Shape(NamedTuple):
     width: int  # tokens per sequence
     num_slots: int  # in sight
     num_read: int  # tokens of the window whose logits are computed
-    given: Given
+    is_limited: Given
     hidden_layers: tuple[int, ...]
     head: Head
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether the limits are given; otherwise the window is causal."""
-        return self.given is not Given.NOTHING
 
     @classmethod
     def around(cls, window: Window, max_slots: int, hidden_layers: tuple[int, ...], head: Head) -> Shape:
