@@ -29,10 +29,11 @@ from hf_failfast import Conversation, FailFastConfig
 from hf_failfast.compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
 from hf_failfast.drafters import DiffusionDrafter, DrafterSpec, DraftRequest, DraftSession, PerRow
 from hf_failfast.drafters.bodies.borrowed import SharedBody
+from hf_failfast.drafters.bodies.dflash import DFlashBody, layer_sights
 from hf_failfast.drafters.bodies.fusion import StateFusion
 from hf_failfast.drafters.chunks import Chunk, ChunkedSession
 from hf_failfast.drafters.conditioned.canvas import ConditionedDrafter
-from hf_failfast.drafters.conditioned.dflash import DFlashBody, DFlashDrafter
+from hf_failfast.drafters.conditioned.dflash import BlockReading, DFlashDrafter
 from hf_failfast.drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
 from hf_failfast.engine.ragged import RaggedIds
 from hf_failfast.engine.runner_pool import RunnerPool
@@ -270,8 +271,8 @@ def dflash() -> DFlashDrafter:
     }
     config = Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
     config._attn_implementation = "sdpa"
-    body = DFlashBody(config, num_features=64).eval()
-    return DFlashDrafter(body, (1, 2), 6, VOCAB_SIZE - 1, FailFastConfig(chunk_length=4))
+    body = DFlashBody(config, 64, layer_sights(config, {})).eval()
+    return DFlashDrafter(body, BlockReading((1, 2), 6, VOCAB_SIZE - 1), None, FailFastConfig(chunk_length=4))
 
 
 @functools.cache
