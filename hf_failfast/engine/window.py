@@ -108,7 +108,7 @@ class Window(NamedTuple):
         columns = sorted({start + offset for start in first for offset in range(num_read)})
         places = [[columns.index(start + offset) for offset in range(num_read)] for start in first]
         read, own = torch.tensor(columns, device=device), torch.tensor(places, device=device)
-        return cls(input_ids, starts, read, sight, own, positions)
+        return cls(input_ids, starts, read, sight, own, positions=positions)
 
 
 def _in_tree(tree: Tree, slots: torch.Tensor, clean_end: torch.Tensor) -> tuple[torch.Tensor, Sight]:

@@ -387,7 +387,9 @@ def frequencies(verifier: Any, p: torch.Tensor, q: torch.Tensor, count: int) -> 
     torch.manual_seed(0)
     scores = Scores(p.log().expand(1, samples, size), torch.arange(size).expand(1, samples, size))
     drawn = torch.multinomial(q.expand(samples, size), count) if count else torch.zeros(samples, 0, dtype=torch.long)
-    chosen = verifier(scores, Branches(drawn[None], q.expand(1, samples, size)))[0]
+    chosen = verifier(
+        scores, Branches(drawn[None], q.expand(1, samples, size), torch.ones_like(drawn[None], dtype=torch.bool))
+    )[0]
     agreement = (chosen == drawn[:, 0]).float().mean().item() if count else 0.0
     return torch.bincount(chosen, minlength=size) / samples, agreement
 

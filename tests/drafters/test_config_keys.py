@@ -365,7 +365,7 @@ def test_gemma_type_targets_give_raw_embeddings(target: PreTrainedModel) -> None
     scaled.embedding = Scaled(*weight.shape)
     scaled.embedding.weight = weight
     ids = torch.tensor([[3, 78, 78]])
-    torch.testing.assert_close(scaled._embed(ids), plain._embed(ids))
+    torch.testing.assert_close(scaled.model._embed(ids), plain.model._embed(ids))
 
 
 def test_the_readme_counts_the_families() -> None:

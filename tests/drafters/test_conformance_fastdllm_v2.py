@@ -147,7 +147,7 @@ class Replay:
         self.session.cache.rollback(block)
         self.passes += 1
         rows = torch.tensor(masked) - 1 - block
-        ids, confidence, _ = self.session.choose(*self.session.head(logits[:, rows]))
+        ids, confidence, *_ = self.session.choose(*self.session.head(logits[:, rows]))
         tokens, sure = ids[0].tolist(), confidence[0].tolist()
         self.steps.append({"pos": masked, "tok": tokens, "conf": sure})
         self.confidences += sure
