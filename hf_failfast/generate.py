@@ -190,7 +190,7 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
         measured = measured.drafter
     measure = functools.partial(measured_costs, model, measured)
     policy = POLICIES[config.length_policy].for_pair(config, drafter, measure)
-    policy.is_bounded = sum(weights.numel() for weights in model.parameters()) >= FEWEST_WEIGHTS
+    policy.is_bounded = sum(weights.numel() for weights in model.get_decoder().parameters()) >= FEWEST_WEIGHTS
     return policy
 
 

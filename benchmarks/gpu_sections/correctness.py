@@ -1,6 +1,5 @@
 """Whether captured decoding writes what eager decoding writes, and the ways in which graphs may fail."""
 
-import gc
 import threading
 from typing import Any
 
@@ -17,32 +16,31 @@ from .machine import Machine
 
 def compare_generations(machine: Machine) -> dict[str, Any]:
     """Tokens in fp32: plain, drafted eagerly, drafted from graphs; and the ways in which graphs may fail."""
-    target = _small(machine)
+    target = small(machine)
     prompt = torch.arange(40, device=machine.device)[None] % 400
-    settings = {"max_new_tokens": 200 if machine.is_gpu else 10, "do_sample": False}
+    settings = {"max_new_tokens": 64 if machine.is_gpu else 10, "do_sample": False}
     expected = target.generate(prompt, **settings)
     found: dict[str, Any] = {}
     for attention, block in (("causal_canvas", None), ("block_causal", 32)):
         for name in ("eager", "cuda_graphs"):
-            drafter = _own_drafter(machine, target, attention, block, name)
-            first = _generate(target, prompt, drafter, settings)
-            again = _generate(target, prompt, drafter, settings)
+            drafter = own_drafter(machine, target, attention, block, name)
+            first = generate(target, prompt, drafter, settings)
+            again = generate(target, prompt, drafter, settings)
             found[f"{attention}, {name}"] = bool(torch.equal(first, expected) and torch.equal(again, expected))
-    found["threads"] = _in_threads(target, prompt, _own_drafter(machine, target), settings, expected)
+    found["threads"] = _in_threads(target, prompt, own_drafter(machine, target), settings, expected)
     found["captures in a second call"] = _captures_in_a_second_call(machine, target, prompt, settings)
     found["a failed capture"] = _after_failed_capture(machine, target, prompt, settings, expected)
-    found["memory released"] = _memory_released(machine, target, prompt, settings)
     return found
 
 
-def _small(machine: Machine) -> PreTrainedModel:
+def small(machine: Machine) -> PreTrainedModel:
     """In fp32, with logits well apart: rounding decides nothing."""
     model = machine.model("small", torch.float32)
     torch.nn.init.normal_(model.lm_head.weight, std=0.5)
     return model
 
 
-def _own_drafter(
+def own_drafter(
     machine: Machine,
     target: PreTrainedModel,
     attention: Any = "causal_canvas",
@@ -56,7 +54,7 @@ def _own_drafter(
     return drafter
 
 
-def _generate(
+def generate(
     target: PreTrainedModel, prompt: torch.Tensor, drafter: MaskedDrafter, settings: dict[str, Any]
 ) -> torch.Tensor:
     return target.generate(prompt, assistant_model=drafter, custom_generate="hf_failfast", **settings)
@@ -71,7 +69,7 @@ def _in_threads(
 ) -> bool:
     results: list[torch.Tensor] = []
     threads = [
-        threading.Thread(target=lambda: results.append(_generate(target, prompt, drafter, settings))) for _ in range(3)
+        threading.Thread(target=lambda: results.append(generate(target, prompt, drafter, settings))) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -83,10 +81,10 @@ def _in_threads(
 def _captures_in_a_second_call(
     machine: Machine, target: PreTrainedModel, prompt: torch.Tensor, settings: dict[str, Any]
 ) -> int:
-    drafter = _own_drafter(machine, target)
+    drafter = own_drafter(machine, target)
     counts = []
     for _ in range(2):
-        _generate(target, prompt, drafter, settings)
+        generate(target, prompt, drafter, settings)
         kept = drafter.runners._kept[target].values()
         counts.append(sum(len(slots.forwards) for each in kept for slots in each.idle))
     assert counts[0] > 0, "nothing was captured"
@@ -97,7 +95,7 @@ def _after_failed_capture(
     machine: Machine, target: PreTrainedModel, prompt: torch.Tensor, settings: dict[str, Any], expected: torch.Tensor
 ) -> bool:
     """A synchronisation inside of the capture makes CUDA refuse it; the text must be right, and later graphs too."""
-    drafter = _own_drafter(machine, target)
+    drafter = own_drafter(machine, target)
     norm = target.model.norm
     forward = norm.forward
 
@@ -108,28 +106,10 @@ def _after_failed_capture(
 
     norm.forward = reading
     try:
-        is_right = torch.equal(_generate(target, prompt, drafter, settings), expected)
+        is_right = torch.equal(generate(target, prompt, drafter, settings), expected)
     finally:
         del norm.forward
     is_given_up = not machine.is_gpu or any(each.problem for each in drafter.runners._kept[target].values())
     torch.rand(1, device=machine.device)  # raises if the generator takes itself for captured
-    later = _generate(target, prompt, _own_drafter(machine, target), settings)
+    later = generate(target, prompt, own_drafter(machine, target), settings)
     return bool(is_right and is_given_up and torch.equal(later, expected))
-
-
-def _memory_released(
-    machine: Machine, target: PreTrainedModel, prompt: torch.Tensor, settings: dict[str, Any]
-) -> dict[str, float]:
-    """GB allocated before, with a drafter's graphs, and after the drafter is gone."""
-    drafter = _own_drafter(machine, target)
-    used = [_gigabytes(machine)]
-    _generate(target, prompt, drafter, settings)
-    used.append(_gigabytes(machine))
-    del drafter
-    gc.collect()
-    used.append(_gigabytes(machine))
-    return dict(zip(("before", "with graphs", "after"), used, strict=True))
-
-
-def _gigabytes(machine: Machine) -> float:
-    return torch.cuda.memory_allocated() / 1e9 if machine.is_gpu else 0.0

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_failfast.engine.cuda import graph_runner, slot_attention
+from hf_failfast.engine.cuda import fused_decoder, graph_runner, slot_attention
 from hf_failfast.engine.cuda.graph_runner import CudaGraphRunner, KeptGraphs
 from hf_failfast.engine.runner import EagerRunner, Head, raw_logits
 from hf_failfast.engine.window import Window
@@ -17,25 +17,29 @@ from .machine import Machine
 
 
 @contextmanager
-def sdpa_only() -> Iterator[None]:
-    """Captures take the model's own attention instead of the kernel."""
-    usable = slot_attention.is_usable
-    slot_attention.is_usable = lambda model: False
+def without(kind: str) -> Iterator[None]:
+    """Captures take the model's own layers instead of the fused decoder; with `captured_sdpa` also the model's own
+    attention instead of the kernel."""
+    usable, build = slot_attention.is_usable, fused_decoder.build
+    if kind in ("captured_sdpa", "captured_layers"):
+        fused_decoder.build = lambda model, num_slots: "left out"
+    if kind == "captured_sdpa":
+        slot_attention.is_usable = lambda model: False
     try:
         yield
     finally:
-        slot_attention.is_usable = usable
+        slot_attention.is_usable, fused_decoder.build = usable, build
 
 
 def measure_passes(machine: Machine, model: PreTrainedModel) -> dict[str, Any]:
-    """Milliseconds of a pass after 1,024 tokens, by number of rows: eager, captured with SDPA, captured with the
-    kernel, and the memory floor."""
+    """Milliseconds of a pass after 1,024 tokens, by number of rows: eager; captured with SDPA, with the attention
+    kernel, and as it comes, by the fused decoder where that stands in; and the memory floor."""
     found: dict[str, Any] = {}
     for rows in (1, 16, 32, 64) if machine.is_gpu else (1, 16):
         floor = bytes_per_forward(model, machine.context + rows) / machine.bandwidth
         found[f"{rows} rows"] = {"floor_ms": 1e3 * floor} | {
             f"{kind}_ms": 1e3 * machine.seconds(forward_pass(machine, model, kind, rows))
-            for kind in ("eager", "captured_sdpa", "captured")
+            for kind in ("eager", "captured_sdpa", "captured_layers", "captured")
         }
     return found
 
@@ -45,24 +49,22 @@ def _runner(machine: Machine, model: PreTrainedModel, kind: str) -> EagerRunner:
 
 
 def forward_pass(
-    machine: Machine, model: PreTrainedModel, kind: str, rows: int, head: Head = raw_logits
+    machine: Machine, model: PreTrainedModel, kind: str, rows: int, head: Head = raw_logits, batch: int = 1
 ) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """A forward of `rows` tokens after a filled context, which forgets them again."""
+    """A forward of `rows` tokens of each of `batch` sequences after a filled context, which forgets them again."""
     runner = _runner(machine, model, kind)
-    cache = runner.new_cache(machine.context + graph_runner.MAX_WIDTH)
+    cache = runner.new_cache(machine.context + graph_runner.MAX_WIDTH, batch)
     with torch.no_grad():
-        prompt = torch.zeros(1, machine.context, dtype=torch.long, device=machine.device)
-        runner.run(Window(prompt, [0], read=1), cache)
-    ids = torch.zeros(1, rows, dtype=torch.long, device=machine.device)
+        prompt = torch.zeros(batch, machine.context, dtype=torch.long, device=machine.device)
+        runner.run(Window(prompt, [0] * batch, read=1), cache)
+    ids = torch.zeros(batch, rows, dtype=torch.long, device=machine.device)
 
     @torch.no_grad()
     def run() -> tuple[torch.Tensor, ...]:
-        return runner.run(Window(ids, [machine.context], read=rows), cache, head).outputs
+        return runner.run(Window(ids, [machine.context] * batch, read=rows), cache, head).outputs
 
-    if kind == "captured_sdpa":
-        with sdpa_only():
-            run()
-    run()
+    with without(kind):
+        run()
     if isinstance(runner, CudaGraphRunner):
         assert runner.replays, runner.kept.problem
     return run

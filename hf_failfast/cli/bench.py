@@ -146,7 +146,7 @@ def _timed(pair: Any, asked: list[Any], facts: dict[str, Any], compiled: bool | 
     """The document of the benchmark."""
     from ..engine.cpu.packed_weights import prepack as pack
     from ..experiments.bench import measure
-    from ..measure.methods import Method, all_methods, compiled_methods, load_assistant, title
+    from ..measure.methods import all_methods, compiled_methods, load_assistant, plain_forms, title
     from ..measure.provenance import provenance, setting
     from ..measure.timing import Prompts
     from .output.progress import progress_bar, waiting
@@ -156,11 +156,12 @@ def _timed(pair: Any, asked: list[Any], facts: dict[str, Any], compiled: bool | 
     if prepack:
         pack(pair.target, pair.drafter, *([] if assistant is None else [assistant]))
     prompts = [Prompts.greedy(ids, facts["max_new_tokens"]) for ids in asked]
-    compilable: list[Method] = []
+    compilable = plain_forms(pair.target.device)
     compilation: dict[str, dict[str, Any]] = {}
     if compiled or (compiled is None and pair.target.device.type == "cuda"):
         with waiting("Compiling"):
-            compilable, compilation = compiled_methods(pair.target, prompts, assistant)
+            found, compilation = compiled_methods(pair.target, prompts, assistant)
+        compilable = found + compilable
     methods = all_methods(pair.drafter, facts["options"], assistant, compilable)
     with progress_bar() as on_progress:
         timing = partial(on_progress, "Timing")

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +28,6 @@ def inspect(
     from rich.table import Table
 
     from ..drafters.checkpoints.inspection import inspect_checkpoint
-    from ..pairs import is_without_weights
 
     spec = {"attention": attention, "shift": shift, "mask_token_id": mask_token_id, "block_size": block_size}
     given: dict[str, Any] = {name: value for name, value in spec.items() if value is not None}
@@ -37,11 +35,8 @@ def inspect(
         typer.echo(f"Reading {checkpoint} ...")
     if target is not None:
         check_models(target=target)
-    if target is not None or not Path(checkpoint).is_dir():
-        quiet()  # only they need transformers
+    quiet()
     found = inspect_checkpoint(checkpoint, target, **given)
-    if is_without_weights(checkpoint):
-        raise ValueError(f"{checkpoint!r} has no weights, only a config.json.")
     if as_json:
         print(json.dumps(asdict(found) | {"target": target}))
     else:

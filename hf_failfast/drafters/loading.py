@@ -60,7 +60,8 @@ def load_drafter(
     `alignment`, `DraftingOptions` for `mode` and `prefix_block`, `Denoising` for `denoising_steps` and
     `denoising_threshold`.
 
-    drafter_window: the most tokens of a text that a masked drafter sees, 0 for all of it; by default what its
+    drafter_window: the most tokens of a text that a masked drafter or a conditioned one of our trainer sees, 0 for all
+        of it; by default what its
         checkpoint says, and all of it where that says nothing.
     dtype, device_map, hub_kwargs: those of `from_pretrained` (`revision`, `token`, `cache_dir`, ... are the last);
         `dtype="auto"` keeps the checkpoint's.

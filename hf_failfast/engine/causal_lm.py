@@ -12,10 +12,14 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedConfig
 
 PREFIX = "hf_failfast_"  # of the names of our own attention implementations
+IS_OWN = "is_hf_failfast"  # an attribute of hooks that are part of a forward of ours
 
 
 class CausalLM(Protocol):
-    """The part of a transformers causal LM that a forward needs."""
+    """The part of a transformers causal LM that a forward needs.
+
+    Called with `states` and `added` where the window has some: see `Window`.
+    """
 
     config: PreTrainedConfig
 
@@ -82,9 +86,13 @@ def attention_name(model: CausalLM) -> str | None:
 
 
 def has_foreign_hooks(module: torch.nn.Module) -> bool:
-    """Whether a forward of this very module calls hooks of the user's. transformers' own collect hidden states."""
+    """Whether a forward of this very module calls hooks of the user's. transformers' own collect hidden states;
+    ours are part of the model."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks)
+    return any(
+        not (getattr(hook, "__module__", None) or "").startswith("transformers.") and not hasattr(hook, IS_OWN)
+        for hook in hooks
+    )
 
 
 def is_watched(model: CausalLM) -> bool:

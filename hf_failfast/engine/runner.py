@@ -162,7 +162,9 @@ class EagerRunner:
         is_grouped = self.is_grouped and (sight is not None or width == 1)
         attention = in_place_of_sdpa(self.model) if is_grouped else nullcontext()
         with mode, attention:
-            logits, hidden_states, recorded = self._forward(window.input_ids, position_ids, mask, cache, window.read)
+            logits, hidden_states, recorded = self._forward(
+                window.input_ids, position_ids, mask, cache, window.read, window.states, window.added
+            )
             outputs = window.own(head(logits))
         cache.advance(width)
         return Forward(outputs, hidden_states, recorded)
@@ -178,6 +180,8 @@ class EagerRunner:
         mask: Mask | None,
         cache: Cache,
         read: int | torch.Tensor,
+        states: torch.Tensor | None,
+        added: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[LayerOutput, tuple[torch.Tensor, ...]]]:
         """The model's logits, and `hidden_states` and `recorded` of `Forward`."""
         wanted = {*self.recorded, "hidden_states"} if self.hidden_layers else self.recorded
@@ -189,6 +193,8 @@ class EagerRunner:
             use_cache=True,
             return_dict=True,
             **({"logits_to_keep": read} if self.leaves_out_logits else {}),
+            **({} if states is None else {"states": states}),
+            **({} if added is None else {"added": added}),
             **{f"output_{name}": True for name in wanted},
         )
         hidden_states = None

@@ -52,6 +52,8 @@ class Window(NamedTuple):
     read: int | torch.Tensor  # the tokens whose logits are computed: the number of last ones, or indices (r,)
     sight: Sight | None = None  # None: every token sees itself and all before it
     places: torch.Tensor | None = None  # (B, n): which of the tokens read are each sequence's own; None: all of them
+    states: torch.Tensor | None = None  # (B, m, ...): what the model reads in place of the first m tokens
+    added: torch.Tensor | None = None  # (B, q - m, ...): and beside the others
     positions: torch.Tensor | None = None  # (B, q); None: those of the slots
 
     @property

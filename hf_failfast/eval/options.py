@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from ..config import FailFastConfig, Verifier
 from ..drafters import load_drafter_for
-from ..measure.methods import PLAIN, Method, assisted, drafted, fixed, load_assistant, prompt_lookup
+from ..engine.runner_pool import RunnerName
+from ..measure.methods import Method, assisted, drafted, fixed, load_assistant, plain, prompt_lookup
 from ..measure.records import Latencies
 
 MethodName = Literal["failfast", "fixed", "plain", "assisted", "prompt_lookup"]
@@ -23,6 +24,7 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
     "length_policy": ("failfast",),
     "verifier": ("failfast", "fixed"),
     "draft_temperature": ("failfast", "fixed"),
+    "runner": ("failfast", "fixed", "plain"),
     "draft_tree": ("failfast", "fixed"),
     "draft_lookup": ("failfast", "fixed"),
     "draft_reuse": ("failfast", "fixed"),
@@ -45,6 +47,8 @@ class EvalOptions:
     confidence_threshold, chunk_length, max_draft_length: tau, N, N_max; default: the drafter's own.
     length_policy: `confidence` or `goodput`; default: the drafter's own.
     verifier, draft_temperature: how samples verify a draft; default: the drafter's own.
+    runner: `auto`, `eager` or `cuda_graphs`, as in `load_drafter`; `plain` is this package's loop without drafts where
+        it is `auto` or `cuda_graphs`, else transformers' `generate`.
     draft_tree, draft_lookup, draft_reuse: tokens that a round verifies as a tree and that the text so far may add to
         a draft, and whether the rest of a rejected draft is proposed again; default: the drafter's own.
     self_selection: drafts of one pass that are verified together; default: the drafter's own.
@@ -63,6 +67,7 @@ class EvalOptions:
     length_policy: str | None = None
     verifier: Verifier | None = None
     draft_temperature: float | None = None
+    runner: RunnerName | None = None
     draft_tree: int | None = None
     draft_lookup: int | None = None
     draft_reuse: bool | None = None
@@ -82,6 +87,8 @@ class EvalOptions:
                 raise ValueError(f"`{name}` is for the methods {list(methods)}, but `method` is {self.method!r}.")
         if self.method in APPLIES_TO["assistant"] and not self.assistant:
             raise ValueError(f"`assistant` must name a drafter's folder or Hub id for `method={self.method}`.")
+        if self.runner is not None and self.runner not in get_args(RunnerName):
+            raise ValueError(f"`runner` must be one of {list(get_args(RunnerName))}, but is {self.runner!r}.")
         _ = self.latencies
         FailFastConfig().with_options(self.failfast_options)
         tokens = self.num_assistant_tokens
@@ -113,12 +120,12 @@ class EvalOptions:
 def load_method(options: EvalOptions, target: PreTrainedModel) -> Method:
     """The method that the options name, its drafter loaded beside the target in the target's dtype."""
     if options.method == "plain":
-        return PLAIN
+        return plain(options.runner or "eager")
     if options.method == "prompt_lookup":
         return prompt_lookup(options.num_assistant_tokens)
     assert options.assistant is not None
     if options.method == "assisted":
         return assisted(load_assistant(options.assistant, target), options.num_assistant_tokens)
-    drafter = load_drafter_for(target, options.assistant)
+    drafter = load_drafter_for(target, options.assistant, runner=options.runner or "auto")
     config = drafter.config.with_options(options.failfast_options)
     return fixed(drafter, config) if options.method == "fixed" else drafted(drafter, config)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from ..decoding.round_costs import measure as measure_costs
 from ..decoding.stats import SpecDecodingStats
 from ..drafters import DiffusionDrafter, load_drafter
-from ..measure.methods import Method, title
+from ..measure.methods import CAPTURED_PLAIN, Method, title
 from ..measure.metrics import speedup_of, summarise
 from ..measure.records import SpeedRecord
 from ..measure.timing import Prompts, time_answers
@@ -79,7 +79,8 @@ def measure(
     """Times the methods and describes the machine.
 
     `results`, `costs_ms`, `floor`; and ours over the fastest of transformers' methods: the fastest of ours
-    (`speedup_over_best_hf`), and the method `hf_failfast`, which is what a call without options gets (`default_...`).
+    (`speedup_over_best_hf`), and the method `hf_failfast`, which is what a call without options gets (`default_...`);
+    and over the fastest form of plain decoding, which `fastest_plain` names.
     """
     arms = {method.title: partial(method.run, target) for method in methods}
     records = time_answers(arms, target, prompts, repeats, on_progress=on_progress)
@@ -87,17 +88,27 @@ def measure(
     costs = measure_costs(target, drafter, 1, context)
     rows = [row(name, found) | interval(found) | _where_time_goes(found) for name, found in records.items()]
     ours = {each["method"]: each["speedup"] for each in rows if "time_share" in each}
-    best_hf = max(each["speedup"] for each in rows if each["method"] not in ours)
+    best_hf = max(each["speedup"] for each in rows if each["method"] not in {*ours, CAPTURED_PLAIN})
+    fastest = fastest_plain(rows)
     return {
         "results": rows,
         "speedup_over_best_hf": round(max(ours.values()) / best_hf, 3),
         "default_speedup_over_best_hf": round(ours[title("failfast")] / best_hf, 3),
+        "fastest_plain": fastest["method"],
+        "speedup_over_fastest_plain": round(max(ours.values()) / fastest["speedup"], 3),
+        "default_speedup_over_fastest_plain": round(ours[title("failfast")] / fastest["speedup"], 3),
         "costs_ms": {
             name: {str(count): round(1e3 * seconds, 3) for count, seconds in points}
             for name, points in asdict(costs).items()
         },
         "floor": floor(target, context, costs.verify[0][1]),
     }
+
+
+def fastest_plain(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of plain decoding's fastest form: `generate`, compiled, or captured as CUDA graphs."""
+    forms = (title("plain"), title("plain", is_compiled=True), CAPTURED_PLAIN)
+    return max((each for each in rows if each["method"] in forms), key=lambda each: each["speedup"])
 
 
 def row(method: str, records: Sequence[SpeedRecord]) -> dict[str, Any]:

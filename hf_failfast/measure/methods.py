@@ -16,7 +16,10 @@ from ..drafters.bodies.borrowed import SharedBody
 from ..drafters.masked.session import MaskedDrafter
 from ..drafters.spec import SECTION
 from ..engine.causal_lm import execution_device
+from ..engine.cuda.capture import CudaGraphs
+from ..engine.runner_pool import RunnerName, RunnerPool
 from .exact_stops import ExactStops
+from .no_drafts import NoDrafts
 from .records import SpeedRecord, counts_of
 from .timing import Prompts, Stopwatch
 
@@ -32,6 +35,8 @@ TITLES = {
     "goodput": "hf_failfast, goodput",
 }
 
+CAPTURED_PLAIN = f"{TITLES['plain']}, CUDA graphs"
+
 
 def title(name: str, is_compiled: bool = False) -> str:
     """What tables call the method of that name."""
@@ -45,6 +50,7 @@ class Method:
     one_row: the method takes one prompt at a time, so that a batch is answered row by row.
     counts_forwards: transformers tells nothing of its drafting, so that forwards are counted from outside.
     static_slots: of a compiled method, the slots of its static cache; compilation is for that number of slots.
+    is_captured: plain decoding by this package's loop, replayed as CUDA graphs.
     """
 
     name: str
@@ -52,10 +58,11 @@ class Method:
     one_row: bool = True
     counts_forwards: bool = False
     static_slots: int | None = None
+    is_captured: bool = False
 
     @property
     def title(self) -> str:
-        return title(self.name, self.static_slots is not None)
+        return CAPTURED_PLAIN if self.is_captured else title(self.name, self.static_slots is not None)
 
     def run(self, model: PreTrainedModel, prompts: Prompts) -> list[SpeedRecord]:
         """The batch's answers in order, timed."""
@@ -81,7 +88,7 @@ class Method:
         counts: dict[str, Any] = {}
         if self.counts_forwards:
             counts = {"rounds": rounds[0], "drafter_passes": passes[0] if assistant else None}
-        elif (stats := output.get("speculation")) is not None:
+        elif not self.is_captured and (stats := output.get("speculation")) is not None:
             counts = counts_of(stats)
         return [
             SpeedRecord(self.name, seconds / num_rows, len(ids), memory, token_ids=tuple(ids), **counts)
@@ -119,6 +126,21 @@ def _counted(model: Any, is_wanted: bool) -> Iterator[list[int]]:
 
 
 PLAIN = Method("plain", one_row=False)
+
+
+def plain(runner: RunnerName = "eager", graphs: CudaGraphs | None = None) -> Method:
+    """Plain decoding: `eager` is transformers' own `generate`; the other names are this package's loop without drafts,
+    whose forwards `RunnerPool` replays as graphs. graphs: None for CUDA's."""
+    if runner == "eager":
+        return PLAIN
+    drafter = NoDrafts(RunnerPool(runner, graphs))
+    arguments = {"custom_generate": "hf_failfast", "assistant_model": drafter}
+    return Method("plain", arguments, one_row=False, is_captured=True)
+
+
+def plain_forms(device: torch.device) -> list[Method]:
+    """The forms of plain decoding beside `PLAIN` that speedups on this device are held against."""
+    return [plain("cuda_graphs")] if CudaGraphs().is_available(device) else []
 
 
 def prompt_lookup(num_tokens: int | None = None) -> Method:
@@ -159,6 +181,7 @@ def all_methods(
 ) -> list[Method]:
     """transformers' own methods, each beside its compiled form if there is one, then this package's.
 
+    compiled: and captured plain decoding.
     options: FailFast's, where the drafter's own are not wanted.
     """
     config = drafter.config.with_options(options)

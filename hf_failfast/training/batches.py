@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -38,9 +37,6 @@ class Batch:
         offsets = torch.arange(self.canvases.canvas_length, device=rows.device)
         index = self.canvases.anchors[:, :, None] + offsets
         return rows[torch.arange(len(rows), device=rows.device)[:, None, None], index]
-
-    def to(self, device: torch.device) -> "Batch":
-        return _moved(dataclasses.replace(self, canvases=_moved(self.canvases, device)), device)
 
 
 def step_generator(seed: int, *numbers: int) -> torch.Generator:
@@ -174,25 +170,24 @@ def collate(
 def aligned(examples: Sequence[Example], canvases: Canvases, draft_ids: torch.Tensor) -> Batch:
     """Labels and states for every row of the canvases; `draft_ids` [vocabulary] maps a token to its draft vocabulary
     index or IGNORE."""
-    batch, clean = canvases.tokens.shape
-    labels = torch.full((batch, clean + canvases.canvas_length), IGNORE)
-    answer = torch.zeros(labels.shape, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        rows = slice(example.prompt_length - 1, len(example.tokens) - 1)
-        labels[row, rows] = draft_ids[example.tokens[example.prompt_length :]]
-        answer[row, rows] = True
-    sampled = torch.tensor([example.sampled for example in examples])
-    return Batch(canvases, labels, answer, sampled, _wanted(examples, labels.shape[1]))
+    tokens, device = canvases.tokens, canvases.tokens.device
+    first = torch.tensor([example.prompt_length - 1 for example in examples], device=device)[:, None]
+    end = torch.tensor([len(example.tokens) - 1 for example in examples], device=device)[:, None]
+    rows = torch.arange(tokens.shape[1] + canvases.canvas_length, device=device)
+    answer = (rows >= first) & (rows < end)
+    following = torch.nn.functional.pad(tokens[:, 1:], (0, canvases.canvas_length + 1))
+    labels = draft_ids[following].masked_fill(~answer, IGNORE)
+    sampled = torch.tensor([example.sampled for example in examples], device=device)
+    return Batch(canvases, labels, answer, sampled, _wanted(examples, answer))
 
 
-def _wanted(examples: Sequence[Example], length: int) -> torch.Tensor | None:
-    """[batch, length, hidden] the stored states, after the rows of the prompt; None if none are stored."""
-    if examples[0].hidden is None:
+def _wanted(examples: Sequence[Example], answer: torch.Tensor) -> torch.Tensor | None:
+    """[batch, length, hidden] the stored states where `answer` [batch, length] is True; None if none are stored."""
+    states = [example.hidden for example in examples if example.hidden is not None]
+    if len(states) < len(examples):
         return None
-    wanted = examples[0].hidden.new_zeros(len(examples), length, examples[0].hidden.shape[-1])
-    for row, example in enumerate(examples):
-        assert example.hidden is not None
-        wanted[row, example.prompt_length - 1 : len(example.tokens) - 1] = example.hidden
+    wanted = states[0].new_zeros(*answer.shape, states[0].shape[-1], device=answer.device)
+    wanted[answer] = torch.cat(states).to(answer.device)
     return wanted
 
 
@@ -203,12 +198,3 @@ def draft_index(draft_vocabulary: torch.Tensor | None, vocabulary: int) -> torch
     index = torch.full((vocabulary,), IGNORE)
     index[draft_vocabulary] = torch.arange(len(draft_vocabulary))
     return index
-
-
-Record = TypeVar("Record", Batch, Canvases)
-
-
-def _moved(record: Record, device: torch.device) -> Record:
-    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    moved: Any = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
-    return dataclasses.replace(record, **moved)

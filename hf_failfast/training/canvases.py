@@ -5,7 +5,7 @@ anchored at clean position t drafts the tokens at t + 1 .. t + K: row t predicts
 draft position k + 1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +27,10 @@ class Canvases:
     canvas_length: int
     attention: Attention = "causal_canvas"
     revealed: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "Canvases":
+        revealed = None if self.revealed is None else self.revealed.to(device)
+        return replace(self, tokens=self.tokens.to(device), anchors=self.anchors.to(device), revealed=revealed)
 
     @property
     def rows_per_canvas(self) -> int:

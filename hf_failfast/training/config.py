@@ -108,6 +108,9 @@ class TrainingConfig:
     canvas_length: int = option(8, "Draft positions per pass; the block of block_causal.")
     # The most frequent ids of the answers: the head is the dearest part of a small drafter.
     draft_vocabulary: int = option(8192, "Ids the drafter can propose; 0 for all.")
+    coverage: float | None = option(
+        None, "Share of the answers' tokens that these ids must hold, such as 0.985.", shown="by --draft-vocabulary"
+    )
     batch_size: int = option(4, "Sequences per process and micro-step.")
     accumulation: int = option(1, "Micro-steps per optimizer step.")
     anchors: int = option(24, "Canvases per sequence and step.")
@@ -121,6 +124,10 @@ class TrainingConfig:
     streak_weight: float = option(0.0, "Of the expected accepted length, sampled answers.")
     soft_label_weight: float = option(0.0, "Of the divergence from the target's top tokens.")
     soft_label_top: int = 64  # of the target's tokens
+    # In place of the position decay.
+    reach_alpha: float | None = option(
+        None, "Weighs the cross-entropy by the chance that a position is reached, such as 0.5.", shown="by position"
+    )
     regression_weight: float = option(1.0, "Of the regression to the target's hidden states.")
     clean_weight: float = 0.5  # of the regression at clean rows, against 1 at canvas rows
     position_decay: float = option(4.5, "g of the weights exp(-(k - 1) / g); 0 for equal ones.")
@@ -149,10 +156,11 @@ class TrainingConfig:
         for name in ("draft_vocabulary", "warmup_steps", "position_decay", "clean_weight", "seed", *LOSS_WEIGHTS):
             require(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
         require("extended", self.extended, "in [0, 1)", 0 <= self.extended < 1)
+        for name in ("coverage", "reach_alpha"):
+            share = getattr(self, name)
+            require(name, share, "in [0, 1]", share is None or 0 <= share <= 1)
         require("head_fraction", self.head_fraction, "in (0, 1]", 0 < self.head_fraction <= 1)
         require("ema_decay", self.ema_decay, "in [0, 1)", 0 <= self.ema_decay < 1)
-        if not any(getattr(self, name) for name in LOSS_WEIGHTS):
-            raise ValueError(f"At least one of {list(LOSS_WEIGHTS)} must be positive, got 0 for all.")
 
     @property
     def needs_states(self) -> bool:

@@ -22,10 +22,31 @@ def position_weights(canvas_length: int, decay: float) -> torch.Tensor:
     return torch.exp(-torch.arange(canvas_length) / decay)
 
 
+def reach_weights(
+    losses: torch.Tensor, labels: torch.Tensor, alpha: float, known: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[n, K], for draft position k the expected number of accepted tokens from k on, from the cross-entropies [n, K]
+    of a draft (D-PACE, arXiv 2605.18810): the sum over m >= k of the product over i <= m of q_i.
+
+    q_i is the probability of the right token, moved by `alpha` towards 1, so that late positions count from the start;
+    0 where there is no label, and 1 where the token is `known` [n, K]. A constant: no gradient passes.
+    """
+    right = ((1 - alpha) * torch.exp(-losses.detach()) + alpha) * (labels != IGNORE)
+    if known is not None:
+        right = right.masked_fill(known, 1.0)
+    reached = right.cumprod(dim=-1)
+    return reached.flip(-1).cumsum(dim=-1).flip(-1)
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[...] cross-entropies of logits [..., V] against labels [...]; 0 at IGNORE."""
+    losses = cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    return losses.unflatten(0, labels.shape)
+
+
 def weighted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Mean over rows weighted by `weights` [...] of logits [..., V] against labels [...]; IGNORE rows do not count."""
-    losses = cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="none")
-    return _weighted_mean(losses, (weights * (labels != IGNORE)).flatten())
+    return weighted_mean(token_losses(logits, labels), weights * (labels != IGNORE))
 
 
 def focal_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -43,9 +64,7 @@ def expected_accepted_length(logits: torch.Tensor, labels: torch.Tensor) -> torc
     On the target's greedy tokens its negative is the chain loss (arXiv 2606.11552); on tokens that the target sampled
     it is streak distillation (SpecDiff-2, arXiv 2511.00606).
     """
-    log_probabilities = -cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
-    ).unflatten(0, labels.shape)
+    log_probabilities = -token_losses(logits, labels)
     log_probabilities = log_probabilities.masked_fill(labels == IGNORE, -torch.inf)
     return log_probabilities.cumsum(dim=-1).exp().sum(dim=-1)
 
@@ -58,16 +77,17 @@ def soft_label_divergence(
     logits and target_logits [..., V]; mean over rows weighted by `weights` [...].
     """
     values, ids = target_logits.float().topk(min(top, target_logits.shape[-1]), dim=-1)
-    return _weighted_mean(divergence(logits, values, ids), weights)
+    return weighted_mean(divergence(logits, values, ids), weights)
 
 
 def weighted_regression(output: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Smooth-L1 of output against wanted, both [..., hidden]: mean over hidden, then weighted by `weights` [...]."""
     losses = smooth_l1_loss(output.float(), wanted.float(), reduction="none").mean(dim=-1)
-    return _weighted_mean(losses, weights)
+    return weighted_mean(losses, weights)
 
 
-def _weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """A scalar; 0 where all weights are."""
     return (losses * weights).sum() / weights.sum().clamp_min(1e-6)
 
 

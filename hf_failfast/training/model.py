@@ -182,6 +182,19 @@ def narrowed_mlp(weights: dict[str, torch.Tensor], size: int) -> dict[str, torch
     return weights | narrow | {"mlp.down_proj.weight": weights["mlp.down_proj.weight"][:, kept]}
 
 
+def covering_size(answers: Sequence[torch.Tensor], coverage: float, always: Sequence[int]) -> int:
+    """How many of the most frequent ids hold the share `coverage` of the answers' tokens, `always` among them."""
+    ids, counts = torch.cat(list(answers)).unique(return_counts=True)
+    counts = counts[counts.argsort(descending=True, stable=True)]
+    wanted = coverage * counts.sum()
+    return max(int((counts.cumsum(dim=0) < wanted).sum()) + 1, 1) + len(set(always) - set(ids.tolist()))
+
+
+def covered_share(answers: Sequence[torch.Tensor], draft_vocabulary: torch.Tensor) -> float:
+    """The share of the answers' tokens that can be drafted."""
+    return float(torch.isin(torch.cat(list(answers)), draft_vocabulary).double().mean())
+
+
 def frequent_tokens(answers: Sequence[torch.Tensor], size: int, always: Sequence[int]) -> torch.Tensor:
     """int64 [size], ascending: `always` and the most frequent ids of `answers`; ties go to the lower id.
 

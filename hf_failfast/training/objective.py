@@ -14,8 +14,10 @@ from .losses import (
     expected_accepted_length,
     focal_cross_entropy,
     position_weights,
+    reach_weights,
     soft_label_divergence,
-    weighted_cross_entropy,
+    token_losses,
+    weighted_mean,
     weighted_regression,
 )
 from .model import CanvasDrafter
@@ -25,19 +27,22 @@ Outputs = tuple[torch.Tensor, torch.Tensor]  # what `CanvasDrafter.forward` retu
 
 @dataclass(frozen=True)
 class Rows:
-    """Outputs and what they should be: output and wanted [..., hidden], labels [...], weights [...]."""
+    """Outputs and what they should be: output and wanted [..., hidden], labels [...], weights [...]; `known` [...] are
+    tokens that the drafter was given."""
 
     output: torch.Tensor
     wanted: torch.Tensor | None
     labels: torch.Tensor
     weights: torch.Tensor
+    known: torch.Tensor | None = None
 
     def subset(self, fraction: float, generator: torch.Generator) -> tuple["Rows", torch.Tensor]:
         """A random fraction along the first dimension, and the indices that were chosen."""
         count = max(int(len(self.labels) * fraction), 1)
         chosen = torch.randperm(len(self.labels), generator=generator)[:count].to(self.labels.device)
         wanted = None if self.wanted is None else self.wanted[chosen]
-        return Rows(self.output[chosen], wanted, self.labels[chosen], self.weights[chosen]), chosen
+        known = None if self.known is None else self.known[chosen]
+        return Rows(self.output[chosen], wanted, self.labels[chosen], self.weights[chosen], known), chosen
 
 
 def training_loss(
@@ -85,7 +90,10 @@ def _head_losses(
     for name, rows in {"clean": clean, "canvas": canvases}.items():
         logits = drafter.logits(rows.output)
         if config.cross_entropy_weight:
-            parts[f"{name}_cross_entropy"] = weighted_cross_entropy(logits, rows.labels, rows.weights)
+            losses, weights = token_losses(logits, rows.labels), rows.weights * (rows.labels != IGNORE)
+            if config.reach_alpha is not None and name == "canvas":
+                weights = (weights > 0) * reach_weights(losses, rows.labels, config.reach_alpha, rows.known)
+            parts[f"{name}_cross_entropy"] = weighted_mean(losses, weights)
         if config.soft_label_weight:
             assert rows.wanted is not None
             target_logits = linear(rows.wanted.to(drafter.head.dtype), drafter.head)
@@ -118,14 +126,17 @@ def _clean_rows(output: torch.Tensor, batch: Batch) -> Rows:
 def _canvases(outputs: Outputs, batch: Batch, config: TrainingConfig) -> Rows:
     """[batch * A, K]: weight 0 at draft position 1, after the answer, and where the token is revealed."""
     used = batch.drafted(batch.answer)
+    known = None
     if batch.canvases.revealed is not None:  # [..., K], or in a causal canvas one row less than positions
-        revealed = batch.canvases.revealed
-        used = used & ~pad(revealed, (0, used.shape[-1] - revealed.shape[-1]))
+        known = pad(batch.canvases.revealed, (0, used.shape[-1] - batch.canvases.rows_per_canvas))
+        used = used & ~known
     labels = batch.drafted(batch.labels).masked_fill(~used, IGNORE)
     weights = position_weights(batch.canvases.canvas_length, config.position_decay).to(used.device) * used
     weights[..., 0] = 0
     wanted = None if batch.wanted is None else batch.drafted(batch.wanted).flatten(0, 1)
-    return Rows(draft_outputs(outputs, batch).flatten(0, 1), wanted, labels.flatten(0, 1), weights.flatten(0, 1))
+    output = draft_outputs(outputs, batch).flatten(0, 1)
+    known = None if known is None else known.flatten(0, 1)
+    return Rows(output, wanted, labels.flatten(0, 1), weights.flatten(0, 1), known)
 
 
 def draft_outputs(outputs: Outputs, batch: Batch) -> torch.Tensor:

@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from .config import DataConfig, TrainingConfig
+from .config import NATURAL, DataConfig, TrainingConfig
 from .data.synthesis import load_data, synthesise
 from .data.unseen import unseen_examples
+from .data.words import wordnet_folder
 from .export import Provenance
 from .model import check_target, default_layers
+from .precision import training_dtype
 from .trainer import Trainer, new_accelerator
 
 
@@ -41,10 +43,13 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
     """Continues whatever an earlier run left in the data and output folders. Of several processes the first
     synthesises. With `as_json` the last evaluation is printed as one JSON document, and nothing else."""
     console = Console(quiet=as_json)
+    if data_config.origin == NATURAL:
+        wordnet_folder()  # raises before a model is loaded
     accelerator = new_accelerator()
     if AutoConfig.from_pretrained(job.target).is_encoder_decoder:
         raise ValueError(f"`target` must be a decoder-only causal LM, but {job.target} is an encoder-decoder.")
-    model = AutoModelForCausalLM.from_pretrained(job.target, dtype=torch.bfloat16).to(accelerator.device).eval()
+    dtype = training_dtype(accelerator.device)
+    model = AutoModelForCausalLM.from_pretrained(job.target, dtype=dtype).to(accelerator.device).eval()
     check_target(
         model, training_config.layers or default_layers(model.config.num_hidden_layers, training_config.conditioned)
     )

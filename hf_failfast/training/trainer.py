@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from .config import TrainingConfig
 from .data.shards import Example
 from .decoding import Decoded, answers_of, decoding_figures
 from .export import WEIGHTS, Provenance, export, versions
-from .model import CanvasDrafter, default_layers, frequent_tokens
+from .model import CanvasDrafter, covered_share, covering_size, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
+from .precision import training_dtype
 from .progress import Progress, deferred_interrupt
 from .report import LOG, write_report
 from .teacher import Teacher
@@ -36,7 +38,12 @@ CHECKPOINT = "checkpoint.pt"
 # A run may be given more time or steps when it is resumed; everything else decides what the weights become.
 RESUMABLE = ("steps", "minutes")
 CONDITIONED_ONLY = ("input_fusion", "extended")
-BEFORE = {"input_fusion": False, "extended": 0.0}  # of checkpoints that do not say
+BEFORE = {
+    "input_fusion": False,
+    "extended": 0.0,
+    "coverage": None,
+    "reach_alpha": None,
+}  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
 
 
@@ -47,10 +54,11 @@ def learning_rate_factor(step: int, progress: float, warmup_steps: int) -> float
 
 
 def new_accelerator(device: torch.device | None = None) -> Accelerator:
-    """bf16 autocast on whatever device or processes `accelerate launch` gives."""
+    """Autocast to `training_dtype` on whatever device or processes `accelerate launch` gives."""
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=PATIENCE)]
     cpu = device.type == "cpu" if device else not torch.accelerator.is_available()
-    return Accelerator(mixed_precision="bf16", cpu=cpu, kwargs_handlers=handlers)
+    is_half = not cpu or training_dtype(torch.device("cpu")) == torch.bfloat16
+    return Accelerator(mixed_precision="bf16" if is_half else "no", cpu=cpu, kwargs_handlers=handlers)
 
 
 class Trainer:
@@ -84,7 +92,7 @@ class Trainer:
             draft_vocabulary = (checkpoint or initial).get("draft_vocabulary")
         else:
             draft_vocabulary = self._draft_vocabulary(target, vocabulary)
-        self.draft_index = draft_index(draft_vocabulary, vocabulary)
+        self.draft_index = draft_index(draft_vocabulary, vocabulary).to(self.accelerator.device)
         layers = config.layers or default_layers(target.config.num_hidden_layers, config.conditioned)
         fusion = config.conditioned and config.input_fusion
         drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
@@ -124,17 +132,32 @@ class Trainer:
         return None if stored or not self.config.needs_states else Teacher(target, ())
 
     def _draft_vocabulary(self, target: PreTrainedModel, vocabulary: int) -> torch.Tensor | None:
-        size = self.config.draft_vocabulary
-        if size == 0 or size >= vocabulary:
-            return None
+        size, coverage = self.config.draft_vocabulary, self.config.coverage
         eos = target.generation_config.eos_token_id
         always = [eos] if isinstance(eos, int) else list(eos or [])
-        return frequent_tokens([e.tokens[e.prompt_length :] for e in self.examples], size, always)
+        if coverage is not None:
+            size = covering_size(self._answers, coverage, always)
+        if size == 0 or size >= vocabulary:
+            return None
+        return frequent_tokens(self._answers, size, always)
+
+    @property
+    def _answers(self) -> list[torch.Tensor]:
+        return [example.tokens[example.prompt_length :] for example in self.examples]
+
+    @cached_property
+    def _vocabulary_figures(self) -> dict[str, Any]:
+        """How many ids can be drafted, and the share of the training answers' tokens that they hold."""
+        draft_vocabulary = self.drafter.draft_vocabulary
+        if draft_vocabulary is None:
+            return {"size": len(self.draft_index), "coverage": 1.0}
+        covered = covered_share(self._answers, draft_vocabulary.cpu())
+        return {"size": len(draft_vocabulary), "coverage": round(covered, 4)}
 
     def train(self, console: Console | None = None) -> dict[str, Any]:
         """Runs to the end of `steps` or `minutes`; returns the last evaluation's record, empty if none was left.
 
-        Ctrl-C ends the step, stores it like the others and raises KeyboardInterrupt.
+        Ctrl-C ends the step, stores it without an evaluation and raises KeyboardInterrupt.
         """
         record: dict[str, Any] = {}
         is_shown = console is not None and self.accelerator.is_main_process
@@ -149,14 +172,14 @@ class Trainer:
                 self.seconds = self._agreed(self.seconds + seconds)
                 self.losses.update({**parts, "steps": 1})
                 bar.advance(1, self._status(parts, seconds))
-                is_last = stop.is_made or self.progress() >= 1
-                if is_last or self.step % self.config.evaluation_steps == 0:
+                if stop.is_made and self.progress() < 1:
+                    self.save_checkpoint()
+                    raise KeyboardInterrupt
+                if self.step % self.config.evaluation_steps == 0 or self.progress() >= 1:
                     record = self.evaluate()
                     self.save(record)
                     if is_shown and console is not None and not console.quiet:
                         bar.say(_in_words(record))
-                if stop.is_made and self.progress() < 1:
-                    raise KeyboardInterrupt
         if record and self.accelerator.is_main_process:
             write_report(self.output)
         return record
@@ -208,7 +231,7 @@ class Trainer:
         return {**parts, "tokens": sum(self.lengths[i] for i in indices)}
 
     def _batch(self, examples: Sequence[Example], canvases: Canvases) -> Batch:
-        batch = aligned(examples, canvases, self.draft_index).to(self.accelerator.device)
+        batch = aligned(examples, canvases.to(self.accelerator.device), self.draft_index)
         return batch if self.teacher is None else self.teacher(batch)
 
     def evaluate(self) -> dict[str, Any]:
@@ -226,6 +249,7 @@ class Trainer:
             "held_out": HeldOut.joined(drafts).figures(),
             **({} if decoding is None else {"decoding": decoding}),
             "losses": losses,
+            "draft_vocabulary": self._vocabulary_figures,
             "source_layers": list(self.drafter.source_layers),
             "target": self.provenance.target,
             "command": self.provenance.command,
@@ -263,10 +287,22 @@ class Trainer:
             return
         with self.average.applied():
             export(self.output, self.drafter, self.config, self.provenance, record)
+        self.save_checkpoint()
+        logged = ("step", "minutes", "held_out", "decoding", "losses")
+        line: dict[str, Any] = {name: record[name] for name in logged if name in record}
+        line["questions"] = len(self.examples)
+        with (self.output / LOG).open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def save_checkpoint(self) -> None:
+        """What a run needs to go on, bit for bit; the one before is replaced at once."""
+        if not self.accelerator.is_main_process:
+            return
         state = {
             "config": dataclasses.asdict(self.config),
             "step": self.step,
             "seconds": self.seconds,
+            "losses": dict(self.losses),
             "draft_vocabulary": self.drafter.draft_vocabulary,
             "parameters": [p.detach() for p in self.parameters],
             "averaged": self.average.values,
@@ -274,11 +310,6 @@ class Trainer:
         }
         with replacing(self.output / CHECKPOINT) as partial:
             torch.save(state, partial)
-        logged = ("step", "minutes", "held_out", "decoding", "losses")
-        line: dict[str, Any] = {name: record[name] for name in logged if name in record}
-        line["questions"] = len(self.examples)
-        with (self.output / LOG).open("a") as log:
-            log.write(json.dumps(line) + "\n")
 
     def _checkpoint(self) -> dict[str, Any] | None:
         """The folder's checkpoint, if it has one. Raises ValueError if it was made with other settings."""
@@ -300,6 +331,7 @@ class Trainer:
             copy_tensors(state["averaged"], self.average.values)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self.losses.update(state.get("losses", {}))
 
 
 def _in_words(record: dict[str, Any]) -> str:
@@ -308,4 +340,6 @@ def _in_words(record: dict[str, Any]) -> str:
     length = (
         f"mean_acceptance_length {held_out['mean_acceptance_length']:.2f} over {held_out['drafts']} held-out drafts"
     )
+    if "decoding" in record:
+        length += f", {record['decoding']['mean_acceptance_length']:.2f} in decoding of unseen prompts"
     return f"step {record['step']}, {record['minutes']} minutes: {length}"

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import drafter, failfast, plain, prompt, shared_drafter, target
 from family_support import DATA, tiny_model
-from test_family_dflash import FOLDER as DFLASH
 from torch import multiprocessing
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -28,7 +27,7 @@ def conditioned() -> ConditionedDrafter:
 
 
 def dflash_target() -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(DFLASH / "target", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(DATA / "dflash" / "case_1" / "target", dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     return model
 

@@ -14,6 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hf_failfast
 from hf_failfast import FailFastConfig, load_drafter
+from hf_failfast.drafters.checkpoints import reading
 from hf_failfast.drafters.checkpoints.inspection import inspect_checkpoint
 from hf_failfast.drafters.conditioned.dflash import DFlashDrafter, DFlashSession
 from hf_failfast.engine.ragged import RaggedIds
@@ -204,6 +205,7 @@ def test_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="drafts in its own way"):
         load(folder, prefix_block=8)
     monkeypatch.delitem(CONFIG_MAPPING._mapping, "muse_glimmer_assistant")
+    monkeypatch.setattr(reading, "_config_names", dict)
     with pytest.raises(ValueError, match=r"update it \(transformers >= 5.17\)"):
         load(folder)
 

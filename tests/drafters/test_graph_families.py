@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import test_family_bidirectional as bidirectional
 import test_family_blocks as blocks
+import test_family_causal as causal
+import test_family_speculators as speculators
 import torch
 import transformers
 from conftest import DRAFTERS, drafter, failfast, shared_drafter, target
@@ -30,9 +32,14 @@ from hf_failfast.training.trainer import Trainer
 Pair = tuple[PreTrainedModel, DiffusionDrafter]
 
 # By kind, why its drafter stays eager. All others are captured.
-CONDITIONED = "the drafter reads the target's hidden states of any number of tokens"
 BIDIRECTIONAL = "a bidirectional drafter reads the whole text in every pass"
+HEADS = "the drafter's own heads are read token by token"
 EAGER = {
+    "DFlash 2": HEADS,
+    "DSpark": HEADS,
+    "DFlash 2 of speculators": HEADS,
+    "DSpark of speculators": HEADS,
+    "CoDA-v0-Instruct": BIDIRECTIONAL,
     "bidirectional": BIDIRECTIONAL,
     "bidirectional_shift": BIDIRECTIONAL,
     "Dream / DiffuCoder": BIDIRECTIONAL,
@@ -41,10 +48,6 @@ EAGER = {
     "MDLM": BIDIRECTIONAL,
     "DiffuGPT": BIDIRECTIONAL,
     **dict.fromkeys(bidirectional.PUBLIC, BIDIRECTIONAL),
-    "DFlash": CONDITIONED,
-    "DFlash assistant of transformers": CONDITIONED,
-    "trained, conditioned": CONDITIONED,
-    "trained, conditioned, whole vocabulary": CONDITIONED,
     "reference": "`mode='reference'` reads every pass on the host",
     "DiffusionGemma": "DiffusionGemma's canvas reads slots of any number",
 }
@@ -59,7 +62,7 @@ def stored(folder: str, vocab_size: int, model_type: str = "qwen2", **options: A
 def public(name: str, row: tuple[Any, ...]) -> Callable[[Path], Pair]:
     """A body of transformers under the public config keys of a family."""
     body, options, changes, *_ = row
-    given = {} if "Stable" in name else {"mask_token_id": 127}
+    given = {} if "Stable" in name or name in causal.PUBLIC else {"mask_token_id": 127}
 
     def load(path: Path) -> Pair:
         folder = save_as(tiny_model(body, 128, seed=3, **options), path / name, changes)
@@ -91,7 +94,7 @@ def trained(**options: Any) -> Callable[[Path], Pair]:
         Trainer(tiny_target(), examples, config, path, PROVENANCE).train()
         model = tiny_target()
         model.generation_config.eos_token_id = None
-        return model, load_drafter(path)
+        return model, load_drafter(path, dtype=torch.float32)
 
     return load
 
@@ -101,6 +104,26 @@ def dflash(_: Path) -> Pair:
     model = AutoModelForCausalLM.from_pretrained(folder / "target", dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     return model, load_drafter(folder / "checkpoint", dtype=torch.float32)
+
+
+def block_drafter(case: str, write: Callable[[Path], Path] | None = None) -> Callable[[Path], Pair]:
+    """A checkpoint of a block drafter for the target of a case: the case's own, or one that is written."""
+
+    def load(path: Path) -> Pair:
+        folder = DATA / "dflash" / case / "checkpoint" if write is None else write(path / "drafter")
+        return speculators.target_of(case), load_drafter(folder, dtype=torch.float32)
+
+    return load
+
+
+def dspark_of_speculators(path: Path) -> Path:
+    heads = {"weights": speculators.heads("gated"), "markov_rank": 6, "markov_head_type": "gated", "block_size": 7}
+    return speculators.speculators("dspark", path, **heads)
+
+
+def nemotron(path: Path) -> Pair:
+    folder, body = causal.nemotron(path / "Nemotron-Labs-Diffusion-8B")
+    return body, load_drafter(folder, dtype=torch.float32)
 
 
 def dflash_assistant(path: Path) -> Pair:
@@ -126,10 +149,8 @@ def diffusion_gemma(path: Path) -> Pair:
 
 def diffugpt(path: Path) -> Pair:
     sizes = {"n_embd": 64, "n_layer": 2, "n_head": 1, "n_positions": 64, "tie_word_embeddings": True}
-    bidirectional.save_diffugpt(path, sizes)
-    return bidirectional.tiny_gpt2(126, **sizes), load_drafter(
-        path / "diffugpt-s", mask_token_id=127, dtype=torch.float32
-    )
+    folder = bidirectional.save_diffugpt(bidirectional.tiny_gpt2(128, **sizes), path, with_config=False)
+    return bidirectional.tiny_gpt2(126, **sizes), load_drafter(folder, mask_token_id=127, dtype=torch.float32)
 
 
 def across_tokenizers(_: Path) -> Pair:
@@ -157,7 +178,13 @@ KINDS: dict[str, Callable[[Path], Pair]] = {
     "BD3-LM": stored("bd3lm/case_1", 199, "gpt2"),
     "DFlash": dflash,
     "DiffuGPT": diffugpt,
-    **{name: public(name, row) for name, row in (bidirectional.PUBLIC | blocks.PUBLIC).items()},
+    **{name: public(name, row) for name, row in (bidirectional.PUBLIC | blocks.PUBLIC | causal.PUBLIC).items()},
+    "DFlash 2": block_drafter("case_7"),
+    "DSpark": block_drafter("case_6", lambda path: speculators.deepspec(path, "rnn")),
+    "DFlash of speculators": block_drafter("case_6", lambda path: speculators.speculators("dflash", path)),
+    "DFlash 2 of speculators": block_drafter("case_7", lambda path: speculators.speculators("dflash2", path)),
+    "DSpark of speculators": block_drafter("case_6", dspark_of_speculators),
+    "Nemotron-Labs-Diffusion": nemotron,
     "bundled": bundled,
     "shared layers": lambda _: (target("llama"), copy.copy(shared_drafter())),
     "shared layers, every third id": lambda _: (target("llama"), copy.copy(shared_drafter(3))),
@@ -209,6 +236,11 @@ def test_every_family_is_met() -> None:
         "Qwen3-0.6B-diffusion-mdlm-v0.1": "dllm mdlm",
         "open-dcoder-0.5B": "Open-dCoder",
         "diffullama": "DiffuLLaMA",
+        "PARD-Qwen2.5-0.5B": "PARD",
+        "WeDLM-8B": "WeDLM",
+        "JacobiForcing_Coder_7B_v1": "Jacobi forcing",
+        "SDLM-3B-D8": "SDLM",
+        "CoDA-v0-Instruct": "CoDA",
     }
     optional = {"DFlash assistant of transformers", "DiffusionGemma"}  # not in every transformers
     assert {family.name for family in FAMILIES} - optional <= {folders.get(kind, kind) for kind in KINDS}

@@ -201,9 +201,9 @@ def test_shapes_are_few() -> None:
         window = Window(ids, [start], num_read, Sight(torch.ones(width)) if is_limited else None)
         return Shape.around(window, max_slots, (), raw_logits)
 
-    assert around(11, 4, 300, 4096, True) == (16, 512, 16, True, (), raw_logits)
-    assert around(1, 1, 20, 4096, False) == (1, 256, 1, False, (), raw_logits)
-    assert around(17, 17, 1020, 1024, False) == (32, 1024, 32, False, (), raw_logits)
+    assert around(11, 4, 300, 4096, True) == (16, 512, 16, True, (), raw_logits, None)
+    assert around(1, 1, 20, 4096, False) == (1, 256, 1, False, (), raw_logits, None)
+    assert around(17, 17, 1020, 1024, False) == (32, 1024, 32, False, (), raw_logits, None)
     assert len({around(width, 10, 900, 4096, True) for width in range(2, 129)}) == 4
     assert all(around(w, 1, n, 4096, True).num_slots >= w + n for w in range(1, 129) for n in range(900))
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCAB_SIZE, drafter, plain, prompt, saved_drafter, target, tiny_model
+from conftest import REPOSITORY, VOCAB_SIZE, drafter, plain, prompt, saved_drafter, target, tiny_model
 from transformers import CompileConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from hf_failfast.cli.app import app
 from hf_failfast.compatibility import COMPILES_ASSISTED
 from hf_failfast.experiments.bench import RANDOM_PROMPTS
-from hf_failfast.experiments.floor import bandwidth, bytes_per_forward
+from hf_failfast.experiments.floor import bandwidth, bytes_per_forward, modelled_pass
 from hf_failfast.experiments.replay import ReplayDrafter, load, record, save
 
 SHORT = ["--max-new-tokens", 12, "--repeats", 1, "--dtype", "float32", "--json"]
@@ -234,3 +234,17 @@ def test_bytes_of_a_forward() -> None:
 def test_bandwidth() -> None:
     """The measured bandwidth is between 100 MB and 2 TB per second."""
     assert 1e8 < bandwidth(torch.device("cpu")) < 2e12
+
+
+def test_the_model_of_a_pass() -> None:
+    """The modelled time of a captured pass is near every one that was measured on a GPU; fewer launches take less."""
+    document = json.loads((REPOSITORY / "results" / "gpu-nvidia-h200.json").read_text())
+    ratios = []
+    for passes in (document["1.5B"], document["7B"]["passes"]):
+        for times in passes.values():
+            if isinstance(times, dict) and "captured_ms" in times:
+                modelled = 1e3 * modelled_pass(28, times["floor_ms"] / 1e3)
+                ratios.append(modelled / times.get("captured_layers_ms", times["captured_ms"]))
+                assert times["floor_ms"] < 1e3 * modelled_pass(28, times["floor_ms"] / 1e3, "fused") < modelled
+    assert len(ratios) == 8
+    assert all(0.75 < ratio < 1.25 for ratio in ratios), ratios

@@ -6,8 +6,11 @@ from functools import partial
 import pytest
 import torch
 from conftest import drafter, plain, prompt, target
+from graph_support import Recorder
 
 from hf_failfast import FailFastConfig
+from hf_failfast.experiments.bench import fastest_plain
+from hf_failfast.measure import methods
 from hf_failfast.measure.methods import PLAIN, TITLES, Method, all_methods, drafted, fixed, hf_methods, prompt_lookup
 from hf_failfast.measure.metrics import summarise
 from hf_failfast.measure.records import SpeedRecord, difference_margin
@@ -17,9 +20,9 @@ from hf_failfast.measure.timing import Prompts, time_answers
 def test_every_method_is_there_once_and_plain_decoding_first() -> None:
     """Every name has a method; a compiled one stands beside the method that it is made of."""
     compiled = Method("plain", static_slots=64)
-    methods = all_methods(drafter("canvas_shift"), {}, assistant=target("qwen2"), compiled=[compiled])
-    assert [method.name for method in methods] == ["plain", *TITLES]
-    assert [method.title for method in methods[:2]] == ["plain generate", "plain generate, compiled"]
+    every = all_methods(drafter("canvas_shift"), {}, assistant=target("qwen2"), compiled=[compiled])
+    assert [method.name for method in every] == ["plain", *TITLES]
+    assert [method.title for method in every[:2]] == ["plain generate", "plain generate, compiled"]
     assert hf_methods(None) == [PLAIN, prompt_lookup()]
 
 
@@ -35,8 +38,8 @@ def test_answers_are_timed_beside_plain_decoding_s() -> None:
     model, ours = target("qwen2"), drafter("canvas_shift")
     prompts = [Prompts.greedy(prompt(length), 12) for length in (5, 9)]
     done: list[float] = []
-    methods = (PLAIN, prompt_lookup(), drafted(ours, ours.config))
-    arms = {method.name: partial(method.run, model) for method in methods}
+    every = (PLAIN, prompt_lookup(), drafted(ours, ours.config))
+    arms = {method.name: partial(method.run, model) for method in every}
     records = time_answers(arms, model, prompts, repeats=2, on_progress=done.append)
     assert list(records) == ["plain", "prompt_lookup", "failfast"]
     assert done == sorted(done) and done[-1] == 1 and len(done) == 2 * 2 * 3
@@ -97,3 +100,35 @@ def test_the_margin_of_answers_that_differ_at_once() -> None:
     model = target("qwen2")
     best, second = model(prompt(5)).logits[0, -1].float().topk(2).values.tolist()
     assert difference_margin(model, prompt(5), (1,), (2, 3)) == pytest.approx(best - second, abs=1e-5)
+
+
+def test_plain_decoding_from_graphs() -> None:
+    """Plain decoding by name of the runner: `generate` itself, or replays that write the same text, batches too."""
+    assert methods.plain() is PLAIN and methods.plain("eager") is PLAIN
+    recorder = Recorder()
+    captured = methods.plain("cuda_graphs", recorder)
+    assert (captured.name, captured.title) == ("plain", "plain generate, CUDA graphs")
+    model, asked = target("qwen2"), Prompts.greedy(torch.cat([prompt(9), prompt(9, seed=1)]), 12)
+    expected = PLAIN.run(model, asked)
+    found = captured.run(model, asked)
+    assert [each.token_ids for each in found] == [each.token_ids for each in expected]
+    assert recorder.captures == 1
+    assert [each.token_ids for each in captured.run(model, asked)] == [each.token_ids for each in expected]
+    assert recorder.captures == 1
+    assert all(each.stats is None and each.rounds is None for each in found)  # it is no speculation
+    assert methods.plain_forms(torch.device("cpu")) == []
+    if torch.version.hip is None:
+        assert [each.title for each in methods.plain_forms(torch.device("cuda"))] == [captured.title]
+
+
+def test_the_fastest_plain_decoding() -> None:
+    """Speedups are held against the fastest form of plain decoding, and against no other method."""
+    rows = [
+        {"method": "plain generate", "speedup": 1.0},
+        {"method": "plain generate, compiled", "speedup": 2.0},
+        {"method": "plain generate, CUDA graphs", "speedup": 3.0},
+        {"method": "HF prompt lookup", "speedup": 9.0},
+    ]
+    assert fastest_plain(rows) is rows[2]
+    assert fastest_plain(rows[:2]) is rows[1]
+    assert fastest_plain([rows[0], rows[3]]) is rows[0]

@@ -29,9 +29,11 @@ from hf_failfast import Conversation, FailFastConfig
 from hf_failfast.compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
 from hf_failfast.drafters import DiffusionDrafter, DrafterSpec, DraftRequest, DraftSession, PerRow
 from hf_failfast.drafters.bodies.borrowed import SharedBody
+from hf_failfast.drafters.bodies.dflash import DFlashBody, layer_sights
+from hf_failfast.drafters.bodies.fusion import StateFusion
 from hf_failfast.drafters.chunks import Chunk, ChunkedSession
 from hf_failfast.drafters.conditioned.canvas import ConditionedDrafter
-from hf_failfast.drafters.conditioned.dflash import DFlashBody, DFlashDrafter
+from hf_failfast.drafters.conditioned.dflash import BlockReading, DFlashDrafter
 from hf_failfast.drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
 from hf_failfast.engine.ragged import RaggedIds
 from hf_failfast.engine.runner_pool import RunnerPool
@@ -269,16 +271,20 @@ def dflash() -> DFlashDrafter:
     }
     config = Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
     config._attn_implementation = "sdpa"
-    body = DFlashBody(config, num_features=64).eval()
-    return DFlashDrafter(body, (1, 2), 6, VOCAB_SIZE - 1, FailFastConfig(chunk_length=4))
+    body = DFlashBody(config, 64, layer_sights(config, {})).eval()
+    return DFlashDrafter(body, BlockReading((1, 2), 6, VOCAB_SIZE - 1), None, FailFastConfig(chunk_length=4))
 
 
 @functools.cache
-def canvas() -> ConditionedDrafter:
-    """The layers of the Llama target, over the hidden states that enter those of any target of width 32."""
+def canvas(fused: bool = False) -> ConditionedDrafter:
+    """The layers of the Llama target, over the hidden states that enter those of any target of width 32. With input
+    fusion it also has a window."""
     spec = DrafterSpec(attention="causal_canvas", shift=1, mask_token_id=VOCAB_SIZE)
-    body = SharedBody(copy.deepcopy(target("llama").model), torch.full((32,), 0.1), spec)
-    return ConditionedDrafter(body.eval(), spec, (0, 1), 6, FailFastConfig(chunk_length=4))
+    fusion = StateFusion(2, 32) if fused else None
+    body = SharedBody(copy.deepcopy(target("llama").model), torch.full((32,), 0.1), spec, fusion=fusion)
+    made = ConditionedDrafter(body.eval(), spec, (0, 1), 6, FailFastConfig(chunk_length=4))
+    made.window = 16 if fused else 0
+    return made
 
 
 def masked(kind: str, call: Call) -> DiffusionDrafter:
@@ -292,9 +298,11 @@ DRAFTING: dict[str, Callable[[Call, list[torch.Tensor]], DiffusionDrafter]] = {
     **{kind: lambda call, texts, kind=kind: masked(kind, call) for kind in DRAFTERS},
     "shared embeddings": lambda call, texts: copy.copy(shared_drafter()),
     "conditioned": lambda call, texts: copy.copy(canvas()),
+    "conditioned, fused": lambda call, texts: copy.copy(canvas(fused=True)),
     "dflash": lambda call, texts: copy.copy(dflash()),
     "conversation": lambda call, texts: Conversation(masked("canvas_shift", call)),
     "conversation, conditioned": lambda call, texts: Conversation(copy.copy(canvas())),
+    "conversation, conditioned, fused": lambda call, texts: Conversation(copy.copy(canvas(fused=True))),
     "other tokenizer": lambda call, texts: CrossTokenizerDrafter(
         masked("canvas_shift", call), character_tokenizer(), character_tokenizer(1)
     ),

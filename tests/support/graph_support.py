@@ -1,5 +1,6 @@
 """CUDA graphs without CUDA: records the operations of a forward and repeats them as a graph does."""
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,9 @@ from torch.utils._pytree import tree_flatten
 from triton_support import Launch, on_triton_launch
 
 from hf_failfast.engine.cuda.capture import CudaGraphs, Outputs, Rehearsal
+
+# One capture at a time, as on a GPU: what records launches replaces a method of a class.
+_CAPTURING = threading.Lock()
 
 
 class _Tape(TorchDispatchMode):
@@ -44,7 +48,7 @@ class Recorder(CudaGraphs):
     """Takes the place of `CudaGraphs` on the CPU.
 
     alive: what the recorder has handed out and something still refers to: arenas, tapes, and the tensors that replays
-        write. Each would be memory of the GPU.
+        write. On a GPU all of it is memory.
     """
 
     def __init__(self) -> None:
@@ -67,7 +71,7 @@ class Recorder(CudaGraphs):
         if self.fails(self.captures):
             raise torch.OutOfMemoryError("CUDA out of memory")
         tape = _Tape()
-        with tape, on_triton_launch(tape.launch):
+        with _CAPTURING, tape, on_triton_launch(tape.launch):
             outputs = forward()
         for output in outputs:
             output.fill_(torch.nan if output.is_floating_point() else -1)  # a capture does not execute its operations

@@ -24,6 +24,7 @@ from hf_failfast.cli.app import app
 from hf_failfast.drafters.loading import load_drafter
 from hf_failfast.training.config import TrainingConfig
 from hf_failfast.training.data.shards import Example
+from hf_failfast.training.precision import training_dtype
 from hf_failfast.training.trainer import Trainer, learning_rate_factor
 
 TRAINING = TrainingConfig(
@@ -195,7 +196,7 @@ def test_the_average_is_what_is_evaluated_and_exported(tmp_path: Path) -> None:
 def test_ctrl_c_stores_the_step_and_training_goes_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop between two evaluations keeps every step; the resumed run ends with the weights of a straight one."""
     straight = new_trainer(tmp_path / "straight")
-    straight.train()
+    record = straight.train()
     first = new_trainer(tmp_path / "resumed")
     step = first.train_step
 
@@ -211,7 +212,8 @@ def test_ctrl_c_stores_the_step_and_training_goes_on_there(tmp_path: Path, monke
     assert signal.getsignal(signal.SIGINT) is before
     second = new_trainer(tmp_path / "resumed")
     assert second.step == 4
-    second.train()
+    ended = second.train()
+    assert (ended["held_out"], ended["losses"]) == (record["held_out"], record["losses"])
     for one, other in zip(straight.parameters, second.parameters, strict=True):
         assert torch.equal(one, other)
 
@@ -228,3 +230,28 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 0
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_without_bfloat16_products_trains_in_float32(
+    supported: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_failfast.training.precision.computes_in", lambda asked: supported)
+    assert training_dtype(torch.device("cpu")) == dtype
+    assert training_dtype(torch.device("cuda")) == torch.bfloat16
+
+
+def test_checkpoints_of_before_the_conditioned_options_go_on(tmp_path: Path) -> None:
+    """Their standalone runs do; a conditioned one had no input fusion and must be told so."""
+    for folder, config in {"alone": TRAINING, "conditioned": replace(TRAINING, conditioned=True)}.items():
+        fused = replace(config, input_fusion=False, extended=0.0)
+        trainer = new_trainer(tmp_path / folder, replace(fused, steps=1))
+        trainer.train()
+        state = torch.load(tmp_path / folder / "checkpoint.pt")
+        for name in ("input_fusion", "extended"):
+            del state["config"][name]
+        torch.save(state, tmp_path / folder / "checkpoint.pt")
+        assert new_trainer(tmp_path / folder, fused).step == 1
+    assert new_trainer(tmp_path / "alone").step == 1
+    with pytest.raises(ValueError, match="`input_fusion` must be False"):
+        new_trainer(tmp_path / "conditioned", replace(TRAINING, conditioned=True))

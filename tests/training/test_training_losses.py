@@ -13,12 +13,13 @@ from hf_failfast.training.losses import (
     expected_accepted_length,
     focal_cross_entropy,
     position_weights,
+    reach_weights,
     soft_label_divergence,
     weighted_cross_entropy,
     weighted_regression,
 )
 from hf_failfast.training.model import CanvasDrafter
-from hf_failfast.training.objective import HeldOut, training_loss
+from hf_failfast.training.objective import HeldOut, draft_outputs, training_loss
 
 
 def logits_of(probabilities: list[list[list[float]]]) -> torch.Tensor:
@@ -128,3 +129,47 @@ def test_every_loss_can_be_used_alone(weight: str) -> None:
     assert all(part.item() != 0 for part in parts.values())
     loss.backward()
     assert drafter.body.norm.weight.grad.abs().sum() > 0
+
+
+def test_reach_weights_are_expected_accepted_lengths() -> None:
+    """By hand for q = 0.8, 0.5, 0.25: with alpha 0 the weights are 0.8 + 0.4 + 0.1, 0.4 + 0.1 and 0.1."""
+    losses = -torch.tensor([[0.8, 0.5, 0.25]]).log()
+    labels = torch.tensor([[3, 4, 5]])
+    assert reach_weights(losses, labels, 0.0).tolist() == [pytest.approx([1.3, 0.5, 0.1])]
+    moved = [0.9, 0.9 * 0.75, 0.9 * 0.75 * 0.625]
+    assert reach_weights(losses, labels, 0.5).tolist() == [pytest.approx([sum(moved), sum(moved[1:]), moved[2]])]
+    assert reach_weights(losses, labels, 1.0).tolist() == [[3, 2, 1]]
+    cut = torch.tensor([[3, IGNORE, 5]])  # nothing after a token that cannot be drafted is reached
+    assert reach_weights(losses, cut, 0.0).tolist() == [pytest.approx([0.8, 0, 0])]
+    known = torch.tensor([[False, True, False]])
+    assert reach_weights(losses, cut, 0.0, known).tolist() == [pytest.approx([0.8 + 0.8 + 0.2, 1.0, 0.2])]
+
+
+@pytest.mark.parametrize("extended", [0.0, 0.5])
+def test_the_cross_entropy_is_weighed_by_reach(extended: float) -> None:
+    config = TrainingConfig(
+        steps=1, canvas_length=4, head_fraction=1.0, cross_entropy_weight=1.0, regression_weight=0.0, reach_alpha=0.5
+    )
+    drafter = CanvasDrafter(tiny_target(), [0, 3])
+    plan = CanvasPlan("causal_canvas", 4, 3, extended)
+    batch = collate(random_examples(3), plan, draft_index(None, 128), step_generator(0))
+    outputs = drafter(batch.canvases)
+    found = training_loss(drafter, outputs, batch, config, step_generator(1))["canvas_cross_entropy"]
+    logits = drafter.logits(draft_outputs(outputs, batch)).detach()
+    revealed = batch.canvases.revealed
+    total = weight = 0.0
+    for row in range(3):
+        for canvas in range(3):
+            reach, terms = 1.0, []
+            for k in range(4):
+                known = revealed is not None and k < 3 and bool(revealed[row, canvas, k])
+                position = int(batch.canvases.anchors[row, canvas]) + k
+                label = int(batch.labels[row, position])
+                loss = -float(logits[row, canvas, k].log_softmax(-1)[label]) if label != IGNORE else 0.0
+                if not known:
+                    reach *= (0.5 + 0.5 * math.exp(-loss)) if label != IGNORE else 0.0
+                terms.append((reach, loss, not known and label != IGNORE and k > 0))
+            for k, (_, loss, counts) in enumerate(terms):
+                share = sum(reached for reached, _, _ in terms[k:])
+                total, weight = total + counts * share * loss, weight + counts * share
+    assert found.item() == pytest.approx(total / weight, rel=1e-4)

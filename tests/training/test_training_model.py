@@ -9,7 +9,7 @@ from hf_failfast.training.batches import CanvasPlan, batch_indices, collate, dra
 from hf_failfast.training.canvases import Canvases
 from hf_failfast.training.data.shards import Example
 from hf_failfast.training.losses import IGNORE
-from hf_failfast.training.model import CanvasDrafter, frequent_tokens
+from hf_failfast.training.model import CanvasDrafter, covered_share, covering_size, frequent_tokens
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral", "gemma2"])
@@ -175,3 +175,48 @@ def test_drafter_refuses_a_hybrid_target() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="`target` must .*Lfm2ForCausalLM"):
         CanvasDrafter(AutoModelForCausalLM.from_config(config), [0])
+
+
+def test_extended_canvases_begin_with_known_tokens_that_are_not_trained() -> None:
+    examples = [Example(torch.arange(5, 65), 4, None) for _ in range(8)]
+    plan = CanvasPlan("causal_canvas", 6, 64, extended=0.5)
+    batch = collate(examples, plan, torch.arange(99), torch.Generator().manual_seed(0))
+    revealed = batch.canvases.revealed
+    assert revealed is not None and revealed.shape == (8, 64, 5)
+    known = revealed.sum(dim=-1)
+    assert torch.equal(revealed, torch.arange(5) < known[..., None])  # the first ones
+    assert known.unique().tolist() == [0, 1, 2, 3, 4]
+    assert 0.3 < (known > 0).float().mean() < 0.5  # of the extended half a fifth has no known token
+    # Masks see the whole canvas, known tokens those before them.
+    own = batch.canvases._own_canvas()[0, -64 * 5 :].unflatten(0, (64, 5)).unflatten(2, (64, 5))
+    for canvas in range(64):
+        seen = own[canvas, :, canvas]
+        count = int(known[0, canvas])
+        assert seen[count:].all() and torch.equal(seen[:count], torch.ones(count, 5).tril().bool())
+        assert int(own[canvas].sum()) == int(seen.sum())  # and no other canvas
+
+
+def test_aligned_rows_are_those_of_each_example() -> None:
+    generator = torch.Generator().manual_seed(3)
+    examples = []
+    for prompt, length in ((3, 9), (5, 12), (1, 4)):
+        tokens = torch.randint(5, 60, (length,), generator=generator)
+        examples.append(Example(tokens, prompt, torch.randn(length - prompt, 8, generator=generator)))
+    index = draft_index(torch.arange(5, 40), 60)
+    batch = collate(examples, CanvasPlan("causal_canvas", 4, 3), index, generator)
+    for row, example in enumerate(examples):
+        for position in range(batch.labels.shape[1]):
+            answers = example.prompt_length <= position + 1 < len(example.tokens)
+            assert batch.answer[row, position] == answers
+            assert batch.labels[row, position] == (index[example.tokens[position + 1]] if answers else IGNORE)
+            state = example.hidden[position + 1 - example.prompt_length] if answers else torch.zeros(8)
+            assert torch.equal(batch.wanted[row, position], state)
+
+
+@pytest.mark.parametrize(("coverage", "size"), [(0.0, 1), (0.4, 1), (0.5, 2), (0.7, 2), (0.71, 3), (1.0, 4)])
+def test_a_draft_vocabulary_by_coverage(coverage: float, size: int) -> None:
+    answers = [torch.tensor([9, 9, 9, 9, 7, 7, 7]), torch.tensor([5, 6, 6])]
+    assert covering_size(answers, coverage, always=[9]) == size
+    kept = frequent_tokens(answers, size, always=[9])
+    assert covered_share(answers, kept) >= coverage
+    assert covering_size(answers, coverage, always=[3]) == size + 1

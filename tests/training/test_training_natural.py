@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from training_support import talkative_target, tiny_target, tiny_tokenizer
+from typer.testing import CliRunner
 
+from hf_failfast.cli.app import app
 from hf_failfast.training.config import DataConfig
 from hf_failfast.training.data import words as words_module
 from hf_failfast.training.data.answers import TURN, Writer
@@ -115,3 +117,21 @@ def test_prompts_and_source_exclude_each_other() -> None:
     assert DataConfig(source="self-written").file is DataConfig().file is None
     with pytest.raises(ValueError, match="`records` 'texts' needs a `source`"):
         DataConfig(source="natural", records="texts")
+
+
+def test_the_command_refuses_natural_prompts_without_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In one line, before a model is loaded: the target's weights are missing too."""
+    monkeypatch.setenv("WNSEARCHDIR", str(tmp_path))
+    tiny_target(layers=1).config.save_pretrained(tmp_path / "target")
+    command = [
+        "train",
+        "--target",
+        str(tmp_path / "target"),
+        "--output",
+        str(tmp_path / "drafter"),
+        "--source",
+        "natural",
+    ]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "apt-get install wordnet-base" in result.output
+    assert not (tmp_path / "drafter").exists()

@@ -12,8 +12,8 @@ from rich.table import Table
 from ...decoding.stats import SpecDecodingStats
 from ...drafters import BUNDLED_DRAFTER
 from ...engine.positions import position_table
-from ...experiments.bench import interval, row
-from ...measure.methods import PLAIN, Method, drafted, prompt_lookup
+from ...experiments.bench import fastest_plain, interval, row
+from ...measure.methods import PLAIN, Method, drafted, plain_forms, prompt_lookup
 from ...measure.provenance import setting
 from ...measure.records import SpeedRecord
 from ...measure.timing import Prompts, time_answers
@@ -103,7 +103,8 @@ def compare(
     """
     console = Console(quiet=as_json, highlight=False)
     target, drafter = pair.target, pair.drafter
-    methods = [PLAIN, prompt_lookup(), drafted(drafter, drafter.config.with_options(options))]
+    ours = drafted(drafter, drafter.config.with_options(options))
+    methods = [PLAIN, *plain_forms(target.device), prompt_lookup(), ours]
     asked = [Prompts.greedy(ids, max_new_tokens) for ids in _encoded(pair, prompts)]
     measured = setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
     is_exact = target.dtype == torch.float32
@@ -124,11 +125,24 @@ def compare(
     console.print(_table(rows, exact))
     for line in (
         *weights_note(pair.names),
+        *_over_plain(rows),
         *_verdict(rows[-1], exact, measured["dtype"]),
         *(f"- {each}" for each in advice),
     ):
         console.print(line, markup=False)
     return {"results": rows, "identical_in_float32": exact, "advice": advice} | measured
+
+
+def _over_plain(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The speedup of ours, the last row, over both forms of plain decoding, where `generate` is not the fastest."""
+    plain, ours, fastest = rows[0], rows[-1], fastest_plain(rows)
+    if fastest is plain:
+        return []
+    ratio = ours["speedup"] / fastest["speedup"]
+    return [
+        f"{ours['method']}: {ours['speedup']:.2f}x over {plain['method']}, {ratio:.2f}x over the fastest plain "
+        f"decoding, {fastest['method']}."
+    ]
 
 
 def _verdict(ours: dict[str, Any], exact: int, dtype: str) -> list[str]:

@@ -49,10 +49,17 @@ def cells(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _verdict(document: dict[str, Any]) -> str:
+    fastest = document["fastest_plain"]
+    over_plain = ""
+    if fastest != title("plain"):
+        over_plain = (
+            f" Over the fastest plain decoding, {fastest}: {document['default_speedup_over_fastest_plain']:.2f}x and "
+            f"{document['speedup_over_fastest_plain']:.2f}x."
+        )
     return (
         "Over the fastest of transformers' own methods: "
         f"{document['default_speedup_over_best_hf']:.2f}x for {title('failfast')}, "
-        f"{document['speedup_over_best_hf']:.2f}x for the fastest of ours."
+        f"{document['speedup_over_best_hf']:.2f}x for the fastest of ours.{over_plain}"
     )
 
 

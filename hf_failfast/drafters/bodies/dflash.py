@@ -196,6 +196,12 @@ class AcceptanceHead(nn.Module):
         return torch.sigmoid(self.proj(features)[..., 0].float())
 
 
+def seen_by(positions: torch.Tensor, end: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """bool (b, end): the slots that hold the text or the block, for block positions (b,), and of these the masked."""
+    seen = (torch.arange(end, device=positions.device) <= positions[-1]).expand(len(positions), -1)
+    return seen if mask is None else seen & mask
+
+
 class DFlashBody(nn.Module):
     """Layers whose queries come from a block [last token, masks ...]. Keys and values come from the block and in every
     layer from the context: the target's hidden states of all tokens before the block, fused by `fc`.
@@ -257,24 +263,24 @@ class DFlashBody(nn.Module):
     def device(self) -> torch.device:
         return self.fc.weight.device
 
-    def forward(self, block: torch.Tensor, features: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+    def forward(
+        self, block: torch.Tensor, features: torch.Tensor, positions: torch.Tensor, cache: SlotCache
+    ) -> torch.Tensor:
         """Hidden states (1, b, width) of the embedded block (1, b, width).
 
-        features: (1, m, features), the context tokens that are not in the slots. Afterwards the slots hold them, and
-            the block after them.
+        features: (1, m, features), of the context tokens that are not in the slots. The slots take them in, and the
+            block after them; whoever calls says how many of these count.
+        positions: (1, m + b), the block's last; slots beyond the last of all are not seen.
         """
         context = self.hidden_norm(self.fc(features))
-        start = cache.get_seq_length()
-        end = start + context.shape[1] + block.shape[1]
-        positions = torch.arange(start, end, device=block.device)
-        rotation = self.rotary(block, positions[None])
+        rotation = self.rotary(block, positions)
+        own, end = positions[0, -block.shape[1] :], cache.get_mask_sizes(positions.shape[1], 0)[0]
         hidden = block
         for index, layer in enumerate(cast("list[Any]", self.layers)):
-            mask = self.sights[index].mask(positions[-block.shape[1] :], end)
+            mask = seen_by(own, end, self.sights[index].mask(own, end))
             attend = partial(self._attend, index, context=context, rotation=rotation, mask=mask, cache=cache)
             hidden = hidden + self._around(layer, "attention_conv", attend)(layer.input_layernorm(hidden))
             hidden = hidden + self._around(layer, "mlp_conv", layer.mlp)(layer.post_attention_layernorm(hidden))
-        cache.advance(context.shape[1] + block.shape[1])
         normed: torch.Tensor = self.norm(hidden)
         return normed
 
@@ -290,7 +296,7 @@ class DFlashBody(nn.Module):
         block: torch.Tensor,
         context: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        mask: torch.Tensor,
         cache: SlotCache,
     ) -> torch.Tensor:
         from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
@@ -333,15 +339,19 @@ class NativeDFlashBody(nn.Module):
     def device(self) -> torch.device:
         return self.model.encoder.fc.weight.device
 
-    def forward(self, block: torch.Tensor, features: torch.Tensor, cache: SlotCache) -> torch.Tensor:
+    def forward(
+        self, block: torch.Tensor, features: torch.Tensor, positions: torch.Tensor, cache: SlotCache
+    ) -> torch.Tensor:
         """See `DFlashBody.forward`."""
-        start = cache.get_seq_length() + features.shape[1]
-        slots = torch.arange(start + block.shape[1], device=block.device)
+        own, end = positions[0, -block.shape[1] :], cache.get_mask_sizes(positions.shape[1], 0)[0]
+        visible = seen_by(own, end)[None, None]
         # In both directions; a distance equal to the window is inside.
-        near = (slots - slots[start:, None]).abs() <= self.config.sliding_window
-        masks = {"full_attention": None, "sliding_attention": near[None, None]}
+        near = (torch.arange(end, device=own.device) - own[:, None]).abs() <= self.config.sliding_window
         hidden: torch.Tensor = self.model(
-            noise_embeds=block, context_hidden_states=features, attention_mask=masks, **{CACHE: cache}
+            noise_embeds=block,
+            context_hidden_states=features,
+            attention_mask={"full_attention": visible, "sliding_attention": visible & near},
+            position_ids=positions,
+            **{CACHE: cache},
         ).last_hidden_state
-        cache.advance(features.shape[1] + block.shape[1])
         return hidden

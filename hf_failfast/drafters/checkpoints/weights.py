@@ -219,7 +219,10 @@ def _check_format(checkpoint: Checkpoint, allow_pickle: bool) -> None:
     if any(checkpoint.file(name) for name in SAFETENSORS):
         return
     if not any(checkpoint.file(name) for name in PICKLES):
-        raise FileNotFoundError(f"{checkpoint.name!r} holds no weights that could be loaded (no {SAFETENSORS[0]}).")
+        raise FileNotFoundError(
+            f"{checkpoint.name!r} holds no weights that could be loaded (no {SAFETENSORS[0]}): it has no weights, "
+            "only a config.json."
+        )
     if not allow_pickle:
         raise ValueError(
             f"{checkpoint.name!r} holds its weights as a pickle only, which can execute code when read: convert them "

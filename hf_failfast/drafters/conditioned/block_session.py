@@ -13,8 +13,6 @@ from ...engine.slot_cache import SlotCache
 from ..chunks import Chunk, ChunkedSession
 from ..denoising import DraftTokens
 
-CONDITIONED = "the drafter reads the target's hidden states of any number of tokens"
-
 
 class BlockSession(ChunkedSession):
     """Drafts a whole block in one pass and hands it out chunk by chunk: FailFast's length rule works inside the block.

@@ -8,62 +8,97 @@ positions that it drafts. With input fusion the newest states are also part of t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
 
 from ...config import FailFastConfig
-from ...engine.runner import EagerRunner
 from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
-from ..bodies.borrowed import SharedBody
+from ..bodies.borrowed import BorrowingLM, SharedBody
 from ..checkpoints.target_fit import check_layers, check_states, check_vocabulary
-from ..denoising import DraftTokens, choose_tokens
+from ..denoising import Alternatives, DraftTokens, MostLikely
 from ..masked.attention_patterns import CausalCanvas
 from ..spec import DrafterSpec
-from .block_session import CONDITIONED, BlockSession
+from .block_session import BlockSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutput
+
+
+class _Given(threading.local):
+    """What this thread's forward is given; nothing in a copy or another process."""
+
+    states: torch.Tensor | None = None
+    added: torch.Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[_Given], tuple[()]]:
+        return _Given, ()
+
+
+class _Injection:
+    """The pre-hook of one layer. A captured forward includes it."""
+
+    is_hf_failfast = True
+
+    def __init__(self, index: int, given: _Given) -> None:
+        self.index, self.given = index, given
+
+    def __call__(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        states, added = self.given.states, self.given.added
+        if states is None:
+            return None
+        hidden = arguments[0]
+        given = states[:, :, self.index].to(hidden.dtype)
+        own = hidden[:, given.shape[1] :]
+        if self.index == 0 and added is not None:
+            own = own + added.to(own.dtype)
+        return (torch.cat([given, own], dim=1), *arguments[1:])
 
 
 class HiddenStateInjection:
     """Replaces the first positions of the input of each decoder layer. Threads do not see each other's states."""
 
     def __init__(self, decoder: nn.Module) -> None:
-        self._given: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # by thread
+        self._given = _Given()
         layers: Any = decoder.layers
         for index, layer in enumerate(layers):
-            layer.register_forward_pre_hook(partial(self._inject, index))  # a copy's belongs to the copy
+            layer.register_forward_pre_hook(_Injection(index, self._given))  # a copy's belongs to the copy
 
     @contextmanager
     def of(self, states: torch.Tensor | None, added: torch.Tensor | None = None) -> Iterator[None]:
         """In this context layer i reads states[:, :, i] of (B, m, layers, hidden) as its first m positions; `added`
         (B, q - m, hidden) is part of the other positions' input."""
-        if states is not None:
-            self._given[get_ident()] = states, added
+        self._given.states, self._given.added = states, added
         try:
             yield
         finally:
-            self._given.pop(get_ident(), None)
+            self._given.states = self._given.added = None
 
-    def _inject(self, index: int, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The pre-hook of layer `index`."""
-        found = self._given.get(get_ident())
-        if found is None:
-            return None
-        states, added = found
-        hidden = arguments[0]
-        given = states[:, :, index].to(hidden.dtype)
-        own = hidden[:, given.shape[1] :]
-        if index == 0 and added is not None:
-            own = own + added.to(own.dtype)
-        return (torch.cat([given, own], dim=1), *arguments[1:])
+
+class ConditionedLM(BorrowingLM):
+    """A `BorrowingLM` whose layers read given states at the first positions of a window."""
+
+    def __init__(self, model: BorrowingLM, injection: HiddenStateInjection) -> None:
+        super().__init__(model.body, model.embedding, model.head)
+        self.injection = injection
+
+    def __call__(
+        self,
+        *,
+        input_ids: torch.Tensor,
+        logits_to_keep: int | torch.Tensor,
+        states: torch.Tensor | None = None,  # (B, m, layers, hidden)
+        added: torch.Tensor | None = None,  # (B, q - m, hidden)
+        **inputs: Any,
+    ) -> CausalLMOutput:
+        with self.injection.of(states, added):
+            return super().__call__(input_ids=input_ids, logits_to_keep=logits_to_keep, **inputs)
 
 
 class ConditionedDrafter(DiffusionDrafter):
@@ -83,7 +118,6 @@ class ConditionedDrafter(DiffusionDrafter):
 
     def start(self, request: DraftRequest) -> DraftSession:
         self.check_target(request.target)
-        self.runners.explain(request.target, CONDITIONED)
         return PerRow.of(request, lambda one: ConditionedSession(self, one))
 
     def check_target(self, target: PreTrainedModel) -> None:
@@ -105,15 +139,16 @@ class ConditionedSession(BlockSession):
     """
 
     def __init__(self, drafter: ConditionedDrafter, request: DraftRequest) -> None:
-        self.model = drafter.body.attach(request.target)
+        self.model = ConditionedLM(drafter.body.attach(request.target), drafter.injection)
         self.device = self.model.device
         self.target_layers = drafter.target_layers
-        self.injection = drafter.injection
         self.fusion = drafter.body.fusion
         self.mask_token_id = drafter.body.mask_token_id
-        self.num_alternatives = request.num_alternatives
         self.pattern = CausalCanvas(drafter.spec)
-        self.runner = EagerRunner(self.model)
+        self.runner = drafter.runners.drafter(self.model, request.target)
+        vocabulary, config = self.model.vocabulary, request.target.config.get_text_config(decoder=True)
+        num_ids = config.vocab_size if vocabulary is None else len(vocabulary)
+        self.head = MostLikely(num_ids, None, request.num_alternatives)
         window, canvas = drafter.window, drafter.canvas_length
         # A window leaves as much room for drafts as it has tokens.
         capacity = min(request.capacity, 2 * window) if window else request.capacity
@@ -126,7 +161,7 @@ class ConditionedSession(BlockSession):
 
     def observe(self, states: Sequence[torch.Tensor]) -> None:
         new = states[0].to(self.device).unflatten(-1, (len(self.target_layers), -1))
-        self.features = torch.cat([self.features.to(new.dtype), new], dim=1)
+        self.features = torch.cat([self.features.to(new.dtype), new], dim=1) if self.features.shape[1] else new
         self.recent = torch.cat([self.recent.to(new.dtype), new], dim=1)[:, -max(self.window, 1) :]
 
     def restart(self, rows: Sequence[int]) -> None:
@@ -152,16 +187,18 @@ class ConditionedSession(BlockSession):
         end = start + window.shape[1]
         limit = self.pattern.limit(torch.arange(start, end, device=self.device), start + new + known.shape[1], end)
         added = self._added(known.shape[1] + masks.shape[1])
-        with self.injection.of(self.features, added):
-            forward = self.runner.run(Window(window, [start], self.block_length, Sight(limit)), self.cache)
-        (logits,) = forward.outputs
+        given = Window(window, [start], self.block_length, Sight(limit), states=self.features, added=added)
+        ids, confidence, *others = self.runner.run(given, self.cache, self.head).outputs
         self.cache.rollback(start + new)
         self.features = self.features[:, :0]
-        ids, confidence, _, others = choose_tokens(logits, logits.shape[-1], None, None, self.num_alternatives)
         if self.model.vocabulary is not None:
             ids = self.model.vocabulary[ids]
-            others = others and others._replace(token_ids=self.model.vocabulary[others.token_ids])
-        return DraftTokens(ids, confidence, alternatives=others)
+        if not others:
+            return DraftTokens(ids, confidence)
+        other_ids, probs = others
+        if self.model.vocabulary is not None:
+            other_ids = self.model.vocabulary[other_ids]
+        return DraftTokens(ids, confidence, alternatives=Alternatives(other_ids, probs))
 
     @torch.no_grad()
     def _added(self, rows: int) -> torch.Tensor | None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from torch.nn.functional import embedding
+from transformers.modeling_outputs import CausalLMOutput
 
+from ...compatibility import CACHE
 from ...config import FailFastConfig
 from ...engine.causal_lm import execution_device, in_place
-from ...engine.slot_cache import SlotCache
+from ...engine.runner import EagerRunner, Head, raw_logits
+from ...engine.window import Sight, Window
 from ..base import DiffusionDrafter, DraftRequest, DraftSession, PerRow
 from ..bodies.dflash import (
     AcceptanceHead,
@@ -25,8 +29,8 @@ from ..bodies.dflash import (
 )
 from ..checkpoints.target_fit import check_layers, check_mask_token, check_states, check_vocabulary, check_width
 from ..checkpoints.weights import LoadRequest, load_into, load_native
-from ..denoising import DraftTokens, choose_in_turn, choose_tokens
-from .block_session import CONDITIONED, BlockSession
+from ..denoising import Alternatives, DraftTokens, MostLikely, choose_in_turn, choose_tokens
+from .block_session import BlockSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,6 +80,66 @@ class LogitRule:
         return logits if self.cap is None else torch.tanh(logits.float() / self.cap) * self.cap
 
 
+class DFlashLM:
+    """A body between one target's embedding and head: the call of a causal LM whose window begins with the context."""
+
+    def __init__(self, body: Body, target: PreTrainedModel, reading: BlockReading, rule: LogitRule) -> None:
+        self.body = body
+        self.config = body.config
+        self.reading = reading
+        self.rule = rule
+        self.embedding = target.get_input_embeddings()
+        self.head = target.get_output_embeddings()
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module whose weights a forward reads."""
+        return chain(self.body.modules(), self.embedding.modules(), self.head.modules())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.body.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.body.device
+
+    def __call__(
+        self,
+        *,
+        input_ids: torch.Tensor,  # (1, m + b), those of the context unread
+        logits_to_keep: int | torch.Tensor,
+        **inputs: Any,  # `states` (1, m, features), `position_ids`, the cache; a mask, which is not read
+    ) -> CausalLMOutput:
+        num_states = inputs["states"].shape[1]
+        hidden = self.hidden(input_ids, **inputs)
+        if isinstance(logits_to_keep, int):
+            hidden = hidden[:, -logits_to_keep:]
+        else:
+            hidden = hidden[:, (logits_to_keep - num_states).clamp(min=0)]
+        return CausalLMOutput(logits=self.logits(hidden))
+
+    def hidden(self, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Hidden states (1, b, width) of the block at the end of a window, with the arguments of a call."""
+        states = inputs["states"]
+        block = input_ids[:, states.shape[1] :].to(execution_device(self.embedding))
+        embedded = self._embed(block).to(self.device, self.dtype)
+        hidden: torch.Tensor = self.body(embedded, states, inputs["position_ids"], inputs[CACHE])
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of hidden states, over the target's ids or those of the body's own head."""
+        if self.body.lm_head is not None:
+            return self.rule(self.body.lm_head(hidden))
+        return self.rule(self.head(hidden.to(execution_device(self.head), self.head.weight.dtype)).to(self.device))
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the target's embedding as they are, without what some targets do to them (a scale in Gemma, a norm
+        in Muse Glimmer), times the drafter's own scale."""
+        with in_place(self.embedding):
+            rows = embedding(token_ids, self.embedding.weight)
+        return rows if self.reading.embedding_scale == 1.0 else rows * self.reading.embedding_scale
+
+
 class DFlashDrafter(DiffusionDrafter):
     """A DFlash checkpoint: drafts up to a block in one pass, from the second round on.
 
@@ -91,6 +155,13 @@ class DFlashDrafter(DiffusionDrafter):
         self.config = config
 
     @property
+    def walks(self) -> bool:
+        """Whether heads of the body's own choose tokens, or say how sure they are, from the hidden states."""
+        body = self.body
+        heads = (body.candidate_selector, body.markov_head, body.confidence_head, body.lm_head)
+        return any(head is not None for head in heads)
+
+    @property
     def target_layers(self) -> tuple[int, ...]:
         return self.reading.target_layers
 
@@ -104,7 +175,8 @@ class DFlashDrafter(DiffusionDrafter):
 
     def start(self, request: DraftRequest) -> DraftSession:
         self.check_target(request.target)
-        self.runners.explain(request.target, CONDITIONED)
+        if self.walks:
+            self.runners.explain(request.target, "the drafter's own heads are read token by token")
         return PerRow.of(request, lambda one: DFlashSession(self, one))
 
     def modules(self) -> Iterator[nn.Module]:
@@ -130,39 +202,60 @@ class DFlashSession(BlockSession):
         self.device = self.body.device
         self.reading = drafter.reading
         self.target_layers = drafter.target_layers
-        self.embedding = target.get_input_embeddings()
-        self.head = target.get_output_embeddings()
+        self.walks = drafter.walks
         config = target.config.get_text_config(decoder=True)
-        self.rule = LogitRule.of(vars(config)) if drafter.rule is None else drafter.rule
+        rule = LogitRule.of(vars(config)) if drafter.rule is None else drafter.rule
         self.vocab_size = config.vocab_size
         self.vocabulary = self.body.vocabulary
         self.warp = request.warp
         self.num_alternatives = request.num_alternatives
+        self.model = DFlashLM(self.body, target, drafter.reading, rule)
+        best = MostLikely(self.vocab_size, self.reading.mask_token_id, self.num_alternatives)
+        self.head: Head = raw_logits if self.warp else best
+        self.runner = EagerRunner(self.model) if self.walks else drafter.runners.drafter(self.model, target)
         super().__init__(
-            SlotCache(len(self.body.layers), request.capacity + drafter.block_size),
+            self.runner.new_cache(request.capacity + drafter.block_size),
             torch.zeros(1, 0, self.body.num_features, dtype=self.body.dtype, device=self.device),
             self.reading.num_drafted,
             request.eos_on(self.device),
         )
 
     def observe(self, states: Sequence[torch.Tensor]) -> None:
-        self.features = torch.cat([self.features, states[0].to(self.device, self.body.dtype)], dim=1)
+        new = states[0].to(self.device, self.body.dtype)
+        self.features = torch.cat([self.features, new], dim=1) if self.features.shape[1] else new
 
     def draft_block(self, known: torch.Tensor) -> DraftTokens:
-        device = execution_device(self.embedding)
-        masks = torch.full((1, self.reading.block_size - 1), self.reading.mask_token_id, device=device)
-        window = torch.cat([known.to(device), masks], dim=1)  # a draft ends with the block: no token is drafted yet
-        embedded = self._embed(window).to(self.device, self.body.dtype)
-        context = self.cache.get_seq_length() + self.features.shape[1]
-        hidden = self.body(embedded, self.features, self.cache)
-        self.cache.rollback(context)
-        self.features = self.features[:, :0]
+        known = known.to(self.device)  # a draft ends with the block: no token is drafted yet
+        start, features = self.cache.get_seq_length(), self.features
+        num_new = features.shape[1]
+        masks = known.new_full((1, self.reading.block_size - 1), self.reading.mask_token_id)
+        window = torch.cat([known.new_zeros(1, num_new), known, masks], dim=1)
+        self.features = features[:, :0]
+        try:
+            return self._walked(window, features, start) if self.walks else self._read(window, features, start)
+        finally:
+            self.cache.rollback(start + num_new)
+
+    def _read(self, window: torch.Tensor, features: torch.Tensor, start: int) -> DraftTokens:
+        """Each token for itself, by the head within the forward."""
+        limit = torch.full((window.shape[1],), start + window.shape[1], device=self.device)
+        forward = self.runner.run(
+            Window(window, [start], self.reading.num_drafted, Sight(limit), states=features), self.cache, self.head
+        )
+        if self.warp is None:
+            token_ids, confidence, *others = forward.outputs
+            return DraftTokens(token_ids, confidence, alternatives=Alternatives(*others) if others else None)
+        (logits,) = forward.outputs
+        return choose_tokens(logits, self.vocab_size, self.reading.mask_token_id, self.warp, self.num_alternatives)
+
+    def _walked(self, window: torch.Tensor, features: torch.Tensor, start: int) -> DraftTokens:
+        """By the body's own heads."""
+        num_tokens, num_known = window.shape[1], features.shape[1]
+        positions = torch.arange(start, start + num_tokens, device=self.device)[None]
+        hidden = self.model.hidden(window, states=features, position_ids=positions, **{CACHE: self.cache})
+        self.cache.advance(num_tokens)
         read = hidden[:, 1 - self.reading.shift :]
-        if self.body.lm_head is None:
-            logits = self.head(read.to(execution_device(self.head), self.head.weight.dtype)).to(self.device)
-        else:
-            logits = self.body.lm_head(read)
-        return self._choose(read, self.rule(logits), known[:, -1].to(self.device))
+        return self._choose(read, self.model.logits(read), window[:, num_known])
 
     def _choose(self, hidden: torch.Tensor, logits: torch.Tensor, last: torch.Tensor) -> DraftTokens:
         """Tokens from the logits (1, n, V) of hidden states (1, n, width): each for itself, or given the one before it
@@ -200,13 +293,6 @@ class DFlashSession(BlockSession):
             return logits
         whole = logits.new_full((*logits.shape[:-1], self.vocab_size), -torch.inf, dtype=torch.float32)
         return whole.index_copy(-1, self.vocabulary, logits.float())
-
-    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Rows of the target's embedding as they are, without what some targets do to them (a scale in Gemma, a norm
-        in Muse Glimmer), times the drafter's own scale."""
-        with in_place(self.embedding):
-            rows = embedding(token_ids, self.embedding.weight)
-        return rows if self.reading.embedding_scale == 1.0 else rows * self.reading.embedding_scale
 
 
 def load_dflash(request: LoadRequest) -> DFlashDrafter:

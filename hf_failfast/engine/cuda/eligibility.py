@@ -1,5 +1,7 @@
 """Whether a model's forwards can be captured, and whether what was captured is still of the same model."""
 
+import torch
+
 from ..causal_lm import CausalLM, attention_name, has_foreign_hooks
 from ..positions import rope_change, table_grows
 
@@ -37,4 +39,12 @@ def obstacle(model: CausalLM) -> str | None:
         return "the model is compiled"
     if any("_hf_hook" in vars(module) or has_foreign_hooks(module) for module in modules):
         return "the model has forward hooks, which a replay would skip"
+    if any(_finds_outliers(module) for module in modules):
+        return "its 8-bit layers look for outlier columns in every forward (`llm_int8_threshold` > 0)"
     return None
+
+
+def _finds_outliers(module: torch.nn.Module) -> bool:
+    """Whether a layer of bitsandbytes reads from the GPU which columns it leaves in 16 bits. Its other layers, 8-bit
+    without that and 4-bit, launch kernels and no more."""
+    return getattr(getattr(module, "state", None), "threshold", 0.0) > 0.0

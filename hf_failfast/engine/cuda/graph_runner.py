@@ -165,7 +165,7 @@ class CudaGraphRunner(EagerRunner):
         if decoder is not None:
             logits, hidden_states = decoder.forward(forward, slots.buffers)
             return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))
-        places = forward.starts + torch.arange(shape.width, device=forward.starts.device)
+        places = forward.places()
         rows = torch.arange(len(places), device=places.device)[:, None]
         layers = [ShownLayer(*states, rows, places, shape.num_slots) for states in slots.buffers]
         shown = Cache(layers=layers)
@@ -177,7 +177,9 @@ class CudaGraphRunner(EagerRunner):
         mask = self._mask(positions, sight, shape.num_slots)
         self._is_fused = False
         with slot_attention.slot_attention(self.model) if is_fused else nullcontext():
-            logits, hidden_states, _ = self._forward(forward.input_ids, position_ids, mask, shown, forward.read)
+            logits, hidden_states, _ = self._forward(
+                forward.input_ids, position_ids, mask, shown, forward.read, forward.states, forward.added
+            )
         if not all(layer.is_written for layer in layers):
             raise RuntimeError("the forward stores nothing in the cache")
         return (logits, *(() if hidden_states is None else (hidden_states,)), *shape.head(logits))

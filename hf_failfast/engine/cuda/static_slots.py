@@ -46,17 +46,25 @@ class Shape(NamedTuple):
     is_limited: Given
     hidden_layers: tuple[int, ...]
     head: Head
+    num_states: int | None  # given states among the tokens; None: the model takes none
 
     @classmethod
     def around(cls, window: Window, max_slots: int, hidden_layers: tuple[int, ...], head: Head) -> Shape:
-        """The smallest shape that holds a window. Up to 16 tokens cost a GPU as much as one."""
-        width = _round_up(window.input_ids.shape[1])
+        """The smallest shape that holds a window. Up to 16 tokens cost a GPU as much as one. Of a window with states
+        only their number is rounded up: that of the other tokens takes few values."""
+        width = window.input_ids.shape[1]
+        num_states = None
+        if window.states is None:
+            width = _round_up(width)
+        else:
+            num_states = _round_up(window.states.shape[1])
+            width += num_states - window.states.shape[1]
         num_slots = min(max(_power_of_two(max(window.starts) + width), SLOT_STEP), max_slots)
         num_read = min(_round_up(window.num_read), width)
         given = Given.NOTHING
         if window.sight is not None:
             given = Given.LIMITS if window.sight.ancestors is None else Given.TREE
-        return cls(width, num_slots, num_read, given, hidden_layers, head)
+        return cls(width, num_slots, num_read, given, hidden_layers, head, num_states)
 
 
 def _power_of_two(number: int) -> int:
@@ -112,12 +120,23 @@ class ShownLayer(CacheLayerMixin):
 
 
 class CapturedForward:
-    """One forward with its inputs at fixed addresses; captured by `capture`, then called any number of times."""
+    """One forward with its inputs at fixed addresses; captured by `capture`, then called any number of times.
+
+    Given states lie before the tokens, so that the model finds them at its first positions; padding follows both, but
+    here it is between them, and only its slots are after those of the tokens: see `places`.
+    """
 
     def __init__(self, shape: Shape, window: Window, device: torch.device) -> None:
         num_rows = len(window.input_ids)
         self.shape = shape
         self.content = ""  # what computes it, in words
+        self.states: torch.Tensor | None = None
+        self.added: torch.Tensor | None = None
+        if window.states is not None and shape.num_states is not None:
+            self.states = window.states.new_zeros(num_rows, shape.num_states, *window.states.shape[2:])
+            self.num_states = torch.zeros(1, dtype=torch.long, device=device)
+        if window.added is not None:
+            self.added = torch.zeros_like(window.added)
         self.input_ids = torch.zeros(num_rows, shape.width, dtype=torch.long, device=device)
         self.starts = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
         self.limit = torch.ones(num_rows, shape.width, dtype=torch.long, device=device)
@@ -131,20 +150,38 @@ class CapturedForward:
         The rest of an earlier call stays as padding: valid ids, tokens of the window, limits of at least one slot.
         """
         width = window.input_ids.shape[1]
-        self.input_ids[:, :width] = window.input_ids
+        num_states = padding = 0
+        if window.states is not None and self.states is not None:
+            num_states, padding = window.states.shape[1], self.shape.width - width
+            self.states[:, :num_states] = window.states
+            self.num_states.fill_(num_states)
+        if window.added is not None and self.added is not None:
+            self.added.copy_(window.added)
+        own = slice(num_states + padding, width + padding)
+        self.input_ids[:, own] = window.input_ids[:, num_states:]
         if is_even(window.starts):
             self.starts.fill_(window.starts[0])  # the launch carries the number: no copy from the host
         else:
             self.starts.copy_(torch.tensor(window.starts)[:, None])
         if isinstance(window.read, int):
-            torch.arange(width - window.read, width, out=self.read[: window.read])
+            torch.arange(own.stop - window.read, own.stop, out=self.read[: window.read])
         else:
-            self.read[: window.num_read] = window.read
+            self.read[: window.num_read] = window.read + padding if padding else window.read
         if window.sight is not None:
-            self.limit[:, :width] = window.sight.limit
+            self.limit[:, own] = window.sight.limit[..., num_states:]
             if window.sight.ancestors is not None and window.positions is not None:
-                self.ancestors[:, :width] = window.sight.ancestors
-                self.positions[:, :width] = window.positions
+                self.ancestors[:, own] = window.sight.ancestors
+                self.positions[:, own] = window.positions
+
+    def places(self) -> torch.Tensor:
+        """The slots that the tokens are written to, (B, width)."""
+        order = torch.arange(self.shape.width, device=self.starts.device)
+        if self.states is not None:
+            room = self.states.shape[1]
+            after = order + self.shape.width - room
+            given = torch.where(order < self.num_states, order, after)
+            order = torch.where(order < room, given, order - room + self.num_states)
+        return self.starts + order
 
     def capture(
         self, forward: Callable[[], Outputs], plain: Callable[[], Outputs], graphs: CudaGraphs, arena: Arena

@@ -27,6 +27,7 @@ REMEDIES = {
     "training mode": "call its `eval()`",
     "is compiled": "do not compile it: hf_failfast captures graphs by itself",
     "forward hooks": "remove its forward hooks",
+    "outlier columns": "quantise it with `llm_int8_threshold=0.0`",
     "spread over": "put it on one device",
     "`runner='eager'`": "leave out `runner`",
 }
