@@ -12,16 +12,18 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import linear
-from transformers import PreTrainedModel
 
 from .bodies.borrowed import SharedBody
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FILE = "failfast_adapter.safetensors"
 

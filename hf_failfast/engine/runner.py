@@ -222,8 +222,8 @@ class EagerRunner:
         return self._of_visible(visible)
 
     def mask_of(self, visible: torch.Tensor, positions: torch.Tensor) -> Mask:
-        """The mask of tokens that see each other as `visible` (B, q, q) says, and as far as their layers' windows
-        reach, by their positions (B, q). For forwards without slots."""
+        """The mask of tokens that see each other as `visible` (B, q, q) says, cut by their layers' windows, which
+        count positions (B, q). For forwards without slots."""
 
         def inside(window: LayerWindow | None) -> torch.Tensor:
             if window is None:
