@@ -85,7 +85,9 @@ def answer(client: OpenAI, model: str, prompt: str, num_tokens: int) -> tuple[st
 def leave(client: OpenAI, model: str) -> None:
     """A request whose client goes after a few tokens."""
     messages: Any = [{"role": "user", "content": "Tell a very long story."}]
-    with client.chat.completions.create(model=model, messages=messages, max_tokens=400, stream=True) as stream:
+    with client.chat.completions.create(
+        model=model, messages=messages, temperature=0, max_tokens=400, stream=True
+    ) as stream:
         for number, _ in enumerate(stream):
             if number == 3:
                 return
