@@ -140,7 +140,7 @@ def steps(folder: Path) -> list[Step]:
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{")
     commands = ("demo", "generate", "bench", "doctor", "trace", "calibrate", "experiment", "train", "inspect")
-    commands += ("export-hub", "push", "serve", "export-vllm")
+    commands += ("export-hub", "push", "serve", "export-vllm", "adapt")
     evaluation = COMMANDS[1]
     task = ("--tasks", "failfast_arithmetic", "--limit", "1")
     return [

@@ -35,7 +35,7 @@ def inspect(
         typer.echo(f"Reading {checkpoint} ...")
     if target is not None:
         check_models(target=target)
-    quiet()
+        quiet()  # only a fit is judged with torch in any case
     found = inspect_checkpoint(checkpoint, target, **given)
     if as_json:
         print(json.dumps(asdict(found) | {"target": target}))

@@ -431,6 +431,7 @@ def test_random_numbers_are_the_requests_own() -> None:
     learner = Learning(make("canvas_shift"), learning_share=1.0)
     torch.manual_seed(0)
     answer(learner)
+    learner.learn()
     answer(learner)
     assert learner.learned_steps and float(torch.rand(1)) == float(torch.rand(1, generator=torch.manual_seed(0)))
 

@@ -34,7 +34,7 @@ WRAPPED: dict[str, Callable[[DiffusionDrafter], DiffusionDrafter]] = {
     "with_denoising": lambda inner: inner.with_denoising(Denoising(2)),
 }
 # Attributes that a wrapper changes on purpose.
-OWN = {"CrossTokenizerDrafter": {"drafts_by_chunks"}}
+OWN = {"CrossTokenizerDrafter": {"drafts_by_chunks", "has_alternatives"}}
 
 
 def subclasses(kind: type) -> Iterator[type]:

@@ -30,6 +30,7 @@ from hf_failfast.engine.kernels import reference
 from hf_failfast.engine.runner import EagerRunner, Forward, raw_logits
 from hf_failfast.engine.runner_pool import RunnerPool
 from hf_failfast.engine.window import Sight, Window
+from hf_failfast.policies.confidence import ConfidenceThreshold
 
 # A family and what makes its layers differ from the smallest ones.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -94,7 +95,7 @@ def decoders(used: DiffusionDrafter, model: Any) -> dict[str, FusedDecoder | str
 
 def inputs_of(num_rows: int, width: int, start: int, num_slots: int = 64, **shape: Any) -> CapturedForward:
     """Random inputs of a causal forward at `start`, all of whose tokens are read."""
-    options = {"is_limited": False, "hidden_layers": (), "head": raw_logits} | shape
+    options = {"is_limited": False, "hidden_layers": (), "head": raw_logits, "num_states": None} | shape
     window = Window(prompt(num_rows * width).view(num_rows, width), [start] * num_rows, width)
     inputs = CapturedForward(Shape(width, num_slots, width, **options), window, torch.device("cpu"))
     inputs.fill(window)
@@ -238,7 +239,9 @@ def test_the_bundled_drafter() -> None:
     sizes = {"vocab_size": 49152, "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
     model = tiny_model("llama", **sizes, initializer_range=0.02, num_hidden_layers=1).to(torch.bfloat16)
     original = hf_failfast.load_drafter(hf_failfast.BUNDLED_DRAFTER)
-    used, options = graphed(original), {"max_new_tokens": 6, "return_dict_in_generate": True}
+    policy = ConfidenceThreshold(original.config)  # an object is not stopped by what rounds take
+    used = graphed(original)
+    options = {"max_new_tokens": 6, "return_dict_in_generate": True, "length_policy": policy}
     expected, actual = (failfast(model, prompt(20), each, **options) for each in (original, used))
     assert torch.equal(actual.sequences, expected.sequences)
     assert actual.speculation.records == expected.speculation.records

@@ -245,7 +245,7 @@ def test_layer_ids(layer_ids: list[int], made_for: int | None, message: str | No
     if message is None:
         assert found["exact"]
         assert found["acceptance"]["teacher_forced"] is None, "it drafts from hidden states"
-        assert "makes its passes itself" in found["placement"]["drafter"]["eager_because"]
+        assert "they need an NVIDIA GPU" in found["placement"]["drafter"]["eager_because"]
     else:
         assert message in found["fit"]["misfit"]
         assert message in found["advice"]

@@ -154,7 +154,7 @@ def replay(
         canvas[:, masked] = mask_token_id
         if block is not None:
             canvas[:, (int(masked[0]) // block + 1) * block :] = mask_token_id
-        ids, confidence, _ = session._denoise(RaggedIds.full(known), canvas, [canvas.shape[1]], canvas.shape[1])
+        ids, confidence, *_ = session._denoise(RaggedIds.full(known), canvas, [canvas.shape[1]], canvas.shape[1])
         compared = torch.tensor(step["tok"]) != mask_token_id
         assert ids[0, masked][compared].tolist() == [token_id for token_id in step["tok"] if token_id != mask_token_id]
         torch.testing.assert_close(

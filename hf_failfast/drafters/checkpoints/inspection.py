@@ -96,8 +96,7 @@ def inspect_checkpoint(
     """
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs or {})
     family, section = checkpoint.family, checkpoint.section
-    is_own = "attention" in section.spec
-    drafter = None if is_own and target is None else _from_headers(checkpoint)
+    drafter = None if target is None and _is_own(checkpoint) else _from_headers(checkpoint)
     counts = _elements(checkpoint)
     return Inspection(
         name=checkpoint.name,
@@ -118,6 +117,12 @@ def inspect_checkpoint(
         options=_options(checkpoint),
         is_made_for_target=_is_made_for(checkpoint, target),
     )
+
+
+def _is_own(checkpoint: Checkpoint) -> bool:
+    """Whether it is a checkpoint of this project's own, and not a folder without its weights."""
+    is_local = Path(checkpoint.name).is_dir()
+    return "attention" in checkpoint.section.spec and (not is_local or bool(weight_files(checkpoint)))
 
 
 def _options(checkpoint: Checkpoint) -> dict[str, Any]:
