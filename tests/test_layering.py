@@ -108,9 +108,11 @@ def test_the_loop_knows_no_family(module: str) -> None:
 
 
 IMPORT = """
-import json, sys, time
+import gc, json, sys, time
 import transformers
 from transformers import GenerationMixin
+gc.collect()
+gc.disable()  # a collection of all that torch and transformers hold takes as long, and comes at any moment
 modules, methods, level = set(sys.modules), dict(vars(GenerationMixin)), transformers.logging.get_verbosity()
 start = time.process_time()
 import hf_failfast
