@@ -16,6 +16,7 @@ from .options import (
     Dtype,
     MaxNewTokens,
     Prepack,
+    PromptLines,
     Repeats,
     Target,
     check_device,
@@ -54,9 +55,7 @@ def bench(
             metavar="TEXT", help="What to answer; may be given several times.", show_default="eight of several kinds"
         ),
     ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Prompts of a .jsonl file or of the lines of a text.")
-    ] = None,
+    prompts: PromptLines = None,
     max_new_tokens: MaxNewTokens = 96,
     repeats: Repeats = 3,
     dtype: Dtype = "auto",

@@ -13,6 +13,7 @@ from .options import (
     Dtype,
     MaxNewTokens,
     Prepack,
+    PromptLines,
     Repeats,
     check_device,
     given_prompts,
@@ -42,10 +43,7 @@ def doctor(
             metavar="TEXT", help="What to answer; may be given several times.", show_default="the demo's four"
         ),
     ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Prompts of a .jsonl file or of the lines of a text; - for standard input."),
-    ] = None,
+    prompts: PromptLines = None,
     limit: Annotated[int, typer.Option(min=1, help="Prompts that are asked, at most.")] = 8,
     max_new_tokens: MaxNewTokens = 64,
     repeats: Repeats = 1,

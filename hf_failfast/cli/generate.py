@@ -14,6 +14,7 @@ from .options import (
     Dtype,
     MaxNewTokens,
     Prepack,
+    PromptLines,
     Repeats,
     Target,
     Temperature,
@@ -63,10 +64,7 @@ def generate(
             metavar="TEXT", help="What to answer; may be given several times.", show_default="standard input"
         ),
     ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Prompts of a .jsonl file or of the lines of a text; - for standard input."),
-    ] = None,
+    prompts: PromptLines = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampled answers.")] = 0,

@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +48,10 @@ Device = Annotated[
     typer.Option(metavar="[cpu|cuda|cuda:N|mps]", callback=_known_device, help="Where both models run."),
 ]
 Tasks = Annotated[str, typer.Option(help="lm-eval tasks and groups whose prompts are asked, comma-separated.")]
+PromptLines = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Prompts of a .jsonl file or of the lines of a text; - for standard input."),
+]
 PromptsFile = Annotated[
     str | None, typer.Option("--prompts", metavar="FILE", help="JSONL file of prompts, instead of tasks.")
 ]
@@ -187,8 +192,8 @@ def _read_prompts(file: str, is_jsonl: bool = False) -> list[str]:
             return [row["prompt"] for row in read_prompts(file)]
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--prompts") from None
-    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
-    return [line for line in text.splitlines() if line.strip()]
+    with nullcontext(sys.stdin) if file == "-" else open(file, encoding="utf-8-sig") as lines:
+        return [line.rstrip("\n") for line in lines if line.strip()]  # `splitlines` would also split inside a line
 
 
 def numbers(text: str | None) -> tuple[float, ...] | None:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from .options import SECTION, ServingOptions
-from .vllm import PROPOSER, TESTED_VERSIONS, check_pair, check_version
+from .vllm import PROPOSER, TESTED_VERSIONS, check_pair, check_version, chunk_rule
 
 # A longer draft than this seldom pays where a server shares its forwards among requests.
 LONGEST_DEFAULT = 16
@@ -59,8 +59,7 @@ def server_arguments(
     options = ServingOptions.of(given)
     config = AutoConfig.from_pretrained(target)
     _, loaded = check_pair(config, options, num_speculative_tokens or LONGEST_DEFAULT)
-    own = loaded.config.with_options(options.rule)
-    longest = num_speculative_tokens or min(own.max_draft_length, LONGEST_DEFAULT)
+    longest = num_speculative_tokens or chunk_rule(loaded, options, LONGEST_DEFAULT).max_draft_length
     speculative = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": longest}
     return [
         "--model",

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from ..config import FailFastConfig
 from ..drafters import BUNDLED_DRAFTER
 from ..drafters.base import DiffusionDrafter, Draft, DraftRequest
-from ..drafters.checkpoints.inspection import check_fit
 from ..drafters.checkpoints.reading import read_checkpoint
 from ..drafters.loading import load_drafter
 from ..drafters.spec import DrafterSpec
@@ -110,7 +109,7 @@ class DiffusionProposer:
         self.costs = StepCosts()
         self.is_given_up = False
         self._sequences: SequenceDrafter | None = None
-        self._policies = _Policies(_config(self.drafter, self.options, self.num_speculative_tokens), self)
+        self._policies = _Policies(chunk_rule(self.drafter, self.options, self.num_speculative_tokens), self)
         self._ended: _LastStep | None = None
         self._last_report = perf_counter()
 
@@ -200,7 +199,7 @@ class _Policies:
 
     def __init__(self, config: FailFastConfig, proposer: DiffusionProposer) -> None:
         self._rule: LengthPolicy = ConfidenceThreshold(config)
-        self._first = (self._rule, _NoDraft(), FixedLength(1), FixedLength(config.max_draft_length))
+        self._first = (self._rule, FixedLength(0), FixedLength(1), FixedLength(config.max_draft_length))
         self._costs = proposer.costs
         self._goodput: Goodput | None = None
         if config.length_policy == "goodput":
@@ -223,19 +222,6 @@ class _Policies:
             self._goodput.price(num_rows, longest)
         self._num_rows = num_rows
         return self._goodput
-
-
-class _NoDraft(LengthPolicy):
-    """A round without a draft."""
-
-    def __init__(self) -> None:
-        super().__init__(1, 1)
-
-    def start_draft(self, num_rows: int, num_tokens: int, room: int) -> bool:
-        return False
-
-    def should_extend(self, confidence: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(confidence), dtype=torch.bool, device=confidence.device)
 
 
 def check_version() -> None:
@@ -263,20 +249,19 @@ def check_pair(
             f"The drafter {name!r} reads the target's hidden states, which vLLM does not show to a proposer. One in "
             "DFlash's format runs in vLLM itself: see `hf-failfast export-vllm`."
         )
-    check_fit(checkpoint, target_config.get_text_config(decoder=True))
     drafter = load_drafter(name, dtype=dtype, **options.loading)
-    chunk = _config(drafter, options, num_speculative_tokens).chunk_length
+    chunk = chunk_rule(drafter, options, num_speculative_tokens).chunk_length
     if num_speculative_tokens < chunk:
         raise ValueError(
             f"`num_speculative_tokens` must be >= {chunk}, the drafter's `chunk_length`, but is "
             f"{num_speculative_tokens}."
         )
     target = outline(target_config)
-    if drafter.own_model is not None:
-        drafter.start(DraftRequest(target, capacity=1))
+    drafter.check_target(target)
     return target, drafter
 
 
-def _config(drafter: DiffusionDrafter, options: ServingOptions, num_speculative_tokens: int) -> FailFastConfig:
+def chunk_rule(drafter: DiffusionDrafter, options: ServingOptions, num_speculative_tokens: int) -> FailFastConfig:
+    """The rule of drafts that a server takes, of `num_speculative_tokens` at most."""
     config = drafter.config.with_options(options.rule)
     return config.with_options({"max_draft_length": min(config.max_draft_length, num_speculative_tokens)})

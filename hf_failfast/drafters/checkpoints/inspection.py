@@ -205,11 +205,6 @@ def _misfit(checkpoint: Checkpoint, drafter: DiffusionDrafter, target: str | Pat
     return None
 
 
-def check_fit(checkpoint: Checkpoint, target: PreTrainedConfig) -> None:
-    """Raises ValueError if a target of this config cannot be drafted for, as the drafter's `start` does."""
-    _from_headers(checkpoint).check_target(cast("PreTrainedModel", _Outline(target)))
-
-
 class _Outline:
     """What `DiffusionDrafter.check_target` asks of a target, from its config alone."""
 

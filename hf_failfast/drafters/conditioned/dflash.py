@@ -230,11 +230,10 @@ class DFlashSession(BlockSession):
         num_new = features.shape[1]
         masks = known.new_full((1, self.reading.block_size - 1), self.reading.mask_token_id)
         window = torch.cat([known.new_zeros(1, num_new), known, masks], dim=1)
+        tokens = (self._walked if self.walks else self._read)(window, features, start)
+        self.cache.rollback(start + num_new)
         self.features = features[:, :0]
-        try:
-            return self._walked(window, features, start) if self.walks else self._read(window, features, start)
-        finally:
-            self.cache.rollback(start + num_new)
+        return tokens
 
     def _read(self, window: torch.Tensor, features: torch.Tensor, start: int) -> DraftTokens:
         """Each token for itself, by the head within the forward."""
