@@ -1,11 +1,13 @@
 """Speculative decoding for Hugging Face models with a diffusion language model as drafter (FailFast).
 
 Importing the package makes `custom_generate="hf_failfast"` known to `model.generate`, and does nothing else.
-Its commands read their options first: in their process the public names are left out, and torch with them.
+Its commands read their options first: in their process the public names wait until someone asks for them, and torch
+with them.
 """
 
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 from .version import __version__
@@ -21,43 +23,22 @@ def _is_command() -> bool:
 
 if not _is_command():
     from . import compatibility as compatibility  # checks the version of transformers first  # isort: split
-    from .config import FailFastConfig
-    from .decoding.loop import failfast_decoding
-    from .decoding.stats import SpecDecodingStats
-    from .decoding.transformers_loop import FailFastCandidateGenerator
-    from .drafters import BUNDLED_DRAFTER, Conversation, DiffusionDrafter, DrafterSpec, Learning, load_drafter
-    from .engine.cpu.grouped_attention import grouped_attention
-    from .engine.cpu.packed_weights import prepack
-    from .generate import assisted_generate, generate, register
-    from .policies.base import LengthPolicy
-    from .policies.confidence import ConfidenceThreshold, FixedLength
+    from .generate import register
+    from .public import *  # noqa: F403
+    from .public import __all__ as _names
 
+    __all__ = ["__version__", *_names]
     register()
-
-__all__ = [
-    "BUNDLED_DRAFTER",
-    "ConfidenceThreshold",
-    "Conversation",
-    "DiffusionDrafter",
-    "DrafterSpec",
-    "FailFastCandidateGenerator",
-    "FailFastConfig",
-    "FixedLength",
-    "Learning",
-    "LengthPolicy",
-    "SpecDecodingStats",
-    "__version__",
-    "assisted_generate",
-    "failfast_decoding",
-    "generate",
-    "grouped_attention",
-    "load_drafter",
-    "prepack",
-]
 
 
 def __getattr__(name: str) -> object:
+    """The names that a command's process has left out, once someone asks for them, and one by its old name."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    public = import_module(".public", __name__)
     if name == "DraftSession":
         warnings.warn("`hf_failfast.DraftSession` is called `Conversation` now.", FutureWarning, stacklevel=2)
-        return Conversation
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        name = "Conversation"
+    if name not in public.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(public, name)

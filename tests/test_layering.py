@@ -32,7 +32,13 @@ MAY_IMPORT = {
 }
 # Single modules at the top, the publishing of the entry point, and the public names, which nothing inside imports.
 MAY_IMPORT |= {name: set() for name in LEAVES}
-MAY_IMPORT |= {"generate": CORE, "pairs": CORE, "hub": {*CORE, "generate"}, "__init__": {*CORE, "generate"}}
+MAY_IMPORT |= {
+    "generate": CORE,
+    "pairs": CORE,
+    "hub": {*CORE, "generate"},
+    "public": {*CORE, "generate"},
+    "__init__": {"generate", "public"},
+}
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:

@@ -123,3 +123,13 @@ def test_the_public_names_are_there_outside_of_commands(tmp_path: Path) -> None:
         command = [sys.executable, str(program), "-m", "hf_failfast.cli"]
         result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
         assert result.stdout.strip() == "True", result.stderr
+
+
+@pytest.mark.parametrize("name", ["hf-failfast", "hf-failfast-eval"])
+def test_a_command_finds_the_public_names_when_asked(tmp_path: Path, name: str) -> None:
+    """What a command loads for its user, such as the code of a task, imports from the package as anywhere."""
+    program = tmp_path / name
+    asked = "from hf_failfast import load_drafter\nimport hf_failfast\nprint(hf_failfast.Conversation.__name__)"
+    program.write_text(f"{asked}\nprint(hasattr(hf_failfast, 'nothing'), load_drafter.__name__)")
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert result.stdout.split() == ["Conversation", "False", "load_drafter"], result.stderr
