@@ -8,10 +8,10 @@ import torch
 from conftest import drafter, failfast, plain, prompt, target
 from sampling_support import Pair, chi_square, draw, enumerate_distribution, small_pair
 from scripted import ScriptedDrafter
-from test_architectures import ARCHITECTURES, NEW, model_of
+from test_architectures import ARCHITECTURES
 from test_batch import LENGTHS, alone, batch, reference_of
 from test_parity import STATELESS
-from test_trees import rows_of, script
+from test_trees import check_texts, rows_of, script
 from transformers import LogitsProcessor
 
 import hf_failfast
@@ -118,13 +118,7 @@ def test_an_unsure_draft_gives_way(nodes: int) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture(name: str) -> None:
     """Tails change no architecture's text, alone and in a batch."""
-    model, options = model_of(name), {"max_new_tokens": NEW}
-    references = [plain(model, prompt(length), **options) for length in LENGTHS]
-    assert torch.equal(failfast(model, prompt(LENGTHS[0]), script(references[0]), **options, **OPTIONS), references[0])
-    ids, mask = batch()
-    output = failfast(model, ids, rows_of(references), attention_mask=mask, **options, **OPTIONS)
-    expected = [reference[0, length:].tolist() for reference, length in zip(references, LENGTHS, strict=True)]
-    assert output[:, ids.shape[1] :].tolist() == expected
+    check_texts(name, OPTIONS)
 
 
 @pytest.mark.parametrize("name", STATELESS)

@@ -6,10 +6,8 @@ import pytest
 import torch
 from conftest import drafter, failfast, plain, prompt, target, tiny_model
 from sampling_support import chi_square, draw, enumerate_distribution, small_pair
-from test_architectures import NEW, model_of
-from test_batch import LENGTHS, batch
 from test_other_targets import RECURRENT
-from test_trees import rows_of, script
+from test_trees import check_texts
 
 import hf_failfast
 from hf_failfast.decoding.trees import Column, Trees
@@ -36,13 +34,7 @@ def test_identical_to_plain(family: str, kind: str, nodes: int) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt_oss", "gpt2", "cohere2"])
 def test_a_batch(name: str) -> None:
     """Rows of a batch get their own texts."""
-    model, options = model_of(name), {"max_new_tokens": NEW}
-    references = [plain(model, prompt(length), **options) for length in LENGTHS]
-    assert torch.equal(failfast(model, prompt(LENGTHS[0]), script(references[0]), **options, **OPTIONS), references[0])
-    ids, mask = batch()
-    output = failfast(model, ids, rows_of(references), attention_mask=mask, **options, **OPTIONS)
-    expected = [reference[0, length:].tolist() for reference, length in zip(references, LENGTHS, strict=True)]
-    assert output[:, ids.shape[1] :].tolist() == expected
+    check_texts(name, OPTIONS)
 
 
 def test_drafts_are_sampled_from_the_pass() -> None:

@@ -64,6 +64,19 @@ def test_every_drafter(family: str, kind: str, nodes: int) -> None:
         assert 0 < stats.nodes_verified == stats.drafted <= nodes * stats.rounds
 
 
+def check_texts(name: str, drafting: dict[str, Any]) -> None:
+    """An architecture's text stays its own with these options, alone and in a batch."""
+    model, options = model_of(name), {"max_new_tokens": NEW}
+    references = [plain(model, prompt(length), **options) for length in LENGTHS]
+    assert torch.equal(
+        failfast(model, prompt(LENGTHS[0]), script(references[0]), **options, **drafting), references[0]
+    )
+    ids, mask = batch()
+    output = failfast(model, ids, rows_of(references), attention_mask=mask, **options, **drafting)
+    expected = [reference[0, length:].tolist() for reference, length in zip(references, LENGTHS, strict=True)]
+    assert output[:, ids.shape[1] :].tolist() == expected
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture(name: str) -> None:
     """Branches are followed on every architecture, alone and in a batch, and the text stays the target's own."""
