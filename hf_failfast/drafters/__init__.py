@@ -3,7 +3,7 @@
 Names that need torch are imported when one of them is asked for: a checkpoint's config can be read without.
 """
 
-from importlib import import_module
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .spec import BUNDLED_DRAFTER as BUNDLED_DRAFTER
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    public = None if name.startswith("_") else import_module(".public", __name__)
-    if public is None or name not in public.__all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(public, name)
+    if not name.startswith("_"):
+        from .public import __all__ as names
+        from .public import __name__ as module
+
+        if name in names:
+            return getattr(sys.modules[module], name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
