@@ -47,6 +47,8 @@ class FailFastConfig:
         distributions at several temperatures, are verified together as paths of a tree of `draft_tree` nodes, or 64;
         the longest accepted one stays (SpecDiff-2, arXiv 2511.00606). Not for drafts that are samples themselves.
     draft_reuse: whether the rest of a rejected draft is proposed again where it meets the text (`decoding.reuse`).
+    exact: whether the target's forwards round each token as if it were alone, so that in every dtype the text is,
+        bit for bit, the one that the same forwards write without drafts (`engine.exact`). For chains, on a CPU.
     """
 
     confidence_threshold: float = 0.45
@@ -59,6 +61,7 @@ class FailFastConfig:
     draft_lookup: int = 0
     draft_reuse: bool = False
     self_selection: int = 1
+    exact: bool = False
 
     def __post_init__(self) -> None:
         tau = self.confidence_threshold
@@ -103,8 +106,15 @@ class FailFastConfig:
                 f"`self_selection`={self.self_selection} needs `verifier='sample_and_match'`, whose drafts are no "
                 f"samples, but that is {self.verifier!r}."
             )
-        if not isinstance(self.draft_reuse, bool):
-            raise ValueError(f"`draft_reuse` must be True or False, but is {self.draft_reuse!r}.")
+        for name in ("draft_reuse", "exact"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, but is {getattr(self, name)!r}.")
+        if self.exact and self.most_nodes:
+            name = "draft_tree" if self.draft_tree else "self_selection"
+            raise ValueError(
+                f"`exact`=True needs chains, but `{name}` is {getattr(self, name)}: the tokens of a tree do not stand "
+                "where they would without drafts, so that attention adds them up in another order."
+            )
         if self.draft_tree and self.verifier not in VERIFIERS:
             raise ValueError(
                 f"`draft_tree`={self.draft_tree} needs one of the verifiers {list(VERIFIERS)}: a function of your own "

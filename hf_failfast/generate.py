@@ -30,6 +30,7 @@ from .decoding.token_choice import draft_warp
 from .decoding.transformers_loop import FailFastCandidateGenerator
 from .drafters import Conversation, DiffusionDrafter, DrafterErrors, Learning, execution_device, load_drafter
 from .drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
+from .engine.exact.forwards import check_possible
 from .policies import POLICIES, LengthPolicy
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _generate(
         learn from the text.
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
         `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`, `draft_tree`,
-        `draft_lookup`, `draft_reuse`, `self_selection`). Default: the drafter's own (`drafter.config`).
+        `draft_lookup`, `draft_reuse`, `self_selection`, `exact`). Default: the drafter's own (`drafter.config`).
         `length_policy` and `verifier` take a name or an object: see `FailFastConfig`.
     drafter_errors: what to do if the drafter raises an error, runs out of memory or returns NaN: `plain` warns,
         decodes the rest plainly and counts it in the output's `speculation`; `raise` raises the error.
@@ -162,6 +163,8 @@ def _drafter_and_config(
     config = config.with_options(options)
     _check_options(config, options)
     check_tree(model, assistant_model, config, kwargs)
+    if config.exact:
+        check_possible(model)
     check_state(model)
     warn_of_int8_outliers(model)
     return assistant_model, config

@@ -7,6 +7,7 @@ from .decoding.transformers_loop import FailFastCandidateGenerator
 from .drafters import BUNDLED_DRAFTER, Conversation, DiffusionDrafter, DrafterSpec, Learning, load_drafter
 from .engine.cpu.grouped_attention import grouped_attention
 from .engine.cpu.packed_weights import prepack
+from .engine.exact.forwards import exact_forwards
 from .generate import assisted_generate, generate
 from .policies.base import LengthPolicy
 from .policies.confidence import ConfidenceThreshold, FixedLength
@@ -24,6 +25,7 @@ __all__ = [
     "LengthPolicy",
     "SpecDecodingStats",
     "assisted_generate",
+    "exact_forwards",
     "failfast_decoding",
     "generate",
     "grouped_attention",

@@ -72,6 +72,7 @@ _FAILFAST: dict[str, tuple[type, str]] = {
     "draft_lookup": (int, "tokens that the text so far may add to a draft, at most 64; 0: none"),
     "draft_reuse": (bool, "propose the rest of a rejected draft again"),
     "self_selection": (int, "drafts of one pass that are verified together, at most 64; 1: one"),
+    "exact": (bool, "round each token as if it were alone: the text of such forwards without drafts; on a CPU"),
 }
 
 

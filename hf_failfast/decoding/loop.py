@@ -155,7 +155,7 @@ def prepare(
     session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
     asked = asked_layers(generation_config)
-    runner = drafter.runners.target(model, session.target_layers, asked)
+    runner = drafter.runners.target(model, session.target_layers, asked, config.exact)
     cache = runner.new_cache(stops.max_length, sequences.num_rows)
     if past.get_seq_length():
         cache.load(past, [sequences.columns(row) for row in sequences.running])
