@@ -238,15 +238,16 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     sequences, session, cache = generation.sequences, generation.session, generation.cache
     if any(row.broken for row in outcome):
         session.give_up(ValueError("its confidences are not numbers"))
-    accepted, kept = [row.accepted for row in outcome], [row.kept for row in outcome]
+    confirmed, kept = [row.accepted for row in outcome], [row.kept for row in outcome]
     if generation.proposals is not None:
         generation.proposals.observe(draft, outcome, generation.stats)
     if isinstance(draft, Proposal):
-        accepted = draft.accepted_own(outcome)
-        kept = [min(count, row.cached) for count, row in zip(accepted, outcome, strict=True)]
+        confirmed = draft.confirmed(outcome)
+        own = draft.accepted_own(outcome)
+        kept = [min(count, row.cached) for count, row in zip(own, outcome, strict=True)]
     if isinstance(draft, TreeDraft):
         verified = _in_line(generation, verified, outcome)
-    generation.policy.observe(accepted)
+    generation.policy.observe(confirmed)
     if generation.streamer is not None:
         sequences.stream(generation.streamer)
     cached = [length + row.cached for length, row in zip(verified.known, outcome, strict=True)]
