@@ -69,7 +69,7 @@ def _generate(
         decodes the rest plainly and counts it in the output's `speculation`; `raise` raises the error.
     drafter_timeout: seconds after which a draft counts as an error too; None: no limit.
     kwargs: every argument of `generate`; with `return_dict_in_generate=True` the output has one more field,
-        `speculation` (`SpecDecodingStats`).
+        `speculation` (`SpecDecodingStats`), which a notebook shows as the coloured text if `tokenizer=` is among them.
 
     Raises ValueError naming any argument or model that is not supported.
     """
@@ -87,6 +87,7 @@ def _generate(
             config=config,
             drafter_errors=drafter_errors,
             drafter_timeout=drafter_timeout,
+            tokenizer=tokenizer,
             **prepared,
         )
 

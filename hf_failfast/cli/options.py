@@ -53,7 +53,10 @@ PromptLines = Annotated[
     typer.Option(metavar="FILE", help="Prompts of a .jsonl file or of the lines of a text; - for standard input."),
 ]
 PromptsFile = Annotated[
-    str | None, typer.Option("--prompts", metavar="FILE", help="JSONL file of prompts, instead of tasks.")
+    str | None,
+    typer.Option(
+        "--prompts", metavar="FILE", help="Prompts of a .jsonl file or of the lines of a .txt file, instead of tasks."
+    ),
 ]
 Prepack = Annotated[
     bool, typer.Option("--prepack", help="Pack the weights of all models for a CPU, for every method alike.")
@@ -167,7 +170,7 @@ def task_names(tasks: str, prompts_file: str | None) -> tuple[str, ...]:
 
 
 def check_prompts_file(file: str | None) -> None:
-    """Raises BadParameter if the JSONL file of prompts is none."""
+    """Raises BadParameter if the file of prompts is none."""
     if file is not None:
         _read_prompts(file, is_jsonl=True)
 
