@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One installation for every target, renewed when the pins or the project's metadata change.
 INSTALLED := $(VENV)/.installed
+# What builds the site, in the same environment.
+SITE := $(VENV)/.installed-site
 
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
@@ -73,7 +75,6 @@ notebook: $(INSTALLED)
 	$(BIN)/python -m tools.notebook
 
 # The documentation as a site in build/site; a link that leads nowhere is an error.
-SITE := $(VENV)/.installed-site
 site: $(SITE)
 	$(BIN)/python -m mkdocs build --strict --quiet
 

@@ -70,11 +70,15 @@ _FAILFAST: dict[str, tuple[type, str]] = {
     "confidence_threshold": (float, "tau: a draft grows while no confidence in it is lower"),
     "chunk_length": (int, "N: tokens that a draft grows by"),
     "max_draft_length": (int, "N_max: tokens of a draft, at most; N or more"),
-    "length_policy": (str, "confidence (by tau, N, N_max) or goodput (by measured costs)"),
+    "length_policy": (
+        str,
+        "confidence (by tau, N, N_max), goodput (by measured costs) or diffuspec (by past rounds)",
+    ),
     "draft_tree": (int, "tokens that a round verifies as a tree, at most 64; 0: a chain"),
     "draft_lookup": (int, "tokens that the text so far may add to a draft, at most 64; 0: none"),
     "draft_reuse": (bool, "propose the rest of a rejected draft again"),
     "self_selection": (int, "drafts of one pass that are verified together, at most 64; 1: one"),
+    "exact": (bool, "round each token as if it were alone: the text of such forwards without drafts; on a CPU"),
 }
 
 

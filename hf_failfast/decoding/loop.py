@@ -160,7 +160,7 @@ def prepare(
     session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
     asked = asked_layers(generation_config)
-    runner = drafter.runners.target(model, session.target_layers, asked)
+    runner = drafter.runners.target(model, session.target_layers, asked, config.exact)
     cache = runner.new_cache(stops.max_length, sequences.num_rows)
     if past.get_seq_length():
         cache.load(past, [sequences.columns(row) for row in sequences.running])
@@ -244,15 +244,16 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     sequences, session, cache = generation.sequences, generation.session, generation.cache
     if any(row.broken for row in outcome):
         session.give_up(ValueError("its confidences are not numbers"))
-    accepted, kept = [row.accepted for row in outcome], [row.kept for row in outcome]
+    confirmed, kept = [row.accepted for row in outcome], [row.kept for row in outcome]
     if generation.proposals is not None:
         generation.proposals.observe(draft, outcome, generation.stats)
     if isinstance(draft, Proposal):
-        accepted = draft.accepted_own(outcome)
-        kept = [min(count, row.cached) for count, row in zip(accepted, outcome, strict=True)]
+        confirmed = draft.confirmed(outcome)
+        own = draft.accepted_own(outcome)
+        kept = [min(count, row.cached) for count, row in zip(own, outcome, strict=True)]
     if isinstance(draft, TreeDraft):
         verified = _in_line(generation, verified, outcome)
-    generation.policy.observe(accepted)
+    generation.policy.observe(confirmed)
     if generation.streamer is not None:
         sequences.stream(generation.streamer)
     cached = [length + row.cached for length, row in zip(verified.known, outcome, strict=True)]
