@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from .compatibility import with_cache_name
 from .config import FailFastConfig
+from .decoding.hierarchy import Hierarchy
 from .decoding.loop import failfast_decoding
 from .decoding.refusals import (
     check_arguments,
@@ -59,7 +60,7 @@ def _generate(
 
     assistant_model: a drafter of `load_drafter`, or a checkpoint folder or Hub id (loaded once, in the target's
         dtype); a `Conversation`, if the drafter should remember the text between calls; a `Learning`, if it should
-        learn from the text.
+        learn from the text; a `Hierarchy` of several.
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
         `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`, `draft_tree`,
         `draft_lookup`, `draft_reuse`, `self_selection`, `exact`). Default: the drafter's own (`drafter.config`).
@@ -68,7 +69,7 @@ def _generate(
         decodes the rest plainly and counts it in the output's `speculation`; `raise` raises the error.
     drafter_timeout: seconds after which a draft counts as an error too; None: no limit.
     kwargs: every argument of `generate`; with `return_dict_in_generate=True` the output has one more field,
-        `speculation` (`SpecDecodingStats`).
+        `speculation` (`SpecDecodingStats`), which a notebook shows as the coloured text if `tokenizer=` is among them.
 
     Raises ValueError naming any argument or model that is not supported.
     """
@@ -86,6 +87,7 @@ def _generate(
             config=config,
             drafter_errors=drafter_errors,
             drafter_timeout=drafter_timeout,
+            tokenizer=tokenizer,
             **prepared,
         )
 
@@ -191,6 +193,11 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
     measured = drafter
     while isinstance(measured, (Conversation, Learning)):
         measured = measured.drafter
+    if isinstance(measured, Hierarchy) and config.length_policy != "confidence":
+        raise ValueError(
+            f"`length_policy={config.length_policy!r}` is for one drafter: a Hierarchy chooses its levels itself, by "
+            "measured times, and takes 'confidence' or a LengthPolicy object."
+        )
     measure = functools.partial(measured_costs, model, measured)
     policy = POLICIES[config.length_policy].for_pair(config, drafter, measure)
     policy.is_bounded = sum(weights.numel() for weights in model.get_decoder().parameters()) >= FEWEST_WEIGHTS
@@ -199,7 +206,7 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
 
 def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:
     """The drafter for a target of another tokenizer; unchanged if both tokenizers have the same vocabulary."""
-    if isinstance(drafter, (Conversation, Learning)):
+    if isinstance(drafter, (Conversation, Learning, Hierarchy)):
         kind = type(drafter).__name__
         raise ValueError(f"A {kind} cannot be combined with `assistant_tokenizer`: pass the drafter itself.")
     if tokenizer is None:

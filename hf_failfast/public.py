@@ -1,6 +1,7 @@
 """The public names, which need torch."""
 
 from .config import FailFastConfig
+from .decoding.hierarchy import Hierarchy
 from .decoding.loop import failfast_decoding
 from .decoding.stats import SpecDecodingStats
 from .decoding.transformers_loop import FailFastCandidateGenerator
@@ -21,6 +22,7 @@ __all__ = [
     "FailFastCandidateGenerator",
     "FailFastConfig",
     "FixedLength",
+    "Hierarchy",
     "Learning",
     "LengthPolicy",
     "SpecDecodingStats",

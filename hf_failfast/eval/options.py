@@ -46,7 +46,7 @@ class EvalOptions:
         `assisted` (transformers' assisted generation) or `prompt_lookup` (transformers' n-gram drafts).
     compare_plain: run plain decoding on every prompt too, in random order, for paired speedups.
     confidence_threshold, chunk_length, max_draft_length: tau, N, N_max; default: the drafter's own.
-    length_policy: `confidence` or `goodput`; default: the drafter's own.
+    length_policy: `confidence`, `goodput` or `diffuspec`; default: the drafter's own.
     verifier, draft_temperature: how samples verify a draft; default: the drafter's own.
     runner: `auto`, `eager` or `cuda_graphs`, as in `load_drafter`; `plain` is this package's loop without drafts where
         it is `auto` or `cuda_graphs`, else transformers' `generate`.
