@@ -112,6 +112,7 @@ class LoraSession(MaskedSession):
         super().__init__(EagerRunner(model), spec, vocab_size, request)
         self.offset = model.offset
         self.slots = request.slots
+        self.judges = False  # its judgement of guessed tokens is the target's, which the verification makes anyway
 
     def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
         cache = None if self.slots is None else self.slots.cache
