@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from ..config import FailFastConfig
+from ..measure import methods
 from ..measure.bootstrap import PairedSpeedup, paired_speedup
 from ..measure.metrics import summarise
 from ..measure.records import SpeedRecord
 from .base import Setup
-from .sweeps import answered, drafted, timed, with_cap_of_a_chunk, with_number
+from .sweeps import Variant, answered, timed, with_cap_of_a_chunk, with_number
 from .tables import SPEED, Column, Row
 
 # What each number may become; N_max is raised to N where it is less.
@@ -97,7 +98,10 @@ class Confirmation:
 def confirm(setup: Setup, fastest: FailFastConfig) -> Confirmation:
     """Both settings on the setup's prompts, answered one after the other in random order."""
     names = {fastest: FASTEST} | {setup.config: START}
-    variants = [drafted({"setting": name} | asdict(config), setup.drafter, config) for config, name in names.items()]
+    variants = [
+        Variant({"setting": name} | asdict(config), methods.drafted(setup.drafter, config))
+        for config, name in names.items()
+    ]
     records = answered(setup, variants)
     rows = [each.label | summarise(found) for each, found in zip(variants, records, strict=True)]
     over_start = None if len(records) == 1 else _over(*records)
@@ -117,4 +121,5 @@ def _over(ours: Sequence[SpeedRecord], theirs: Sequence[SpeedRecord]) -> PairedS
 def time_settings(setup: Setup, configs: Sequence[FailFastConfig]) -> list[Row]:
     """One row per setting: its numbers and its speed."""
     labels = [asdict(config) | ({"setting": START} if config == setup.config else {}) for config in configs]
-    return timed(setup, [drafted(label, setup.drafter, config) for label, config in zip(labels, configs, strict=True)])
+    rows = zip(labels, configs, strict=True)
+    return timed(setup, [Variant(label, methods.drafted(setup.drafter, config)) for label, config in rows])

@@ -12,6 +12,7 @@ from ..measure import methods
 from ..measure.metrics import summarise
 from ..measure.records import SpeedRecord
 from ..measure.timing import time_answers
+from ..policies import ConfidenceThreshold
 from . import plots
 from .base import Axis, Experiment, Outcome, Setup
 from .tables import SPEED, Column, Row
@@ -32,13 +33,23 @@ class Variant:
 
 
 def fixed(label: Row, drafter: DiffusionDrafter, config: FailFastConfig) -> Variant:
-    """Drafts of one chunk."""
-    return Variant(label, methods.fixed(drafter, config))
+    """Drafts of one chunk, in every round."""
+    return Variant(label, _in_every_round(methods.fixed(drafter, config)))
 
 
 def drafted(label: Row, drafter: DiffusionDrafter, config: FailFastConfig) -> Variant:
-    """This package's decoding with a drafter and a chunk rule."""
-    return Variant(label, methods.drafted(drafter, config))
+    """This package's decoding with a drafter and a chunk rule, which drafts in every round."""
+    return Variant(label, _in_every_round(methods.drafted(drafter, config)))
+
+
+def _in_every_round(method: methods.Method) -> methods.Method:
+    """The method without the bound that stops drafting where it does not pay: an experiment asks whether it does, and
+    its counts are not to depend on the clock."""
+    config: FailFastConfig = method.arguments["failfast_config"]
+    if config.length_policy != "confidence":
+        return method
+    config = config.with_options({"length_policy": ConfidenceThreshold(config)})
+    return replace(method, arguments=method.arguments | {"failfast_config": config})
 
 
 def sweep(

@@ -21,6 +21,7 @@ from hf_failfast.eval import task_prompts
 from hf_failfast.experiments import catalogue, plots, tables
 from hf_failfast.experiments.catalogue.confidence import calibration_error, histogram
 from hf_failfast.experiments.catalogue.difficulty import run_lengths
+from hf_failfast.experiments.on_gpu import H200, MODELLED, speedup
 from hf_failfast.experiments.tables import SPEED, cells
 from hf_failfast.measure.tracing import TracedRound
 from tools.tables import experiments
@@ -147,6 +148,48 @@ def test_sweeps(name: str, options: tuple, axis: str, values: list[float], folde
         assert [row["drafter_passes_per_round"] for row in autoregressive] == pytest.approx([2, 5], rel=0.4), (
             "one pass per drafted token"
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "axis", "values"),
+    [
+        ("tree", ("--values", "0,8"), "draft_tree", [0, 8]),
+        ("lookup", ("--values", "0,4"), "n", [0, 4, None]),
+        ("reuse", ("--values", "0"), "reuse", ["no", "yes"]),
+        ("self-selection", ("--values", "1,2"), "drafts", [1, 2]),
+    ],
+)
+def test_strategies(name: str, options: tuple, axis: str, values: list, folders: dict[str, str], tmp_path: Path):
+    """Each strategy beside the chain: the same texts, and counts that do not depend on the clock."""
+    documents = []
+    for part in ("one", "other"):
+        result = run(name, folders, tmp_path / part, *options)
+        assert result.exit_code == 0, result.output
+        documents.append(json.loads((tmp_path / part / f"{name}.json").read_text()))
+    rows = documents[0]["rows"]
+    assert [row[axis] for row in rows] == values
+    assert all(row["identical"] == 1 and row["answers"] == 2 for row in rows)
+    for row, again in zip(rows, documents[1]["rows"], strict=True):
+        assert all(row.get(key) == again.get(key) for key in ("acceptance_rate", "mean_acceptance_length"))
+    assert (tmp_path / "one" / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def test_costs_on_a_gpu_are_those_measured() -> None:
+    """The modelled costs are the stored measurement; a plain round is worth one, and a free token two."""
+    measured = tables.read(REPOSITORY / "results" / "gpu-nvidia-h200.json")
+    for kind, costs in H200.items():
+        for points, passes in ((costs.target, measured["7B"]["passes"]), (costs.drafter, measured["1.5B"])):
+            expected = [(count, passes[f"{count} rows"][f"{kind}_ms"]) for count in (1, 16, 32, 64)]
+            assert points == tuple((count, pytest.approx(ms, abs=1e-5)) for count, ms in expected)
+        assert speedup(costs, 1.0, 0.0, 0.0) == 1
+        assert 1.9 < speedup(costs, 2.0, 1.0, 0.0) < 2
+        by_hand = 3 * costs.target[0][1] / (costs.target[2][1] + 2 * costs.drafter[1][1])
+        assert speedup(costs, 3.0, 31.0, 2.0) == pytest.approx(by_hand)
+    row = {"mean_acceptance_length": 3.0, "acceptance_rate": 2 / 31, "drafter_passes_per_round": 2.0}
+    assert [column.cell(row) for column in MODELLED] == [
+        f"{speedup(H200[c.key], 3.0, 31.0, 2.0):.2f}" for c in MODELLED
+    ]
+    assert all(column.cell({}) == "" for column in MODELLED)
 
 
 def test_sampled_answers_are_not_compared_token_by_token(folders: dict[str, str], tmp_path: Path) -> None:
