@@ -7,6 +7,9 @@ from typing import Literal, get_args
 from .options import option
 
 Attention = Literal["causal_canvas", "block_causal"]
+Form = Literal["canvas", "dflash"]
+Layout = Literal["z-lab", "speculators"]
+DRAFT_VOCABULARY = 8192
 LOSS_WEIGHTS = (
     "cross_entropy_weight",
     "focal_weight",
@@ -89,6 +92,9 @@ class TrainingConfig:
     steps: int | None = option(None, "Training ends after this many steps.")
     # Data synthesis is not counted.
     minutes: float | None = option(None, "Training ends after this many minutes.", shown="60 without steps")
+    form: Form = option("canvas", "canvas, or dflash for DFlash's own format.", kind=str)
+    # Nothing in another form.
+    layout: Layout = option("z-lab", "Of a dflash checkpoint: z-lab or speculators.", kind=str)
     attention: Attention = option("causal_canvas", "causal_canvas or block_causal.", kind=str)
     conditioned: bool = option(False, "Let the drafter read the target's hidden states.")
     # Nothing where the drafter is not conditioned.
@@ -100,14 +106,16 @@ class TrainingConfig:
     layers: tuple[int, ...] | None = option(
         None,
         "Layers of the target, such as 0,1,2,29.",
-        shown="the first three and the last; the last four if conditioned",
+        shown="the first three and the last; the last four if conditioned or dflash",
         kind=str,
         read=layer_numbers,
     )
     intermediate_size: int | None = option(None, "MLP neurons kept in every layer.", shown="all")
     canvas_length: int = option(8, "Draft positions per pass; the block of block_causal.")
     # The most frequent ids of the answers: the head is the dearest part of a small drafter.
-    draft_vocabulary: int = option(8192, "Ids the drafter can propose; 0 for all.")
+    draft_vocabulary: int | None = option(
+        None, "Ids the drafter can propose; 0 for all.", shown="8192; all in z-lab's layout"
+    )
     coverage: float | None = option(
         None, "Share of the answers' tokens that these ids must hold, such as 0.985.", shown="by --draft-vocabulary"
     )
@@ -141,6 +149,7 @@ class TrainingConfig:
             raise ValueError("`steps` or `minutes` must be given, got neither.")
         if self.attention not in get_args(Attention):
             raise ValueError(f"`attention` must be one of {list(get_args(Attention))}, got {self.attention!r}.")
+        self._check_form()
         if self.conditioned and self.attention != "causal_canvas":
             raise ValueError("`conditioned` needs attention 'causal_canvas', got 'block_causal'.")
         if self.steps is not None:
@@ -153,7 +162,7 @@ class TrainingConfig:
             require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         for name in ("learning_rate", "clip"):
             require(name, getattr(self, name), "positive", getattr(self, name) > 0)
-        for name in ("draft_vocabulary", "warmup_steps", "position_decay", "clean_weight", "seed", *LOSS_WEIGHTS):
+        for name in ("warmup_steps", "position_decay", "clean_weight", "seed", *LOSS_WEIGHTS):
             require(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
         require("extended", self.extended, "in [0, 1)", 0 <= self.extended < 1)
         for name in ("coverage", "reach_alpha"):
@@ -161,6 +170,36 @@ class TrainingConfig:
             require(name, share, "in [0, 1]", share is None or 0 <= share <= 1)
         require("head_fraction", self.head_fraction, "in (0, 1]", 0 < self.head_fraction <= 1)
         require("ema_decay", self.ema_decay, "in [0, 1)", 0 <= self.ema_decay < 1)
+
+    def _check_form(self) -> None:
+        for name, known in {"form": get_args(Form), "layout": get_args(Layout)}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {list(known)}, got {getattr(self, name)!r}.")
+        if self.form == "dflash" and (self.conditioned or self.attention != "causal_canvas"):
+            raise ValueError(
+                "`form` 'dflash' has its own way to read states and blocks: no `conditioned`, `attention`."
+            )
+        if self.form != "dflash" and self.layout != "z-lab":
+            raise ValueError(f"`layout` {self.layout!r} needs `form` 'dflash'.")
+        has_whole_head = self.form == "dflash" and self.layout == "z-lab"
+        if has_whole_head and (self.coverage is not None or self.draft_vocabulary):
+            raise ValueError(
+                "`draft_vocabulary` and `coverage` need `layout` 'speculators': in z-lab's the head is the target's."
+            )
+        if self.draft_vocabulary is None:
+            object.__setattr__(self, "draft_vocabulary", 0 if has_whole_head else DRAFT_VOCABULARY)
+        require("draft_vocabulary", self.vocabulary_size, "at least 0", self.vocabulary_size >= 0)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """`draft_vocabulary` as it was given or follows from the form."""
+        assert self.draft_vocabulary is not None
+        return self.draft_vocabulary
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether the drafter reads hidden states of the target, and so drafts from the second round on."""
+        return self.conditioned or self.form == "dflash"
 
     @property
     def needs_states(self) -> bool:

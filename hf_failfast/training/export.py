@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from ..drafters.checkpoints.target_fit import fingerprint
@@ -14,7 +15,9 @@ from .atomic_files import replacing, write_json
 from .config import LOSS_WEIGHTS, TrainingConfig
 from .data.shards import HELD_OUT_ONE_IN
 from .data.unseen import ANSWER_TOKENS
-from .model import CanvasDrafter
+from .dflash import BlockDrafter
+from .dflash_layouts import speculators_checkpoint, zlab_checkpoint
+from .model import CanvasDrafter, TrainedDrafter
 from .report import PLOT
 
 WEIGHTS = "model.safetensors"
@@ -30,6 +33,18 @@ class Provenance:
     licence: str
     command: str
     data: dict[str, Any]
+
+
+def checkpoint_of(
+    drafter: TrainedDrafter, target: str, config: TrainingConfig
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """config.json and the tensors of the checkpoint, in the format of the drafter's form."""
+    if isinstance(drafter, BlockDrafter):
+        if config.layout == "speculators":
+            return speculators_checkpoint(drafter, config.canvas_length, target)
+        return zlab_checkpoint(drafter, config.canvas_length)
+    assert isinstance(drafter, CanvasDrafter)
+    return drafter_json(drafter, target, config), drafter.stored_state()
 
 
 def drafter_json(drafter: CanvasDrafter, target: str, config: TrainingConfig) -> dict[str, Any]:
@@ -76,7 +91,9 @@ def model_card(provenance: Provenance, record: dict[str, Any]) -> str:
     rows = "\n".join(f"| {k} | {right:.3f} | {accepted:.3f} |" for k, (right, accepted) in enumerate(figures, start=1))
     losses = ", ".join(f"{name.removesuffix('_weight')} {config[name]}" for name in LOSS_WEIGHTS if config[name])
     decoding = _decoding_lines(record["decoding"]) if "decoding" in record else ""
-    conditioned = ",\nand they read the target's hidden states of the text so far" if config["conditioned"] else ""
+    reads_states = config["conditioned"] or config["form"] == "dflash"
+    conditioned = ",\nand they read the target's hidden states of the text so far" if reads_states else ""
+    attention = f"DFlash's, {config['layout']}'s layout" if config["form"] == "dflash" else config["attention"]
     return f"""---
 license: {provenance.licence}
 base_model: {provenance.target}
@@ -88,7 +105,7 @@ tags: [speculative-decoding, diffusion-lm, hf_failfast]
 Drafts for `{provenance.target}` in speculative decoding with `hf_failfast`; not a language model to use by itself.
 The text stays the target's own: under greedy decoding token by token in float32, in bfloat16 up to near ties.
 Its layers are copies of the target's layers {record["source_layers"]}, trained further{conditioned}.
-Embedding and head are the target's and are not stored. Attention: {config["attention"]}.
+Embedding and head are the target's and are not stored. Attention: {attention}.
 
 Training data: {_data_line(provenance.data)}; one prompt in {HELD_OUT_ONE_IN} is held out.
 Trained for {record["step"]} steps ({record["minutes"]} minutes; loss weights: {losses}) with
@@ -132,12 +149,13 @@ def versions() -> dict[str, str]:
 
 
 def export(
-    folder: Path, drafter: CanvasDrafter, config: TrainingConfig, provenance: Provenance, record: dict[str, Any]
+    folder: Path, drafter: TrainedDrafter, config: TrainingConfig, provenance: Provenance, record: dict[str, Any]
 ) -> None:
     """Refreshes `folder`; the weights replace the older ones at once, so it can be loaded at any time."""
+    content, tensors = checkpoint_of(drafter, provenance.target, config)
     with replacing(folder / WEIGHTS) as partial:
-        save_file(drafter.stored_state(), partial, metadata={"format": "pt"})
-    write_json(folder / "config.json", drafter_json(drafter, provenance.target, config))
+        save_file(tensors, partial, metadata={"format": "pt"})
+    write_json(folder / "config.json", content)
     write_json(folder / "training.json", record)
     with replacing(folder / "README.md") as partial:
         partial.write_text(model_card(provenance, record))

@@ -20,9 +20,11 @@ from .losses import (
     weighted_mean,
     weighted_regression,
 )
-from .model import CanvasDrafter
+from .model import TrainedDrafter
 
-Outputs = tuple[torch.Tensor, torch.Tensor]  # what `CanvasDrafter.forward` returns
+# What a drafter's forward returns: clean rows [batch, T, hidden] and canvas rows [batch, A, rows, hidden]. Without
+# clean rows the canvas rows are all K draft positions.
+Outputs = tuple[torch.Tensor | None, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,22 @@ class Rows:
 
 
 def training_loss(
-    drafter: CanvasDrafter, outputs: Outputs, batch: Batch, config: TrainingConfig, generator: torch.Generator
+    drafter: TrainedDrafter, outputs: Outputs, batch: Batch, config: TrainingConfig, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """`loss` and its parts, those of weight 0 left out.
 
     Every clean row of the answer trains draft position 1, the canvas rows positions 2 .. K. The losses that need
     logits see a random fraction of the clean rows and of the canvases.
     """
-    clean = _clean_rows(outputs[0], batch)
-    canvases = _canvases(outputs, batch, config)
+    rows_by_kind = {"canvas": _canvases(outputs, batch, config)}
+    if outputs[0] is not None:
+        rows_by_kind = {"clean": _clean_rows(outputs[0], batch), **rows_by_kind}
     parts = {}
     if config.regression_weight:
-        for name, rows in {"clean": clean, "canvas": canvases}.items():
+        for name, rows in rows_by_kind.items():
             assert rows.wanted is not None
             parts[f"{name}_regression"] = weighted_regression(rows.output, rows.wanted, rows.weights)
-    parts |= _head_losses(drafter, clean, canvases, batch, config, generator)
+    parts |= _head_losses(drafter, rows_by_kind, batch, config, generator)
     weights = {
         "clean_regression": config.regression_weight * config.clean_weight,
         "canvas_regression": config.regression_weight,
@@ -77,17 +80,17 @@ def training_loss(
 
 
 def _head_losses(
-    drafter: CanvasDrafter,
-    clean: Rows,
-    canvases: Rows,
+    drafter: TrainedDrafter,
+    rows_by_kind: dict[str, Rows],
     batch: Batch,
     config: TrainingConfig,
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
+    """The canvas rows are the last kind: the losses of whole canvases follow from their logits."""
     parts = {}
-    clean, _ = clean.subset(config.head_fraction, generator)
-    canvases, chosen = canvases.subset(config.head_fraction, generator)
-    for name, rows in {"clean": clean, "canvas": canvases}.items():
+    subsets = {name: rows.subset(config.head_fraction, generator) for name, rows in rows_by_kind.items()}
+    canvases, chosen = subsets["canvas"]
+    for name, (rows, _) in subsets.items():
         logits = drafter.logits(rows.output)
         if config.cross_entropy_weight:
             losses, weights = token_losses(logits, rows.labels), rows.weights * (rows.labels != IGNORE)
@@ -124,7 +127,8 @@ def _clean_rows(output: torch.Tensor, batch: Batch) -> Rows:
 
 
 def _canvases(outputs: Outputs, batch: Batch, config: TrainingConfig) -> Rows:
-    """[batch * A, K]: weight 0 at draft position 1, after the answer, and where the token is revealed."""
+    """[batch * A, K]: weight 0 after the answer, where the token is revealed, and at draft position 1 if the clean
+    rows train it."""
     used = batch.drafted(batch.answer)
     known = None
     if batch.canvases.revealed is not None:  # [..., K], or in a causal canvas one row less than positions
@@ -132,7 +136,8 @@ def _canvases(outputs: Outputs, batch: Batch, config: TrainingConfig) -> Rows:
         used = used & ~known
     labels = batch.drafted(batch.labels).masked_fill(~used, IGNORE)
     weights = position_weights(batch.canvases.canvas_length, config.position_decay).to(used.device) * used
-    weights[..., 0] = 0
+    if outputs[0] is not None:
+        weights[..., 0] = 0
     wanted = None if batch.wanted is None else batch.drafted(batch.wanted).flatten(0, 1)
     output = draft_outputs(outputs, batch).flatten(0, 1)
     known = None if known is None else known.flatten(0, 1)
@@ -140,8 +145,10 @@ def _canvases(outputs: Outputs, batch: Batch, config: TrainingConfig) -> Rows:
 
 
 def draft_outputs(outputs: Outputs, batch: Batch) -> torch.Tensor:
-    """[batch, A, K, hidden]: the anchor's clean row, then the canvas rows."""
+    """[batch, A, K, hidden]: the anchor's clean row, if there are clean rows, then the canvas rows."""
     clean, canvas = outputs
+    if clean is None:
+        return canvas
     rows = torch.arange(len(clean), device=clean.device)[:, None]
     first = clean[rows, batch.canvases.anchors]
     return torch.cat([first[:, :, None], canvas[:, :, : batch.canvases.canvas_length - 1]], dim=2)
@@ -182,7 +189,7 @@ def _rounded(values: torch.Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def held_out_drafts(drafter: CanvasDrafter, batch: Batch) -> HeldOut:
+def held_out_drafts(drafter: TrainedDrafter, batch: Batch) -> HeldOut:
     logits = drafter.logits(draft_outputs(drafter(batch.canvases, batch.features), batch)).float()
     best, drafted = logits.max(dim=-1)
     matches = drafted == batch.drafted(batch.labels)

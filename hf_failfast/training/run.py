@@ -15,6 +15,7 @@ from .config import NATURAL, DataConfig, TrainingConfig
 from .data.synthesis import load_data, synthesise
 from .data.unseen import unseen_examples
 from .data.words import wordnet_folder
+from .dflash import check_norms
 from .export import Provenance
 from .model import check_target, default_layers
 from .precision import training_dtype
@@ -50,9 +51,10 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
         raise ValueError(f"`target` must be a decoder-only causal LM, but {job.target} is an encoder-decoder.")
     dtype = training_dtype(accelerator.device)
     model = AutoModelForCausalLM.from_pretrained(job.target, dtype=dtype).to(accelerator.device).eval()
-    check_target(
-        model, training_config.layers or default_layers(model.config.num_hidden_layers, training_config.conditioned)
-    )
+    num_layers = model.config.num_hidden_layers
+    check_target(model, training_config.layers or default_layers(num_layers, training_config.reads_states))
+    if training_config.form == "dflash":
+        check_norms(model)
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     with accelerator.main_process_first():
         manifest = synthesise(model, tokenizer, data_config, job.data, job.target_name, console)

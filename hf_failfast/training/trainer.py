@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from ..drafters.checkpoints.reading import read_checkpoint
 from .atomic_files import replacing
 from .averaging import WeightAverage, copy_tensors
 from .batches import Batch, CanvasPlan, aligned, batch_indices, draft_index, step_generator
@@ -26,8 +27,10 @@ from .canvases import Canvases
 from .config import TrainingConfig
 from .data.shards import Example
 from .decoding import Decoded, answers_of, decoding_figures
+from .dflash import BlockDrafter, rarest_token
+from .dflash_layouts import stored_vocabulary
 from .export import WEIGHTS, Provenance, export, versions
-from .model import CanvasDrafter, covered_share, covering_size, default_layers, frequent_tokens
+from .model import CanvasDrafter, TrainedDrafter, covered_share, covering_size, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
 from .precision import training_dtype
 from .progress import Progress, deferred_interrupt
@@ -43,6 +46,8 @@ BEFORE = {
     "extended": 0.0,
     "coverage": None,
     "reach_alpha": None,
+    "form": "canvas",
+    "layout": "z-lab",
 }  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
 
@@ -88,18 +93,18 @@ class Trainer:
         checkpoint = self._checkpoint()
         initial = load_file(Path(config.initial) / WEIGHTS) if config.initial else {}
         # A run that is resumed with more data keeps its vocabulary.
-        if checkpoint or initial:
-            draft_vocabulary = (checkpoint or initial).get("draft_vocabulary")
+        if checkpoint:
+            draft_vocabulary = checkpoint.get("draft_vocabulary")
+        elif initial:
+            draft_vocabulary = stored_vocabulary(initial)
         else:
             draft_vocabulary = self._draft_vocabulary(target, vocabulary)
         self.draft_index = draft_index(draft_vocabulary, vocabulary).to(self.accelerator.device)
-        layers = config.layers or default_layers(target.config.num_hidden_layers, config.conditioned)
-        fusion = config.conditioned and config.input_fusion
-        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
+        drafter = self._new_drafter(target, draft_vocabulary, checkpoint)
         if initial:
             drafter.load_stored_state(initial)
         self.drafter = drafter.to(self.accelerator.device).eval()
-        self.teacher = self._teacher(target, layers)
+        self.teacher = self._teacher(target)
         self.parameters = [p for p in self.drafter.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.ema_decay)
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.95), weight_decay=0.0)
@@ -125,16 +130,36 @@ class Trainer:
     def _batches_per_step(self) -> int:
         return self.config.accumulation * self.accelerator.num_processes
 
-    def _teacher(self, target: PreTrainedModel, layers: Sequence[int]) -> Teacher | None:
+    def _new_drafter(
+        self, target: PreTrainedModel, draft_vocabulary: torch.Tensor | None, checkpoint: dict[str, Any] | None
+    ) -> TrainedDrafter:
+        config = self.config
+        layers = config.layers or default_layers(target.config.num_hidden_layers, config.reads_states)
+        if config.form == "dflash":
+            mask = checkpoint["mask_token_id"] if checkpoint else self._mask_token(target)
+            return BlockDrafter(target, layers, mask, draft_vocabulary, config.intermediate_size)
+        fusion = config.conditioned and config.input_fusion
+        return CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
+
+    def _mask_token(self, target: PreTrainedModel) -> int:
+        """The id that stands at positions to draft; a run that is resumed with more data keeps its own."""
+        if self.config.initial:
+            mask_token_id = read_checkpoint(self.config.initial, {}, {}).spec.mask_token_id
+            assert mask_token_id is not None
+            return mask_token_id
+        texts = [example.tokens for example in self.examples]
+        return rarest_token(texts, target.config.vocab_size, _end_tokens(target))
+
+    def _teacher(self, target: PreTrainedModel) -> Teacher | None:
+        if isinstance(self.drafter, BlockDrafter):
+            return Teacher(target, self.drafter.target_states)
         if self.config.conditioned:
-            return Teacher(target, layers)
+            return Teacher(target, self.drafter.source_layers)
         stored = all(example.hidden is not None for example in [*self.examples, *self.held_out])
         return None if stored or not self.config.needs_states else Teacher(target, ())
 
     def _draft_vocabulary(self, target: PreTrainedModel, vocabulary: int) -> torch.Tensor | None:
-        size, coverage = self.config.draft_vocabulary, self.config.coverage
-        eos = target.generation_config.eos_token_id
-        always = [eos] if isinstance(eos, int) else list(eos or [])
+        size, coverage, always = self.config.vocabulary_size, self.config.coverage, _end_tokens(target)
         if coverage is not None:
             size = covering_size(self._answers, coverage, always)
         if size == 0 or size >= vocabulary:
@@ -209,7 +234,8 @@ class Trainer:
         size = config.batch_size
         indices = batch_indices(self.lengths, size * self._batches_per_step, config.seed, self.step)
         factor = learning_rate_factor(self.step, self.progress(), config.warmup_steps)
-        self.optimizer.param_groups[0]["lr"] = config.learning_rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
         parts: Counter[str] = Counter()
         for micro in range(config.accumulation):
             number = micro * self.accelerator.num_processes + self.accelerator.process_index
@@ -265,7 +291,7 @@ class Trainer:
         for examples in self._in_batches(self.unseen):
             canvases, starts = self.plan.every(examples)
             matches = self._drafts(examples, canvases).matches.unflatten(0, starts.shape)
-            answers += answers_of(matches, starts, examples, drafts_at_once=not self.config.conditioned)
+            answers += answers_of(matches, starts, examples, drafts_at_once=not self.config.reads_states)
         return decoding_figures(answers, self.config.canvas_length)
 
     def _in_batches(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
@@ -304,6 +330,7 @@ class Trainer:
             "seconds": self.seconds,
             "losses": dict(self.losses),
             "draft_vocabulary": self.drafter.draft_vocabulary,
+            "mask_token_id": getattr(self.drafter, "mask_token_id", None),
             "parameters": [p.detach() for p in self.parameters],
             "averaged": self.average.values,
             "optimizer": self.optimizer.state_dict(),
@@ -332,6 +359,11 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.losses.update(state.get("losses", {}))
+
+
+def _end_tokens(target: PreTrainedModel) -> list[int]:
+    eos = target.generation_config.eos_token_id
+    return [eos] if isinstance(eos, int) else list(eos or [])
 
 
 def _in_words(record: dict[str, Any]) -> str:
