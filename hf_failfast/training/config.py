@@ -1,6 +1,7 @@
 """Settings of data synthesis and of training, checked where they are made; most are options of `hf-failfast train`."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,6 +29,11 @@ def require(name: str, value: float, bound: str, holds: bool) -> None:
         raise ValueError(f"`{name}` must be {bound}, got {value}.")
 
 
+def named_sources(names: Sequence[str]) -> str | tuple[str, ...] | None:
+    """One source as it is, several as a mixture."""
+    return tuple(names) if len(names) > 1 else next(iter(names), None)
+
+
 def layer_numbers(text: str) -> tuple[int, ...]:
     """Layer numbers separated by commas. Raises ValueError on anything else."""
     if not all(part.strip().isdecimal() for part in text.split(",")):
@@ -39,7 +45,14 @@ def layer_numbers(text: str) -> tuple[int, ...]:
 class DataConfig:
     """What decides the prompts and answers; the same values give the same data."""
 
-    source: str | None = option(None, "self-written, natural, or as --prompts.", shown=SELF_WRITTEN)
+    # Several are mixed, a shard of each in turn.
+    source: str | tuple[str, ...] | None = option(
+        None,
+        "self-written, natural, or as --prompts; given more than once, they are mixed.",
+        shown=SELF_WRITTEN,
+        kind=list[str],
+        read=named_sources,
+    )
     prompts: str | None = option(None, "A .txt or .jsonl file, or a dataset's name.", shown="none")
     # Training leaves them out.
     unseen: str | None = option(None, "As --prompts: what decoding is measured on.", shown="64 of the package's own")
@@ -71,12 +84,22 @@ class DataConfig:
             raise ValueError(f"`records` must be 'prompts' or 'texts', got {self.records!r}.")
         if self.prompts is not None and self.source is not None:
             raise ValueError(f"`prompts` takes the place of `source`, got {self.prompts!r} beside {self.source!r}.")
-        if self.records == "texts" and (self.file is None or self.sampled_answers):
+        if isinstance(self.source, tuple) and not 1 < len(self.source) == len(set(self.source)):
+            raise ValueError(f"`source` must name one source or several different ones, got {self.source!r}.")
+        if self.records == "texts" and (any(part.file is None for part in self.parts) or self.sampled_answers):
             raise ValueError("`records` 'texts' needs a `source`, and has no `sampled_answers`.")
 
     @property
+    def parts(self) -> "tuple[DataConfig, ...]":
+        """The settings of each source of a mixture; of one source these."""
+        if not isinstance(self.source, tuple):
+            return (self,)
+        return tuple(replace(self, source=name) for name in self.source)
+
+    @property
     def origin(self) -> str:
-        """Who writes the prompts: SELF_WRITTEN, NATURAL, or where `file` has them."""
+        """Who writes the prompts of one source: SELF_WRITTEN, NATURAL, or where `file` has them."""
+        assert not isinstance(self.source, tuple)
         return self.prompts or self.source or SELF_WRITTEN
 
     @property

@@ -44,7 +44,7 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
     """Continues whatever an earlier run left in the data and output folders. Of several processes the first
     synthesises. With `as_json` the last evaluation is printed as one JSON document, and nothing else."""
     console = Console(quiet=as_json)
-    if data_config.origin == NATURAL:
+    if any(part.origin == NATURAL for part in data_config.parts):
         wordnet_folder()  # raises before a model is loaded
     accelerator = new_accelerator()
     if AutoConfig.from_pretrained(job.target).is_encoder_decoder:

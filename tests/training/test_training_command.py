@@ -65,7 +65,10 @@ def test_the_options_reach_the_settings(tmp_path: Path, monkeypatch: pytest.Monk
     )
     train("--target", "t", "--output", str(tmp_path), *options.split())
     train("--target", "t", "--output", str(tmp_path))
-    (job, data, training, _), (_, default_data, default_training, as_json) = seen
+    train("--target", "t", "--output", str(tmp_path), "--source", "a.txt", "--source", "self-written")
+    train("--target", "t", "--output", str(tmp_path), "--source", "a.txt")
+    (job, data, training, _), (_, default_data, default_training, as_json), (_, mixed, *_), (_, one, *_) = seen
+    assert (mixed.source, one.source) == (("a.txt", "self-written"), "a.txt")
     assert job.data == tmp_path / "data"
     assert data == DataConfig(questions=80, store_states=False, batch_size=7, seed=5)
     assert training == TrainingConfig(steps=20, layers=(0, 3), initial="first", conditioned=True, seed=5)
