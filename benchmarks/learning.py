@@ -1,15 +1,16 @@
-"""What learning does to a drafter: tokens per round on prompts of one kind, with and without, and on another kind.
+"""What learning does to a drafter: tokens per round with and without, on prompts of one kind and in long answers.
 
     python benchmarks/learning.py
 
-The target answers every prompt once, greedily. Its text then stands for it: rounds of decoding are played on it with
-the drafter's own sessions, and give the tokens per round of real greedy decoding without the time of its forwards.
-Steps are taken between requests. What a step costs is measured beside real rounds.
+The target answers every prompt once, greedily, up to where the answer falls into a loop. Its text then stands for it:
+rounds of decoding are played on it with the drafter's own sessions, and give the tokens per round of real decoding
+without the time of its forwards. Of each kind of prompt a new learner takes steps between the requests; then it
+drafts for prompts of another kind, which shows what it forgot. In long answers, which are sampled, steps are taken
+between rounds. What a step costs is measured beside real rounds.
 """
 
-import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,65 +30,18 @@ from hf_failfast.measure.bootstrap import ratio_interval
 from hf_failfast.measure.provenance import provenance
 from hf_failfast.pairs import SMOLLM2, encode_prompt, load_smollm2
 from hf_failfast.policies.confidence import ConfidenceThreshold
+from hf_failfast.training.data.loops import loop_ends
 
-TASKS = (
-    "returns the sum of the digits of a number",
-    "counts the vowels in a string",
-    "reverses the words of a sentence",
-    "merges two sorted lists",
-    "finds the largest element of a list",
-    "checks whether a string is a palindrome",
-    "removes duplicates from a list",
-    "computes the factorial of a number",
-    "converts Celsius to Fahrenheit",
-    "counts how often each word occurs in a text",
-    "returns the n-th Fibonacci number",
-    "flattens a nested list",
-    "sorts a list of dictionaries by a key",
-    "finds the common elements of two lists",
-    "checks whether two strings are anagrams",
-    "computes the greatest common divisor of two numbers",
-    "reads a CSV file and returns its rows",
-    "writes a list of lines to a file",
-    "validates an email address",
-    "generates a random password",
-    "transposes a matrix",
-    "multiplies two matrices",
-    "finds the second largest number in a list",
-    "rotates a list by k positions",
-    "computes the average of a list of numbers",
-    "splits a list into chunks of a given size",
-    "counts the lines of a file",
-    "finds all prime numbers up to n",
-    "converts a decimal number to binary",
-    "implements binary search",
-    "implements bubble sort",
-    "computes the median of a list",
-    "returns the longest word of a sentence",
-    "capitalizes the first letter of each word",
-    "checks whether a year is a leap year",
-    "computes the power of a number with recursion",
-    "finds the intersection of two sets",
-    "parses a date in the format YYYY-MM-DD",
-    "implements a stack with push and pop",
-    "groups words by their first letter",
-)
-OTHERS = (
-    "Why is the sky blue?",
-    "Describe how bread is made.",
-    "What are the benefits of regular exercise?",
-    "Write a short story about a lighthouse keeper.",
-    "Explain how a bicycle stays upright.",
-    "Give three tips for learning a new language.",
-    "What caused the fall of the Roman Empire?",
-    "Describe a day at the beach.",
-    "How do vaccines work?",
-    "Write an email asking for a meeting next week.",
-    "What is the difference between weather and climate?",
-    "Suggest a healthy breakfast.",
-)
+KINDS = ("code", "spanish", "document")  # of learning_prompts
+OTHER = "other"
+PROMPTS = Path(__file__).parent / "learning_prompts"
+# Long texts are sampled, since greedy ones of this target fall into loops.
+LONG_PROMPTS = ("Tell a long story about a lighthouse keeper.", "Write a long travel guide to an island.")
+LONG_TOKENS, LONG_TEMPERATURE = 1500, 0.8
+QUARTERS = 4
 TOP = 16
 BATCH = 8
+Loader = Callable[[], DiffusionDrafter]
 
 
 @dataclass(frozen=True)
@@ -100,18 +54,13 @@ class Answer:
 
 
 @torch.no_grad()
-def answered(target: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[Answer]:
-    """Greedy answers, each up to its end of sequence, in one batch."""
+def answered(target: Any, tokenizer: Any, prompts: Sequence[str], **options: Any) -> list[Answer]:
+    """An answer to each prompt, up to its end of sequence or its first loop, in one batch."""
     own = [encode_prompt(tokenizer, prompt)[0] for prompt in prompts]
     ids = pad_sequence(own, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(each) for each in own], batch_first=True, padding_side="left")
     output = target.generate(
-        ids,
-        attention_mask=mask,
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        output_logits=True,
-        return_dict_in_generate=True,
+        ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **{"do_sample": False} | options
     )
     top = torch.stack(output.logits, dim=1).topk(TOP)
     answers = []
@@ -119,16 +68,24 @@ def answered(target: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens
         new = output.sequences[row, ids.shape[1] :]
         is_end = new == target.generation_config.eos_token_id
         length = int(is_end.long().argmax()) + 1 if bool(is_end.any()) else len(new)
-        kept = TopLogits(top.values[row, :length], top.indices[row, :length])
-        answers.append(Answer(torch.cat([prompt, new[:length]]), len(prompt), kept))
+        whole = torch.cat([prompt, new[:length]])
+        end = int(loop_ends(whole[None], torch.tensor([len(prompt)]), torch.tensor([len(whole)])))
+        kept = TopLogits(*(part[row, : end - len(prompt)] for part in (top.values, top.indices)))
+        answers.append(Answer(whole[:end], len(prompt), kept))
     return answers
 
 
+def no_step() -> None:
+    pass
+
+
 @torch.no_grad()
-def rounds(target: Any, drafter: DiffusionDrafter, given: Answer) -> tuple[int, int]:
-    """(tokens, rounds) of greedy decoding of this answer, as the loop would make them."""
+def rounds(
+    target: Any, drafter: DiffusionDrafter, given: Answer, after_round: Callable[[], object] = no_step
+) -> list[int]:
+    """Tokens of every round of decoding this answer, as the loop would make them."""
     policy = ConfidenceThreshold(drafter.config)
-    end, length, count = len(given.ids), given.prompt_length, 0
+    end, length, counts = len(given.ids), given.prompt_length, []
     session = drafter.start(DraftRequest(target, end))
     policy.start(1, length)
     while length < end:
@@ -142,28 +99,79 @@ def rounds(target: Any, drafter: DiffusionDrafter, given: Answer) -> tuple[int, 
         if session.top_logits:
             new = TopLogits(*(part[None, start : start + accepted + 1] for part in given.top))
             session.learn(RaggedIds.full(given.ids[None, :length]), [accepted + 1], new)
-        count += 1
-    return end - given.prompt_length, count
+            after_round()
+        counts.append(accepted + 1)
+    return counts
 
 
-def figure(played: Sequence[tuple[int, int]]) -> dict[str, float]:
+def figure(played: Sequence[Sequence[int]]) -> dict[str, float]:
     """Tokens per round, with its 95 % bootstrap interval over answers."""
-    ratio, low, high = ratio_interval(*zip(*played, strict=True))
+    ratio, low, high = ratio_interval(*zip(*((sum(counts), len(counts)) for counts in played), strict=True))
     return {"tokens_per_round": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
 
 
-def gain(on: Sequence[tuple[int, int]], off: Sequence[tuple[int, int]]) -> dict[str, float]:
+def gain(on: Sequence[Sequence[int]], off: Sequence[Sequence[int]]) -> dict[str, float]:
     """How many times the tokens per round of `off`, answer by answer the same text, with its interval."""
-    ratio, low, high = ratio_interval([count for _, count in off], [count for _, count in on])
+    ratio, low, high = ratio_interval([len(counts) for counts in off], [len(counts) for counts in on])
     return {"ratio": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def of_kind(target: Any, learner: Learning, answers: list[Answer], fixed: DiffusionDrafter, steps: int) -> Any:
+    """Requests of one kind, one after the other, with steps between them."""
+    off, on = [rounds(target, fixed, each) for each in answers], []
+    for given in answers:
+        on.append(rounds(target, learner, given))
+        learner.learn(max_steps=steps)
+    half = len(on) // 2
+    return {
+        "prompts": len(on),
+        "without": figure(off),
+        "with": figure(on),
+        "gain": gain(on, off),
+        "gain_first_half": gain(on[:half], off[:half]),
+        "gain_second_half": gain(on[half:], off[half:]),
+    }
+
+
+def long_answers(target: Any, load: Loader, answers: list[Answer], rounds_per_step: int) -> list[dict[str, Any]]:
+    """By quarter of the answers: tokens per round, with a step after every `rounds_per_step` rounds and without."""
+    on, off = [], []
+    for given in answers:
+        learner = Learning(load(), learning_share="between requests")
+        played: list[int] = []
+
+        def step(learner: Learning = learner, played: list[int] = played) -> None:
+            played.append(1)
+            if len(played) % rounds_per_step == 0:
+                learner.learn(max_steps=1)
+
+        on.append(quarters(rounds(target, learner, given, step)))
+        off.append(quarters(rounds(target, load(), given)))
+    return [
+        {"without": figure(without), "with": figure(learned), "gain": gain(learned, without)}
+        for learned, without in zip(zip(*on, strict=True), zip(*off, strict=True), strict=True)
+    ]
+
+
+def quarters(counts: list[int]) -> list[list[int]]:
+    """The rounds of each quarter of a text; a round counts where it begins."""
+    parts: list[list[int]] = [[] for _ in range(QUARTERS)]
+    total, position = sum(counts), 0
+    for count in counts:
+        parts[QUARTERS * position // total].append(count)
+        position += count
+    return parts
 
 
 def main(
     output: Path = RESULTS / "learning.json",
     max_new_tokens: int = 96,
-    limit: Annotated[int, typer.Option(help="Prompts of the kind that is learned from.")] = len(TASKS),
+    limit: Annotated[int, typer.Option(help="Prompts of each kind that is learned from.")] = 40,
+    kinds: Annotated[list[str], typer.Option(help="Kinds to learn from.")] = list(KINDS),  # noqa: B006
     learning_rate: float = 3e-4,
     steps: Annotated[int, typer.Option(help="Steps after each answer.")] = 2,
+    rounds_per_step: Annotated[int, typer.Option(help="Rounds between two steps in long answers.")] = 32,
+    long: Annotated[bool, typer.Option(help="Long answers, too.")] = True,
 ) -> None:
     logging.disable_progress_bar()
     target, tokenizer = load_smollm2(torch.float32)
@@ -172,51 +180,54 @@ def main(
     def load() -> DiffusionDrafter:
         return hf_failfast.load_drafter(hf_failfast.BUNDLED_DRAFTER, dtype=torch.float32)
 
-    kinds = {
-        "code": [f"Write a Python function that {task}." for task in TASKS[:limit]],
-        "other": list(OTHERS[: math.ceil(limit * len(OTHERS) / len(TASKS))]),
-    }
-    answers = {
-        kind: [
-            each
-            for start in range(0, len(prompts), BATCH)
-            for each in answered(target, tokenizer, prompts[start : start + BATCH], max_new_tokens)
-        ]
-        for kind, prompts in kinds.items()
-    }
+    def answers(kind: str, count: int) -> tuple[list[str], list[Answer]]:
+        prompts = (PROMPTS / f"{kind}.txt").read_text(encoding="utf-8").splitlines()[:count]
+        batches = [prompts[start : start + BATCH] for start in range(0, count, BATCH)]
+        found = [answered(target, tokenizer, batch, max_new_tokens=max_new_tokens) for batch in batches]
+        return prompts, [each for batch in found for each in batch]
+
     fixed = load()
-    off = {kind: [rounds(target, fixed, each) for each in given] for kind, given in answers.items()}
-    learner = Learning(load(), learning_share="between requests", learning_rate=learning_rate)
-    on = []
-    for given in answers["code"]:
-        on.append(rounds(target, learner, given))
-        learner.learn(max_steps=steps)
-    others = [rounds(target, learner.drafter, given) for given in answers["other"]]
-    half = len(on) // 2
-    stats = learner.statistics
-    document = {
+    _, others = answers(OTHER, 12)
+    others_off = [rounds(target, fixed, each) for each in others]
+    learned: dict[str, Any] = {}
+    for kind in kinds:
+        prompts, given = answers(kind, limit)
+        learner = Learning(load(), learning_share="between requests", learning_rate=learning_rate)
+        learned[kind] = of_kind(target, learner, given, fixed, steps)
+        others_on = [rounds(target, learner.drafter, each) for each in others]
+        learned[kind]["other_kind"] = {
+            "prompts": len(others),
+            "without": figure(others_off),
+            "after": figure(others_on),
+            "gain": gain(others_on, others_off),
+        }
+        stats = learner.statistics
+        learned[kind]["learning"] = {"learned_steps": stats.learned_steps, "resets": stats.resets}
+        learned[kind]["cost"] = cost(target, load(), learner, given, prompts, tokenizer, max_new_tokens)
+        print(kind, learned[kind], flush=True)
+    document: dict[str, Any] = {
         "target": SMOLLM2,
         "drafter": hf_failfast.BUNDLED_DRAFTER.name,
         "max_new_tokens": max_new_tokens,
         "learning_rate": learning_rate,
-        "code": {
-            "prompts": len(on),
-            "without": figure(off["code"]),
-            "with": figure(on),
-            "gain": gain(on, off["code"]),
-            "gain_first_half": gain(on[:half], off["code"][:half]),
-            "gain_second_half": gain(on[half:], off["code"][half:]),
-        },
-        "other": {
-            "prompts": len(others),
-            "without": figure(off["other"]),
-            "after_learning_code": figure(others),
-            "gain": gain(others, off["other"]),
-        },
-        "learning": stats.as_dict() | {"steps_per_answer": steps},
-        "cost": cost(target, load(), learner, answers["code"], kinds["code"], tokenizer, max_new_tokens),
-        **provenance(),
+        "steps_per_answer": steps,
+        "kinds": learned,
     }
+    if long:
+        torch.manual_seed(0)
+        options = {"do_sample": True, "temperature": LONG_TEMPERATURE, "top_k": 0, "min_new_tokens": LONG_TOKENS}
+        texts = [
+            each
+            for prompt in LONG_PROMPTS
+            for each in answered(target, tokenizer, [prompt], max_new_tokens=LONG_TOKENS, **options)
+        ]
+        document["long_answers"] = {
+            "tokens": [len(each.ids) - each.prompt_length for each in texts],
+            "temperature": LONG_TEMPERATURE,
+            "rounds_per_step": rounds_per_step,
+            "quarters": long_answers(target, load, texts, rounds_per_step),
+        }
+    document |= provenance()
     packed.undo()
     store(document, output)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 # What `length_policy` may name: see `policies.POLICIES`.
-LENGTH_POLICIES = ("confidence", "goodput")
+LENGTH_POLICIES = ("confidence", "goodput", "diffuspec")
 # What `verifier` may name: see `decoding.verification`.
 VERIFIERS = ("sample_and_match", "rejection")
 # The most nodes of a `draft_tree`: one bit of an integer says of each whether a token sees it.
@@ -37,8 +37,10 @@ class FailFastConfig:
     draft_temperature: > 0, of the drafter's q; None: the request's `temperature`. The request's top-k, top-p and other
         warpers shape q as they shape p. For verifiers whose drafts are samples.
     length_policy: `confidence`, the rule of these three numbers; or `goodput`, which needs none of them: it measures
-        what drafting and verifying cost on this machine and learns what confidence is worth (`policies.goodput`). Or
-        a `LengthPolicy` object.
+        what drafting and verifying cost on this machine and learns what confidence is worth (`policies.goodput`); or
+        `diffuspec` (arXiv 2510.02358), drafts of one chunk of N to N_max tokens by what was drafted and accepted of
+        late (`policies.diffuspec`), in which the best path through the drafter's candidates takes the place of its
+        most likely tokens (`decoding.path_search`). Or a `LengthPolicy` object.
     draft_tree: 0, or up to 64: how many tokens a round verifies as a tree that has the draft as its stem and branches
         to the drafter's other likely tokens (`decoding.trees`). A draft of as many tokens stays a chain.
     draft_lookup: 0, or up to 64: how many tokens the text so far may add to a draft, if it has the draft's sure end
@@ -47,6 +49,8 @@ class FailFastConfig:
         distributions at several temperatures, are verified together as paths of a tree of `draft_tree` nodes, or 64;
         the longest accepted one stays (SpecDiff-2, arXiv 2511.00606). Not for drafts that are samples themselves.
     draft_reuse: whether the rest of a rejected draft is proposed again where it meets the text (`decoding.reuse`).
+    exact: whether the target's forwards round each token as if it were alone, so that in every dtype the text is,
+        bit for bit, the one that the same forwards write without drafts (`engine.exact`). For chains, on a CPU.
     """
 
     confidence_threshold: float = 0.45
@@ -59,6 +63,7 @@ class FailFastConfig:
     draft_lookup: int = 0
     draft_reuse: bool = False
     self_selection: int = 1
+    exact: bool = False
 
     def __post_init__(self) -> None:
         tau = self.confidence_threshold
@@ -79,8 +84,8 @@ class FailFastConfig:
                 f"`length_policy` must be one of {list(LENGTH_POLICIES)}, but is {policy!r}; an object of a "
                 "LengthPolicy is taken, too."
             )
-        self._check_draft_temperature()
         self._check_strategies()
+        self._check_draft_temperature()
 
     def _check_draft_temperature(self) -> None:
         value = self.draft_temperature
@@ -91,6 +96,11 @@ class FailFastConfig:
         if not self.draws_drafts:
             raise ValueError(
                 f"`draft_temperature`={value!r} needs `verifier='rejection'`, but that is {self.verifier!r}."
+            )
+        if self.searches_paths:
+            raise ValueError(
+                f"`draft_temperature`={value!r} needs drafts that are samples, but `length_policy='diffuspec'` "
+                "searches a path through the drafter's most likely tokens."
             )
 
     def _check_strategies(self) -> None:
@@ -103,8 +113,15 @@ class FailFastConfig:
                 f"`self_selection`={self.self_selection} needs `verifier='sample_and_match'`, whose drafts are no "
                 f"samples, but that is {self.verifier!r}."
             )
-        if not isinstance(self.draft_reuse, bool):
-            raise ValueError(f"`draft_reuse` must be True or False, but is {self.draft_reuse!r}.")
+        for name in ("draft_reuse", "exact"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, but is {getattr(self, name)!r}.")
+        if self.exact and self.most_nodes:
+            name = "draft_tree" if self.draft_tree else "self_selection"
+            raise ValueError(
+                f"`exact`=True needs chains, but `{name}` is {getattr(self, name)}: the tokens of a tree do not stand "
+                "where they would without drafts, so that attention adds them up in another order."
+            )
         if self.draft_tree and self.verifier not in VERIFIERS:
             raise ValueError(
                 f"`draft_tree`={self.draft_tree} needs one of the verifiers {list(VERIFIERS)}: a function of your own "
@@ -117,13 +134,18 @@ class FailFastConfig:
         return self.draft_tree or (MOST_NODES if self.self_selection > 1 else 0)
 
     @property
+    def searches_paths(self) -> bool:
+        """Whether drafts become paths through the drafter's candidates; a tree verifies these candidates instead."""
+        return self.length_policy == "diffuspec" and not self.most_nodes
+
+    @property
     def proposes_more(self) -> bool:
-        """Whether rounds propose more than the drafter's own drafts."""
-        return bool(self.most_nodes or self.draft_lookup or self.draft_reuse)
+        """Whether rounds propose other tokens than the drafter's own drafts."""
+        return bool(self.most_nodes or self.draft_lookup or self.draft_reuse or self.searches_paths)
 
     @property
     def draws_drafts(self) -> bool:
-        """Whether the drafter's tokens are samples when the target's are."""
+        """Whether the verifier wants the drafter's tokens to be samples when the target's are."""
         return self.verifier != "sample_and_match"
 
     @classmethod

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from .compatibility import with_cache_name
 from .config import FailFastConfig
+from .decoding.hierarchy import Hierarchy
 from .decoding.loop import failfast_decoding
 from .decoding.refusals import (
     check_arguments,
@@ -30,6 +31,7 @@ from .decoding.token_choice import draft_warp
 from .decoding.transformers_loop import FailFastCandidateGenerator
 from .drafters import Conversation, DiffusionDrafter, DrafterErrors, Learning, execution_device, load_drafter
 from .drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
+from .engine.exact.forwards import check_possible
 from .policies import POLICIES, LengthPolicy
 
 if TYPE_CHECKING:
@@ -58,16 +60,16 @@ def _generate(
 
     assistant_model: a drafter of `load_drafter`, or a checkpoint folder or Hub id (loaded once, in the target's
         dtype); a `Conversation`, if the drafter should remember the text between calls; a `Learning`, if it should
-        learn from the text.
+        learn from the text; a `Hierarchy` of several.
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
         `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`, `draft_tree`,
-        `draft_lookup`, `draft_reuse`, `self_selection`). Default: the drafter's own (`drafter.config`).
+        `draft_lookup`, `draft_reuse`, `self_selection`, `exact`). Default: the drafter's own (`drafter.config`).
         `length_policy` and `verifier` take a name or an object: see `FailFastConfig`.
     drafter_errors: what to do if the drafter raises an error, runs out of memory or returns NaN: `plain` warns,
         decodes the rest plainly and counts it in the output's `speculation`; `raise` raises the error.
     drafter_timeout: seconds after which a draft counts as an error too; None: no limit.
     kwargs: every argument of `generate`; with `return_dict_in_generate=True` the output has one more field,
-        `speculation` (`SpecDecodingStats`).
+        `speculation` (`SpecDecodingStats`), which a notebook shows as the coloured text if `tokenizer=` is among them.
 
     Raises ValueError naming any argument or model that is not supported.
     """
@@ -85,6 +87,7 @@ def _generate(
             config=config,
             drafter_errors=drafter_errors,
             drafter_timeout=drafter_timeout,
+            tokenizer=tokenizer,
             **prepared,
         )
 
@@ -162,6 +165,8 @@ def _drafter_and_config(
     config = config.with_options(options)
     _check_options(config, options)
     check_tree(model, assistant_model, config, kwargs)
+    if config.exact:
+        check_possible(model)
     check_state(model)
     warn_of_int8_outliers(model)
     return assistant_model, config
@@ -188,6 +193,11 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
     measured = drafter
     while isinstance(measured, (Conversation, Learning)):
         measured = measured.drafter
+    if isinstance(measured, Hierarchy) and config.length_policy != "confidence":
+        raise ValueError(
+            f"`length_policy={config.length_policy!r}` is for one drafter: a Hierarchy chooses its levels itself, by "
+            "measured times, and takes 'confidence' or a LengthPolicy object."
+        )
     measure = functools.partial(measured_costs, model, measured)
     policy = POLICIES[config.length_policy].for_pair(config, drafter, measure)
     policy.is_bounded = sum(weights.numel() for weights in model.get_decoder().parameters()) >= FEWEST_WEIGHTS
@@ -196,7 +206,7 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
 
 def _across_tokenizers(drafter: DiffusionDrafter, tokenizer: Any, assistant_tokenizer: Any) -> DiffusionDrafter:
     """The drafter for a target of another tokenizer; unchanged if both tokenizers have the same vocabulary."""
-    if isinstance(drafter, (Conversation, Learning)):
+    if isinstance(drafter, (Conversation, Learning, Hierarchy)):
         kind = type(drafter).__name__
         raise ValueError(f"A {kind} cannot be combined with `assistant_tokenizer`: pass the drafter itself.")
     if tokenizer is None:

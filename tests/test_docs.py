@@ -27,7 +27,11 @@ import hf_failfast
 from hf_failfast.cli.app import app
 from hf_failfast.hub.export import export_hub
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
 BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 PLACEHOLDER = re.compile(r"^(\.\.\.|<.*>)$")
 HUB_ID = re.compile(r"(?<=[\"'])[\w-]+/[\w.-]+(?=[\"'])")
@@ -194,6 +198,37 @@ def test_the_readme_begins_with_the_stored_numbers() -> None:
     assert len(text.splitlines()) <= 100
 
 
+WITH_FIGURES = (
+    "README",
+    "comparison",
+    "evaluation",
+    "experiments",
+    "gpu",
+    "log",
+    "performance",
+    "strategies",
+    "training",
+)
+
+
+@pytest.mark.parametrize("name", WITH_FIGURES)
+def test_figures_say_what_the_measured_target_is(name: str) -> None:
+    """Its weights are not the published ones: each page with figures of SmolLM2 says so."""
+    (page,) = (page for page in PAGES if page.stem == name)
+    assert re.search(r"4-bit GGUF file[ ,(]+Q4_1\)?, dequantised", page.read_text())
+
+
+def test_the_one_figure_is_the_same_everywhere() -> None:
+    """README and docs name one speedup of the pair; no page has another one of `generate`'s for it."""
+    document = json.loads((REPOSITORY / "results" / "bench.json").read_text())
+    (ours,) = (row for row in document["results"] if row["method"] == "hf_failfast")
+    figure = f"{ours['speedup']:.2f}x plain `generate` (95 % interval"
+    for page in PAGES:
+        for found in re.findall(r"[\d.]+x plain `generate` \(95 % interval", page.read_text()):
+            assert found == figure, page.name
+    assert sum(figure in page.read_text() for page in PAGES) >= 3
+
+
 def test_the_architecture_page_has_the_rows_of_the_imports() -> None:
     """docs/architecture.md says of every part what tests/test_layering.py lets it import."""
     page = (REPOSITORY / "docs" / "architecture.md").read_text()
@@ -220,5 +255,6 @@ def test_the_architecture_page_shows_the_package() -> None:
 def test_the_index_names_every_page() -> None:
     """docs/index.md links to every other page of docs/."""
     index = (REPOSITORY / "docs" / "index.md").read_text()
-    for page in PAGES[1:]:
+    for page in PAGES[2:]:
         assert page.name == "index.md" or f"({page.name})" in index
+    assert "(../CONTRIBUTING.md)" in index

@@ -1,12 +1,14 @@
-"""The README's picture comes from a generation."""
+"""The README's pictures come from generations."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
 from hf_failfast.pairs import load_pair
-from tools.picture import OUT, picture
+from tools.picture import BROWSERS, OUT, PAGE_OUT, PAGE_SIZE, page, photograph, picture
 
 
 def test_the_picture_shows_the_answer_in_two_colours_and_the_counts(folder):
@@ -20,9 +22,19 @@ def test_the_picture_shows_the_answer_in_two_colours_and_the_counts(folder):
     assert len(classes) >= (3 if accepted else 2)
 
 
-def test_the_readme_shows_it():
-    assert OUT.is_file()
-    assert f"({OUT.relative_to(REPOSITORY)})" in (REPOSITORY / "README.md").read_text()
+@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="there is no browser to draw the page")
+def test_the_page_is_photographed(folder, tmp_path: Path):
+    browser = next(found for name in BROWSERS if (found := shutil.which(name)))
+    photograph(browser, page(load_pair(str(folder), str(folder), "auto", "cpu"), "a b c", 24), tmp_path / "page.png")
+    header = (tmp_path / "page.png").read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert tuple(int.from_bytes(header[at : at + 4], "big") for at in (16, 20)) == PAGE_SIZE
+
+
+@pytest.mark.parametrize("path", [OUT, PAGE_OUT])
+def test_the_readme_shows_it(path: Path):
+    assert path.is_file()
+    assert f"({path.relative_to(REPOSITORY)})" in (REPOSITORY / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -22,13 +22,14 @@ GAP = r"[\s#]+"  # between words; line breaks with the mark of a comment among t
 BANNED = re.compile("|".join(rf"\b{phrase.replace(' ', GAP)}\b" for phrase in INSTEAD), re.IGNORECASE)
 
 FOLDERS = ("docs", "hf_failfast", "tests", "tools", "benchmarks", "examples", "eval", "custom_generate", ".ci")
-KINDS = {".md", ".py", ".yaml", ".html", ""}
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "Makefile", "pyproject.toml", "mkdocs.yml")
+KINDS = {".md", ".py", ".yaml", ".html", ".ipynb", ""}
 
 
 def texts() -> list[Path]:
     """Every page and source file that people of this project wrote."""
     below = [path for folder in FOLDERS for path in sorted((REPOSITORY / folder).rglob("*"))]
-    top = [REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "CITATION.cff", "Makefile", "pyproject.toml")]
+    top = [REPOSITORY / name for name in TOP]
     written = [path for path in below if path.suffix in KINDS and path.is_file() and "__pycache__" not in path.parts]
     return [path for path in (*top, *written) if path != Path(__file__)]
 

@@ -1,17 +1,36 @@
-"""`python -m tools.picture`: docs/generation.svg, an answer of the demo, as `hf-failfast generate` shows it."""
+"""`python -m tools.picture`: the pictures of the README, an answer of the demo as two commands show it.
+
+docs/generation.svg is that of `hf-failfast generate`; docs/trace.png that of `hf-failfast trace`, for which Chromium
+is needed.
+"""
 
 import io
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from rich.text import Text
 
+from hf_failfast import ConfidenceThreshold
 from hf_failfast.cli.output.streaming import ACCEPTED_STYLE, ColourStreamer
+from hf_failfast.cli.output.trace_page import trace_page
+from hf_failfast.measure.tracing import trace
 from hf_failfast.pairs import Pair, encode_prompt, load_pair
 
-OUT = Path(__file__).parents[1] / "docs" / "generation.svg"
+DOCS = Path(__file__).parents[1] / "docs"
+OUT, PAGE_OUT = DOCS / "generation.svg", DOCS / "trace.png"
 PROMPT = "What is the difference between a comet and an asteroid?"
+PAGE_PROMPT = "Write a Python function that checks whether a number is prime."
+PAGE_SIZE = (960, 1130)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def every_round(pair: Pair) -> ConfidenceThreshold:
+    """The drafter's own rule, without the bound that may stop drafting where this machine is busy just now."""
+    return ConfidenceThreshold(pair.drafter.config)
 
 
 def picture(pair: Pair, prompt: str, max_new_tokens: int) -> str:
@@ -25,6 +44,7 @@ def picture(pair: Pair, prompt: str, max_new_tokens: int) -> str:
         input_ids,
         assistant_model=pair.drafter,
         custom_generate="hf_failfast",
+        length_policy=every_round(pair),
         streamer=streamer,
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -37,9 +57,35 @@ def picture(pair: Pair, prompt: str, max_new_tokens: int) -> str:
     return console.export_svg(title="hf-failfast generate", theme=DEFAULT_TERMINAL_THEME, unique_id="generation")
 
 
+def page(pair: Pair, prompt: str, max_new_tokens: int) -> str:
+    """The trace page of an answer, without the table of all numbers."""
+    input_ids = encode_prompt(pair.tokenizer, prompt).to(pair.target.device)
+    arguments = {"max_new_tokens": max_new_tokens, "do_sample": False, "length_policy": every_round(pair)}
+    traced = trace(pair.target, input_ids, pair.drafter, **arguments)
+    return trace_page(traced, pair.tokenizer, prompt=prompt, names=pair.names, facts={})
+
+
+def photograph(browser: str, html: str, path: Path) -> None:
+    """The page's upper part as a browser draws it, PNG."""
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "page.html"
+        file.write_text(html, encoding="utf-8")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        options += [f"--user-data-dir={name}/profile", f"--window-size={PAGE_SIZE[0]},{PAGE_SIZE[1]}"]
+        command = [browser, *options, f"--screenshot={path}", file.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
 def main() -> None:
-    OUT.write_text(picture(load_pair(None, None, "auto", "cpu"), PROMPT, 80), encoding="utf-8")
+    pair = load_pair(None, None, "auto", "cpu")
+    OUT.write_text(picture(pair, PROMPT, 80), encoding="utf-8")
     print(f"wrote {OUT.name}")
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        print(f"{PAGE_OUT.name} is as it was: there is no {BROWSERS[0]} to draw it")
+        return
+    photograph(browser, page(pair, PAGE_PROMPT, 160), PAGE_OUT)
+    print(f"wrote {PAGE_OUT.name}")
 
 
 if __name__ == "__main__":

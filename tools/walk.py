@@ -195,6 +195,9 @@ def steps(folder: Path) -> list[Step]:
         Step(("experiment", "tau", "--no-plot"), 1, "hf_failfast[eval]", hides=("lm_eval",)),
         Step(("experiment", "tau"), 1, "hf_failfast[plots]", hides=("matplotlib",)),
         Step(("train", "--target", model, "--output", str(out / "x")), 1, "hf_failfast[train]", hides=("tqdm",)),
+        Step(("bench", "--plots", str(out / "x")), 1, "hf_failfast[plots]", hides=("matplotlib",)),
+        Step(("--help",), 1, "hf_failfast[demo]", hides=("typer",)),
+        Step(("inspect", bundled), 1, "hf_failfast[demo]", hides=("rich",)),
         Step(("run", *task), 1, "hf_failfast[eval]", module=evaluation, hides=("lm_eval",)),
         Step(
             ("run", "--model", "hf_failfast", "--model_args", f"pretrained={model},assistent={model}", *task),

@@ -17,7 +17,10 @@ def adapt(
     target: Annotated[str, typer.Argument(help="Folder or Hub name of the target.")],
     drafter: Annotated[str, typer.Argument(help="Folder or Hub name of its drafter.")],
     prompts: Annotated[
-        str, typer.Option("--prompts", metavar="FILE", help="JSONL file of prompts like those the drafter is for.")
+        str,
+        typer.Option(
+            metavar="FILE", help="A .jsonl file, or a .txt file of lines: prompts like those the drafter is for."
+        ),
     ],
     output: Annotated[str, typer.Option(help="Folder for what was learned; `load_drafter` loads it.")] = "adapted",
     merged: Annotated[bool, typer.Option("--merged", help="Write a whole drafter, not a small adapter.")] = False,

@@ -144,7 +144,7 @@ def _record(path: Path, pair: Any, asked: list[Any], max_new_tokens: int, as_jso
 def _timed(pair: Any, asked: list[Any], facts: dict[str, Any], compiled: bool | None, prepack: bool) -> dict[str, Any]:
     """The document of the benchmark."""
     from ..engine.cpu.packed_weights import prepack as pack
-    from ..experiments.bench import measure
+    from ..experiments.bench import measure, measure_exact
     from ..measure.methods import all_methods, compiled_methods, load_assistant, plain_forms, title
     from ..measure.provenance import provenance, setting
     from ..measure.timing import Prompts
@@ -161,9 +161,14 @@ def _timed(pair: Any, asked: list[Any], facts: dict[str, Any], compiled: bool | 
         with waiting("Compiling"):
             found, compilation = compiled_methods(pair.target, prompts, assistant)
         compilable = found + compilable
-    methods = all_methods(pair.drafter, facts["options"], assistant, compilable)
+    options = {name: value for name, value in facts["options"].items() if name != "exact"}
+    methods = all_methods(pair.drafter, options, assistant, compilable)
     with progress_bar() as on_progress:
         timing = partial(on_progress, "Timing")
         measured = measure(pair.target, pair.drafter, methods, prompts, facts["repeats"], timing)
+        measured["exact"] = None
+        if facts["options"].get("exact"):
+            timing = partial(on_progress, "Timing exact forwards")
+            measured["exact"] = measure_exact(pair.target, pair.drafter, options, prompts, facts["repeats"], timing)
     facts = facts | {"compiled": compilation.pop(title("plain", is_compiled=True), None), "compiled_hf": compilation}
     return measured | pair.names | facts | setting(pair.target) | provenance(pair.target.device)

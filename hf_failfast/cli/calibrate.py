@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .checks import check_models, require
+from .checks import check_models
+from .extras import require
 from .interrupts import on_interrupt
 from .options import (
     AsJson,

@@ -1,6 +1,5 @@
 """What is found wrong with names, folders and installations before torch is imported."""
 
-import importlib.util
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,18 +12,6 @@ from ..drafters.checkpoints.reading import read_json
 from ..drafters.spec import SECTION
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def require(extra: str, *modules: str) -> None:
-    """Raises ImportError saying what to install if one of an extra's modules is missing."""
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"This needs {missing[0]}: {install(extra)}.")
-
-
-def install(extra: str) -> str:
-    """The command that installs an extra of the package."""
-    return f'pip install "hf_failfast[{extra}]", or in a checkout pip install -e ".[{extra}]"'
 
 
 def check_models(**names: str | None) -> None:

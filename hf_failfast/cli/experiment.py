@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ..experiments import catalogue
-from .checks import check_models, check_parents, require
+from .checks import check_models, check_parents
+from .extras import require
 from .interrupts import on_interrupt
 from .options import (
     AsJson,

@@ -51,6 +51,7 @@ def demo(
     if as_json:
         print(json.dumps(answers | compared))
         return
+    print("These are this machine's figures, of four prompts; `hf-failfast bench` times every method on eight.")
     print(f"Saved: SmolLM2-135M-Instruct in {smollm2_folder()}, for the next start; nothing else.")
 
 

@@ -53,7 +53,10 @@ PromptLines = Annotated[
     typer.Option(metavar="FILE", help="Prompts of a .jsonl file or of the lines of a text; - for standard input."),
 ]
 PromptsFile = Annotated[
-    str | None, typer.Option("--prompts", metavar="FILE", help="JSONL file of prompts, instead of tasks.")
+    str | None,
+    typer.Option(
+        "--prompts", metavar="FILE", help="Prompts of a .jsonl file or of the lines of a .txt file, instead of tasks."
+    ),
 ]
 Prepack = Annotated[
     bool, typer.Option("--prepack", help="Pack the weights of all models for a CPU, for every method alike.")
@@ -67,11 +70,15 @@ _FAILFAST: dict[str, tuple[type, str]] = {
     "confidence_threshold": (float, "tau: a draft grows while no confidence in it is lower"),
     "chunk_length": (int, "N: tokens that a draft grows by"),
     "max_draft_length": (int, "N_max: tokens of a draft, at most; N or more"),
-    "length_policy": (str, "confidence (by tau, N, N_max) or goodput (by measured costs)"),
+    "length_policy": (
+        str,
+        "confidence (by tau, N, N_max), goodput (by measured costs) or diffuspec (by past rounds)",
+    ),
     "draft_tree": (int, "tokens that a round verifies as a tree, at most 64; 0: a chain"),
     "draft_lookup": (int, "tokens that the text so far may add to a draft, at most 64; 0: none"),
     "draft_reuse": (bool, "propose the rest of a rejected draft again"),
     "self_selection": (int, "drafts of one pass that are verified together, at most 64; 1: one"),
+    "exact": (bool, "round each token as if it were alone: the text of such forwards without drafts; on a CPU"),
 }
 
 
@@ -163,7 +170,7 @@ def task_names(tasks: str, prompts_file: str | None) -> tuple[str, ...]:
 
 
 def check_prompts_file(file: str | None) -> None:
-    """Raises BadParameter if the JSONL file of prompts is none."""
+    """Raises BadParameter if the file of prompts is none."""
     if file is not None:
         _read_prompts(file, is_jsonl=True)
 

@@ -12,7 +12,8 @@ import typer
 
 from ..training.config import DataConfig, TrainingConfig
 from ..training.options import Option, configured, options_of
-from .checks import check_folder, check_parents, check_reach, require
+from .checks import check_folder, check_parents, check_reach
+from .extras import require
 from .interrupts import Stopped
 from .options import AsJson, bound_of
 from .startup import begin

@@ -30,6 +30,7 @@ from .stopping import DraftRoom, StopRules
 from .suggestion import Proposal
 from .token_choice import TokenChoice, draft_warp
 from .trees import TreeDraft
+from .written import Written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,6 +97,7 @@ class Generation:
     complete: dict[int, RowStates] | None
     returns_dict: bool
     streamer: BaseStreamer | None
+    tokenizer: Any
     stats: SpecDecodingStats
     proposals: Proposals | None = None  # None: the drafter's drafts are all that is proposed
     started: float = field(default_factory=perf_counter)
@@ -129,13 +131,16 @@ def prepare(
     drafter_errors: DrafterErrors = "plain",
     drafter_timeout: float | None = None,
     streamer: BaseStreamer | None = None,
+    tokenizer: Any = None,
     synced_gpus: bool = False,
     **model_kwargs: Any,
 ) -> Generation:
     """The state of a generation before its first round.
 
-    drafter_errors, drafter_timeout: see `FallbackSession`. model_kwargs: as `generate` prepares them, the cache among
-        them. Raises ValueError naming whatever is not supported.
+    drafter_errors, drafter_timeout: see `FallbackSession`. tokenizer: what the statistics show the text with.
+    model_kwargs: as `generate` prepares them, the cache among them.
+
+    Raises ValueError naming whatever is not supported.
     """
     model_kwargs = with_cache_name(model_kwargs)
     check_request(model, input_ids, generation_config, model_kwargs, synced_gpus)
@@ -155,7 +160,7 @@ def prepare(
     session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
     asked = asked_layers(generation_config)
-    runner = drafter.runners.target(model, session.target_layers, asked)
+    runner = drafter.runners.target(model, session.target_layers, asked, config.exact)
     cache = runner.new_cache(stops.max_length, sequences.num_rows)
     if past.get_seq_length():
         cache.load(past, [sequences.columns(row) for row in sequences.running])
@@ -181,6 +186,7 @@ def prepare(
         complete={} if returns_dict or getattr(past, "_is_user_defined", False) else None,
         returns_dict=returns_dict,
         streamer=streamer,
+        tokenizer=tokenizer,
         stats=stats,
         proposals=proposals,
         started=started,
@@ -238,15 +244,16 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
     sequences, session, cache = generation.sequences, generation.session, generation.cache
     if any(row.broken for row in outcome):
         session.give_up(ValueError("its confidences are not numbers"))
-    accepted, kept = [row.accepted for row in outcome], [row.kept for row in outcome]
+    confirmed, kept = [row.accepted for row in outcome], [row.kept for row in outcome]
     if generation.proposals is not None:
         generation.proposals.observe(draft, outcome, generation.stats)
     if isinstance(draft, Proposal):
-        accepted = draft.accepted_own(outcome)
-        kept = [min(count, row.cached) for count, row in zip(accepted, outcome, strict=True)]
+        confirmed = draft.confirmed(outcome)
+        own = draft.accepted_own(outcome)
+        kept = [min(count, row.cached) for count, row in zip(own, outcome, strict=True)]
     if isinstance(draft, TreeDraft):
         verified = _in_line(generation, verified, outcome)
-    generation.policy.observe(accepted)
+    generation.policy.observe(confirmed)
     if generation.streamer is not None:
         sequences.stream(generation.streamer)
     cached = [length + row.cached for length, row in zip(verified.known, outcome, strict=True)]
@@ -338,5 +345,7 @@ def finish(generation: Generation) -> GenerateDecoderOnlyOutput | torch.Tensor:
         hidden_states=layers and layers.steps("hidden_states"),
         **{CACHE: past},
     )
+    if sequences.num_rows == 1:
+        stats.written = Written(ids[0, sequences.prompt_length :].cpu(), generation.tokenizer)
     output["speculation"] = stats
     return output

@@ -1,4 +1,4 @@
-"""Makes proposals of drafts: what the text and rejected drafts suggest, and trees."""
+"""Makes proposals of drafts: the best paths through their candidates, what text and rejected drafts suggest, trees."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..drafters import Draft
 from ..engine.kernels.reference import RowOutcome
 from ..engine.ragged import RaggedIds
 from .lookup import Lookup
+from .path_search import PathSearch
 from .reuse import Reuse
 from .stats import SpecDecodingStats
 from .stopping import StopRules
@@ -25,6 +26,7 @@ class Proposals:
     trees: Trees | None
     lookup: Lookup | None
     reuse: Reuse | None
+    paths: PathSearch | None = None
     views: Sequence[View] = ()  # of the round
 
     @classmethod
@@ -35,15 +37,19 @@ class Proposals:
             Trees(config.most_nodes, config.self_selection, bool(config.draft_tree)) if has_trees else None,
             Lookup(config.draft_lookup) if config.draft_lookup else None,
             Reuse() if config.draft_reuse else None,
+            PathSearch(stops.eos_token_ids) if config.searches_paths else None,
         )
 
     @property
     def num_alternatives(self) -> int:
         """How many of them the drafter is asked for at each position."""
-        return 0 if self.trees is None else self.trees.num_alternatives
+        asking = self.trees or self.paths
+        return 0 if asking is None else asking.num_alternatives
 
     def extend(self, draft: Draft, known: RaggedIds, rows: Sequence[int], room: Sequence[int]) -> Draft:
         """The proposal for the sequences `rows` of the batch, with these known tokens, drafts, and room for tokens."""
+        if self.paths is not None and self.paths.takes(draft):
+            draft = self.paths.search(draft, self.reader.read(known, rows, draft, room))
         suggestions: list[list[Suggestion]] = []
         sources = [source for source in (self.lookup, self.reuse) if source is not None]
         if sources:
@@ -55,11 +61,11 @@ class Proposals:
 
     def observe(self, draft: Draft, outcome: Sequence[RowOutcome], stats: SpecDecodingStats) -> None:
         """Learns what was accepted of the proposal, and counts it."""
-        own = draft.accepted_own(outcome) if isinstance(draft, Proposal) else [row.accepted for row in outcome]
+        confirmed = draft.confirmed(outcome) if isinstance(draft, Proposal) else [row.accepted for row in outcome]
         if isinstance(draft, TreeDraft):
             stats.observe_trees(draft.lengths, [row.accepted for row in outcome])
             if self.trees is not None:
-                self.trees.observe(own)
+                self.trees.observe(confirmed)
         if isinstance(draft, Proposal):
             for place, (row, of_row) in enumerate(zip(outcome, draft.suggestions, strict=False)):
                 for suggestion in of_row:
@@ -68,7 +74,7 @@ class Proposals:
                 stats.lookup_accepted += draft.accepted_from(place, row, "lookup")
                 stats.reuse_accepted += draft.accepted_from(place, row, "reuse")
         if self.reuse is not None:
-            for view, accepted in zip(self.views, own, strict=True):
+            for view, accepted in zip(self.views, confirmed, strict=True):
                 if view.drafted:
                     self.reuse.reject(view.row, view.drafted[accepted:])
 

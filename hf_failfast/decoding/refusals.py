@@ -200,7 +200,8 @@ def check_tree(
 
 def check_chain(config: FailFastConfig) -> None:
     """Raises ValueError on options that transformers' own loop, which verifies chains, cannot honour."""
-    for name, off in (("draft_tree", 0), ("draft_lookup", 0), ("draft_reuse", False), ("self_selection", 1)):
+    options = {"draft_tree": 0, "draft_lookup": 0, "draft_reuse": False, "self_selection": 1, "exact": False}
+    for name, off in options.items():
         if (value := getattr(config, name)) != off:
             raise ValueError(
                 f"`{name}`={value} is not possible with `assisted_generate`, only `{name}`={off}: transformers' own "

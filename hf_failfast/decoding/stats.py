@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from .advice import Doing, advise
+from .written import Written, as_html
 
 # Counts of what a round may propose besides drafts (docs/strategies.md).
 OF_STRATEGIES = ("nodes_verified", "accepted_depth", "lookup_accepted", "reused", "reuse_accepted")
@@ -34,6 +35,7 @@ class SpecDecodingStats:
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
     runner: how the target's forwards ran: `eager`, or `cuda_graphs` and what was captured.
+    written: the new tokens of a call with one prompt, which a notebook shows in colour.
     """
 
     rounds: int = 0
@@ -55,13 +57,14 @@ class SpecDecodingStats:
     other_seconds: float = 0.0
     runner: str = "eager"
     records: list[RoundRecord] = field(default_factory=list, repr=False)
+    written: Written | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def total(cls, parts: Sequence["SpecDecodingStats"]) -> "SpecDecodingStats":
         """Counts, seconds and rounds of several calls together; their runners, each named once."""
         whole = cls(runner="; ".join(dict.fromkeys(part.runner for part in parts)))
         for each in fields(cls):
-            if each.name == "runner":
+            if each.name in ("runner", "written"):
                 continue
             setattr(whole, each.name, sum((getattr(part, each.name) for part in parts), getattr(whole, each.name)))
         return whole
@@ -91,6 +94,10 @@ class SpecDecodingStats:
         shares = ", ".join(f"{name} {value / total:.0%}" for name, value in seconds.items()) if total else "not timed"
         errors = f"; {self.drafter_errors} drafters given up" if self.drafter_errors else ""
         return f"{tokens}; {drafts}; {shares}{errors}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the counts, and the text, coloured by who wrote it, if `generate` was given `tokenizer=`."""
+        return as_html(self)
 
     @property
     def acceptance_rate(self) -> float:

@@ -32,14 +32,22 @@ class Suggestion(NamedTuple):
 
 @dataclass(frozen=True)
 class Proposal(Draft):
-    """A draft whose first `own[b]` tokens are the drafter's; the rest are the sequence's only suggestion."""
+    """A draft whose first `own[b]` tokens are the drafter's own draft, and whose first `chosen[b]` are among its
+    candidates (empty: those of its draft); the rest are the sequence's only suggestion."""
 
     own: tuple[int, ...] = ()
     suggestions: tuple[tuple[Suggestion, ...], ...] = ()
+    chosen: tuple[int, ...] = ()
 
     def accepted_own(self, outcome: Sequence[RowOutcome]) -> list[int]:
-        """How many of the drafter's tokens were accepted, in line from the first."""
+        """How many tokens of the drafter's own draft were accepted, in line from the first."""
         return [min(row.accepted, count) for row, count in zip(outcome, self.own, strict=True)]
+
+    def confirmed(self, outcome: Sequence[RowOutcome]) -> list[int]:
+        """How many of the drafter's tokens were accepted, whichever of its candidates they were."""
+        if not self.chosen:
+            return self.accepted_own(outcome)
+        return [min(row.accepted, count) for row, count in zip(outcome, self.chosen, strict=True)]
 
     def accepted_of(self, place: int, row: RowOutcome, suggestion: Suggestion) -> int | None:
         """How many tokens of a suggestion for a sequence were accepted; None if the tokens before it were not."""
@@ -47,8 +55,8 @@ class Proposal(Draft):
 
     def accepted_from(self, place: int, row: RowOutcome, source: Source) -> int:
         """How many accepted tokens of a sequence only this source proposed."""
-        is_theirs = any(each.source == source for each in self.suggestions[place])
-        return max(row.accepted - self.own[place], 0) if is_theirs else 0
+        starts = [each.start for each in self.suggestions[place] if each.source == source]
+        return max(row.accepted - starts[0], 0) if starts else 0
 
 
 class View(NamedTuple):
@@ -140,6 +148,8 @@ def _joined(draft: Draft, suggestions: Sequence[Suggestion | None]) -> Proposal:
                 probs[row, each.start :] = 0
                 probs[row, places] = one_hot(token_ids[row, places], probs.shape[-1]).to(probs)
     longest = max(lengths)
+    drafted = [length if each is None else each.start for _, (each, length) in rows]
+    own = draft.own if isinstance(draft, Proposal) else drafted
     return Proposal(
         token_ids[:, :longest],
         confidence[:, :longest],
@@ -147,6 +157,7 @@ def _joined(draft: Draft, suggestions: Sequence[Suggestion | None]) -> Proposal:
         draft.host_reads,
         None if probs is None else probs[:, :longest],
         lengths,
-        own=tuple(length if each is None else each.start for _, (each, length) in rows),
+        own=tuple(map(min, own, drafted)),
         suggestions=tuple(() if each is None else (each,) for each in suggestions),
+        chosen=tuple(drafted),
     )

@@ -155,7 +155,7 @@ def draft_warp(
 ) -> Callable[[torch.Tensor], Scores] | None:
     """Turns the drafter's logits (B, r, V) into scores of q: by the request's warpers, so that q is as sharp as the
     target's p, at the drafter's own temperature if it has one. None where drafts are not drawn."""
-    if not config.draws_drafts or not generation_config.do_sample:
+    if not config.draws_drafts or config.searches_paths or not generation_config.do_sample:
         return None
     warpers = LogitsProcessorList(processor for processor in processors if type(processor) in WARPERS)
     if config.draft_temperature is not None:

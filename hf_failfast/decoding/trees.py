@@ -21,11 +21,11 @@ from ..drafters import Draft
 from ..engine.kernels.reference import RowOutcome
 from ..engine.window import Tree
 from ..policies.calibration import OnlineCalibration
+from .lattice import MOST_ALTERNATIVES, Column, columns_of
 from .suggestion import Proposal, Source, Suggestion
 from .verification import Branches
 
 ROOT = -1
-MOST_ALTERNATIVES = 15  # of a position, besides the draft's own token
 TEMPERATURES = (1.5, 1.0, 2.0, 0.7)  # of further drafts of a pass, in turn
 
 
@@ -179,7 +179,7 @@ class Trees:
 
     def grow(self, draft: Draft, suggestions: Sequence[Sequence[Suggestion]] = ()) -> TreeDraft:
         """The draft with branches; the suggestions for each sequence, if any, are the first of them."""
-        columns = _on_host(draft)
+        columns = columns_of(draft)
         self._confidence = [row.confidence[:length] for row, length in zip(columns, draft.lengths, strict=True)]
         rows = zip(columns, draft.lengths, suggestions or [()] * len(columns), strict=True)
         trees = tuple(self._tree(*row) for row in rows)
@@ -280,28 +280,3 @@ class Frontier:
     def pop(self) -> Candidate | None:
         """Takes out the likeliest."""
         return heapq.heappop(self._heap)[-1] if self._heap else None
-
-
-class Column(NamedTuple):
-    """A draft of one sequence on the host, by position."""
-
-    token_ids: list[list[int]]  # the own token, then the alternatives
-    confidence: list[float]
-    probs: list[list[float]]  # of the alternatives
-
-
-def _on_host(draft: Draft) -> list[Column]:
-    """In one transfer; float32 holds ids up to 2 ** 24 exactly."""
-    assert draft.alternatives is not None
-    ids, probs = draft.alternatives
-    own = torch.stack([draft.token_ids.to(ids).float(), draft.confidence.to(probs)], dim=-1)
-    rows = torch.cat([own, ids.float(), probs], dim=-1).tolist()  # host sync: the candidates
-    count = ids.shape[-1]
-    return [
-        Column(
-            [[int(values[0]), *map(int, values[2 : 2 + count])] for values in row],
-            [values[1] for values in row],
-            [values[2 + count :] for values in row],
-        )
-        for row in rows
-    ]

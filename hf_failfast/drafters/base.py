@@ -94,15 +94,23 @@ class DraftSession(ABC):
 
     A session that learns says in `top_logits` how many of the target's most likely tokens it wants to see at each
     position; then `learn` hands it every round's, after `accept` and `observe`. `learned_steps` counts its steps.
+
+    A session of one sequence that `judges` can tell in one pass what it would write after each of some guessed tokens.
     """
 
     target_layers: tuple[int, ...] = ()
+    judges: bool = False
     top_logits: int = 0
     learned_steps: int = 0
 
     @abstractmethod
     def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
         """Drafts up to `room[b]` tokens after the accepted ones of sequence b; none where that is < 1."""
+
+    def guess(self, token_ids: Sequence[int]) -> None:
+        """Tokens that may follow the text. The next draft begins with those that the drafter would have written, too;
+        after them come its own next token and, if it agrees with all, its own draft. Called only if it `judges`."""
+        assert self.judges, f"{type(self).__name__} cannot tell what it would have written"
 
     @abstractmethod
     def accept(self, counts: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from .cuda.capture import CudaGraphs
 from .cuda.eligibility import obstacle
 from .cuda.graph_runner import CudaGraphRunner
 from .cuda.static_slots import KeptGraphs
+from .exact.forwards import ExactRunner
 from .runner import EagerRunner, LayerOutput
 
 if TYPE_CHECKING:
@@ -45,9 +46,15 @@ class RunnerPool:
         return RunnerPool, (self.name,)
 
     def target(
-        self, target: PreTrainedModel, hidden_layers: tuple[int, ...] = (), recorded: tuple[LayerOutput, ...] = ()
+        self,
+        target: PreTrainedModel,
+        hidden_layers: tuple[int, ...] = (),
+        recorded: tuple[LayerOutput, ...] = (),
+        is_exact: bool = False,
     ) -> EagerRunner:
         """The runner that verifies; `hidden_layers` and `recorded` as in `EagerRunner`, which alone records."""
+        if is_exact:
+            return ExactRunner(target, hidden_layers, recorded)
         if recorded:
             return EagerRunner(target, hidden_layers, recorded)
         return self._runner(target, target, "target", hidden_layers)

@@ -1,4 +1,4 @@
-"""Prompts out of any JSONL file: MT-Bench, Spec-Bench, or one's own."""
+"""Prompts out of any JSONL file, MT-Bench's, Spec-Bench's or one's own, and of the lines of a text."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ def prompts_dataset(prompts: str | None = None, **metadata: Any) -> DatasetDict:
 
 
 def read_prompts(path: str | Path | None) -> list[dict[str, str]]:
-    """One row, with `prompt` and `category`, per line of a JSONL file that is not blank.
+    """One row, with `prompt` and `category`, per line of a file that is not blank.
 
-    Each line is an object with one of `PROMPT_KEYS`. Raises ValueError naming the file and line that is not.
+    A line of a `.txt` file is a prompt, one of any other file an object with one of `PROMPT_KEYS`. Raises ValueError
+    naming the file and the line that is neither.
     """
     if path is None:
         raise ValueError('`prompts` must name a JSONL file: --metadata \'{"prompts": "<file>"}\'.')
     if not Path(path).is_file():
         raise ValueError(f"`prompts` must name a JSONL file, but there is none at {str(path)!r}.")
     with open(path, encoding="utf-8-sig") as file:  # a byte-order mark is no part of the text
-        rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(file, 1) if line.strip()]
+        lines = [(number, line.rstrip("\n")) for number, line in enumerate(file, 1) if line.strip()]
+    if Path(path).suffix == ".txt":
+        rows = [{"prompt": line, "category": ""} for _, line in lines]
+    else:
+        rows = [_row(line, f"{path}, line {number}") for number, line in lines]
     if not rows:
         raise ValueError(f"`prompts` must hold at least one prompt, but {str(path)!r} is empty.")
     return rows

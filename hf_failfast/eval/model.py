@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..measure.exact_stops import NewCriterion
-from ..measure.methods import PLAIN
+from ..measure.methods import PLAIN, plain_exact
 from ..measure.metrics import summarise
 from ..measure.records import SpeedRecord, attach, paired
 from ..measure.timing import WARM_UP_TOKENS, Prompts, in_random_order
@@ -48,6 +48,7 @@ class HFFailFastLM(HFLM):
             self._world_size = self.accelerator.num_processes
             self._device = self.accelerator.device
         self.method = load_method(self.options, self.model)
+        self._plain = plain_exact() if self.method.is_exact else PLAIN
         self._order = random.Random(self.options.order_seed)
         self._is_warm = False
         self._last_records: list[SpeedRecord] = []
@@ -106,7 +107,7 @@ class HFFailFastLM(HFLM):
         """The chosen method's records, beside plain decoding's if that is asked for; each runs in random order."""
         arms = {"method": partial(self.method.run, self.model)}
         if self.options.compare_plain:
-            arms["plain"] = partial(PLAIN.run, self.model)
+            arms["plain"] = partial(self._plain.run, self.model)
         if not self._is_warm:
             for arm in arms.values():
                 arm(prompts.up_to(WARM_UP_TOKENS))

@@ -29,6 +29,7 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
     "draft_lookup": ("failfast", "fixed"),
     "draft_reuse": ("failfast", "fixed"),
     "self_selection": ("failfast", "fixed"),
+    "exact": ("failfast", "fixed"),
     "num_assistant_tokens": ("assisted", "prompt_lookup"),
     "target_latency_ms": ("failfast", "fixed"),
     "drafter_latency_ms": ("failfast", "fixed"),
@@ -45,13 +46,14 @@ class EvalOptions:
         `assisted` (transformers' assisted generation) or `prompt_lookup` (transformers' n-gram drafts).
     compare_plain: run plain decoding on every prompt too, in random order, for paired speedups.
     confidence_threshold, chunk_length, max_draft_length: tau, N, N_max; default: the drafter's own.
-    length_policy: `confidence` or `goodput`; default: the drafter's own.
+    length_policy: `confidence`, `goodput` or `diffuspec`; default: the drafter's own.
     verifier, draft_temperature: how samples verify a draft; default: the drafter's own.
     runner: `auto`, `eager` or `cuda_graphs`, as in `load_drafter`; `plain` is this package's loop without drafts where
         it is `auto` or `cuda_graphs`, else transformers' `generate`.
     draft_tree, draft_lookup, draft_reuse: tokens that a round verifies as a tree and that the text so far may add to
         a draft, and whether the rest of a rejected draft is proposed again; default: the drafter's own.
     self_selection: drafts of one pass that are verified together; default: the drafter's own.
+    exact: whether each token is rounded as if it were alone, with `compare_plain` in plain decoding, too.
     num_assistant_tokens: draft length of `assisted` and `prompt_lookup`; default: transformers' own, and 10.
     target_latency_ms, drafter_latency_ms: forward latencies of the modelled speedup; both, or neither to have them
         measured, which needs `compare_plain`.
@@ -72,6 +74,7 @@ class EvalOptions:
     draft_lookup: int | None = None
     draft_reuse: bool | None = None
     self_selection: int | None = None
+    exact: bool | None = None
     num_assistant_tokens: int | None = None
     target_latency_ms: float | None = None
     drafter_latency_ms: float | None = None

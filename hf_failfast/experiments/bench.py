@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from ..decoding.round_costs import measure as measure_costs
 from ..decoding.stats import SpecDecodingStats
 from ..drafters import DiffusionDrafter, load_drafter
-from ..measure.methods import CAPTURED_PLAIN, Method, title
+from ..engine.exact.forwards import check_possible
+from ..measure.methods import CAPTURED_PLAIN, PLAIN, Method, drafted, plain_of, title
 from ..measure.metrics import speedup_of, summarise
 from ..measure.records import SpeedRecord
 from ..measure.timing import Prompts, time_answers
@@ -105,9 +106,33 @@ def measure(
     }
 
 
+def measure_exact(
+    target: PreTrainedModel,
+    drafter: DiffusionDrafter,
+    options: dict[str, Any],
+    prompts: Sequence[Prompts],  # of one row each
+    repeats: int,
+    on_progress: Callable[[float], None],
+) -> dict[str, Any]:
+    """Times decoding with exact forwards, plain and drafted, beside plain `generate`.
+
+    `results`: rows whose speedups and identical answers are over plain decoding with exact forwards. `refused`: None,
+    or why the target has no such forwards; then there are no rows.
+    """
+    config = drafter.config.with_options(options | {"exact": True})
+    methods = [plain_of(config), drafted(drafter, config), PLAIN]
+    arms = {method.title: partial(method.run, target) for method in methods}
+    try:
+        check_possible(target)
+        records = time_answers(arms, target, prompts, repeats, on_progress=on_progress)
+    except ValueError as error:
+        return {"results": [], "refused": str(error)}
+    return {"results": [row(name, found) | interval(found) for name, found in records.items()], "refused": None}
+
+
 def fastest_plain(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row of plain decoding's fastest form: `generate`, compiled, or captured as CUDA graphs."""
-    forms = (title("plain"), title("plain", is_compiled=True), CAPTURED_PLAIN)
+    forms = (title("plain"), title("plain", is_compiled=True), title("plain", is_exact=True), CAPTURED_PLAIN)
     return max((each for each in rows if each["method"] in forms), key=lambda each: each["speedup"])
 
 

@@ -38,9 +38,9 @@ TITLES = {
 CAPTURED_PLAIN = f"{TITLES['plain']}, CUDA graphs"
 
 
-def title(name: str, is_compiled: bool = False) -> str:
+def title(name: str, is_compiled: bool = False, is_exact: bool = False) -> str:
     """What tables call the method of that name."""
-    return TITLES[name] + (", compiled" if is_compiled else "")
+    return TITLES[name] + (", compiled" if is_compiled else "") + (", exact" if is_exact else "")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Method:
     counts_forwards: transformers tells nothing of its drafting, so that forwards are counted from outside.
     static_slots: of a compiled method, the slots of its static cache; compilation is for that number of slots.
     is_captured: plain decoding by this package's loop, replayed as CUDA graphs.
+    is_exact: the target's forwards round each token as if it were alone (`engine.exact`).
     """
 
     name: str
@@ -59,10 +60,11 @@ class Method:
     counts_forwards: bool = False
     static_slots: int | None = None
     is_captured: bool = False
+    is_exact: bool = False
 
     @property
     def title(self) -> str:
-        return CAPTURED_PLAIN if self.is_captured else title(self.name, self.static_slots is not None)
+        return CAPTURED_PLAIN if self.is_captured else title(self.name, self.static_slots is not None, self.is_exact)
 
     def run(self, model: PreTrainedModel, prompts: Prompts) -> list[SpeedRecord]:
         """The batch's answers in order, timed."""
@@ -88,7 +90,7 @@ class Method:
         counts: dict[str, Any] = {}
         if self.counts_forwards:
             counts = {"rounds": rounds[0], "drafter_passes": passes[0] if assistant else None}
-        elif not self.is_captured and (stats := output.get("speculation")) is not None:
+        elif self.name != "plain" and (stats := output.get("speculation")) is not None:
             counts = counts_of(stats)
         return [
             SpeedRecord(self.name, seconds / num_rows, len(ids), memory, token_ids=tuple(ids), **counts)
@@ -138,6 +140,17 @@ def plain(runner: RunnerName = "eager", graphs: CudaGraphs | None = None) -> Met
     return Method("plain", arguments, one_row=False, is_captured=True)
 
 
+def plain_exact() -> Method:
+    """Plain decoding with exact forwards, by this package's loop."""
+    arguments = drafted(NoDrafts(RunnerPool("eager")), FailFastConfig(exact=True)).arguments
+    return Method("plain", arguments, one_row=False, is_exact=True)
+
+
+def plain_of(config: FailFastConfig) -> Method:
+    """The plain decoding whose text drafted decoding with this config writes."""
+    return plain_exact() if config.exact else PLAIN
+
+
 def plain_forms(device: torch.device) -> list[Method]:
     """The forms of plain decoding beside `PLAIN` that speedups on this device are held against."""
     return [plain("cuda_graphs")] if CudaGraphs().is_available(device) else []
@@ -159,7 +172,8 @@ def assisted(assistant: PreTrainedModel, num_tokens: int | None = None) -> Metho
 
 def drafted(drafter: DiffusionDrafter, config: FailFastConfig, name: str = "failfast") -> Method:
     """This package's decoding with a drafter and the config's length policy."""
-    return Method(name, {"custom_generate": "hf_failfast", "assistant_model": drafter, "failfast_config": config})
+    arguments = {"custom_generate": "hf_failfast", "assistant_model": drafter, "failfast_config": config}
+    return Method(name, arguments, is_exact=config.exact)
 
 
 def fixed(drafter: DiffusionDrafter, config: FailFastConfig) -> Method:

@@ -148,6 +148,9 @@ class _RecordingSession(DraftSession):
         self.drafts[-1].accepted_at = perf_counter()
         self.session.accept(counts)
 
+    def overtaken(self, counts: Sequence[int]) -> None:
+        self.session.overtaken(counts)
+
     def keep(self, rows: Sequence[int]) -> None:
         self.session.keep(rows)
 

@@ -40,6 +40,7 @@ TESTED_VERSIONS = ("0.32",)
 SECONDS_BETWEEN_REPORTS = 10.0
 # Rounds between two readings of the measured costs.
 ROUNDS_PER_PRICE = 64
+POLICIES_HERE = ("confidence", "goodput")
 _SPEC = {each.name for each in fields(DrafterSpec)}
 
 
@@ -198,6 +199,10 @@ class _Policies:
     FailFast's rule, without a draft, and with one token and as many as there may be follow each other."""
 
     def __init__(self, config: FailFastConfig, proposer: DiffusionProposer) -> None:
+        if config.length_policy not in POLICIES_HERE:
+            raise ValueError(
+                f"`length_policy` must be one of {list(POLICIES_HERE)} in vLLM, but is {config.length_policy!r}."
+            )
         self._rule: LengthPolicy = ConfidenceThreshold(config)
         self._first = (self._rule, FixedLength(0), FixedLength(1), FixedLength(config.max_draft_length))
         self._costs = proposer.costs

@@ -104,6 +104,66 @@ def test_the_strip_shows_every_draft(page: str) -> None:
     assert rounds[0][4] == f"{WORDS[3]!r} 73% rejected"
 
 
+def test_code_between_fences_has_a_font_of_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Fences included, whatever tokens they are cut into; prose before and after has none."""
+    words = ["<end>", "Try ", "```", "py\n", "x = 1", "\n``", "`", " and so on"]
+    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<end>"))
+    inner.decoder = decoders.Fuse()
+    ids = list(range(1, len(words)))
+    traced = TracedRound(ids[:3], [0.9] * 3, 3, ids, [0.9] * len(ids), 1, 0.01, 0.03)
+    stats = SpecDecodingStats(verify_seconds=0.1)
+    stats.observe(RoundRecord(3, 3, len(ids), 1))
+    trace = Trace([1], [traced], stats)
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+    html = trace_page(trace, fast, prompt="p", names={"target": "t", "drafter": "d"}, facts={})
+    is_code = {text: "code" in classes.split() for text, classes, _ in Reader(html).tokens()}
+    assert is_code == dict(zip(words[1:], [False, True, True, True, True, True, False], strict=True))
+
+
+def test_axes_and_figures_have_names(page: str) -> None:
+    """What is drawn says what it counts: the strip's axes with the longest draft, and a share of what."""
+    reader = Reader(page)
+    texts = {
+        attributes["class"]: reader.texts[index].strip()
+        for index, (_, attributes) in enumerate(reader.elements)
+        if attributes.get("class") in ("x", "y")
+    }
+    assert texts == {"y": "draft tokens", "x": "share of the time from the first draft to the last token"}
+    assert "round, in order (one target forward each)" in page
+    labels = [reader.texts[index] for index, (tag, _) in enumerate(reader.elements) if tag == "dt"]
+    assert "acceptance rate, of draft tokens" in labels
+    scale = [reader.texts[index] for index, (tag, a) in enumerate(reader.elements) if tag == "i" and not a]
+    assert scale == ["4", "0"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page in")
+@pytest.mark.parametrize("width", [360, 390, 768, 1200])
+def test_no_tile_is_empty(page: str, tmp_path: Path, width: int) -> None:
+    """The tiles of the figures fill their rows on a phone as on a screen, and the page is no wider than it."""
+    script = """<script>
+      const list = document.querySelector(".figures").getBoundingClientRect();
+      const tiles = [...document.querySelectorAll(".figures div")].map((tile) => tile.getBoundingClientRect());
+      const covered = tiles.reduce((area, tile) => area + tile.width * tile.height, 0) / (list.width * list.height);
+      const overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+      document.title = JSON.stringify({covered, overflow});
+    </script></body>"""
+    frame = tmp_path / "frame.html"
+    file = tmp_path / "page.html"
+    file.write_text(page.replace("</body>", script), encoding="utf-8")
+    # Headless Chromium's own window is never narrower than 500 pixels, a frame is.
+    onload = "document.title = frames[0].document.title"
+    frame.write_text(f'<iframe src="page.html" style="width:{width}px;height:800px" onload="{onload}"></iframe>')
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    result = subprocess.run(
+        [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'profile'}", frame.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = json.loads(re.search(r"<title>(.*?)</title>", result.stdout)[1])
+    assert found["covered"] > 0.97 and found["overflow"] <= 0
+
+
 def test_nothing_a_model_writes_becomes_markup(page: str) -> None:
     elements = Reader(page).elements
     assert sum(tag == "script" for tag, _ in elements) == 1

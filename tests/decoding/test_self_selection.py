@@ -10,7 +10,8 @@ from test_other_targets import RECURRENT
 from test_trees import check_texts
 
 import hf_failfast
-from hf_failfast.decoding.trees import Column, Trees
+from hf_failfast.decoding.lattice import Column
+from hf_failfast.decoding.trees import Trees
 
 RECORD = {"return_dict_in_generate": True}
 OPTIONS: dict[str, Any] = {"self_selection": 6, "chunk_length": 5, "max_draft_length": 5}

@@ -21,6 +21,7 @@ import hf_failfast
 from hf_failfast import Conversation
 from hf_failfast.compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
 from hf_failfast.decoding import token_choice, trees
+from hf_failfast.decoding.lattice import Column
 from hf_failfast.decoding.trees import ROOT, TokenTree
 from hf_failfast.decoding.verification import Branches, Scores, choose_among
 from hf_failfast.engine.runner_pool import RunnerPool
@@ -260,7 +261,7 @@ def test_the_likeliest_paths_are_added_first() -> None:
     """A tree holds the chain, then the paths of greatest product, of all that could be added."""
     grower = trees.Trees(9)
     confidence, probs = [0.6, 0.5, 0.9], [[0.3, 0.05], [0.4, 0.1], [0.06, 0.04]]
-    row = trees.Column([[1, 2, 3], [4, 5, 6], [7, 8, 9]], confidence, probs)
+    row = Column([[1, 2, 3], [4, 5, 6], [7, 8, 9]], confidence, probs)
     tree = grower._tree(row, 3)
     assert tree.token_ids[:3] == [1, 4, 7]
     chances = [[own, *rest] for own, rest in zip(confidence, probs, strict=True)]

@@ -58,7 +58,9 @@ def test_bad_verifier(options: dict[str, Any], message: str) -> None:
 
 def test_bad_length_policy() -> None:
     """Rejects unknown length policies."""
-    with pytest.raises(ValueError, match=r"`length_policy` must be one of \['confidence', 'goodput'\], but is 'good'"):
+    with pytest.raises(
+        ValueError, match=r"`length_policy` must be one of \['confidence', 'goodput', 'diffuspec'\], but is 'good'"
+    ):
         FailFastConfig(length_policy="good")  # type: ignore[arg-type]
 
 

@@ -79,6 +79,16 @@ def test_only_newlines_end_a_line(text: str, mark: str, tmp_path: Path) -> None:
     assert [row["prompt"] for row in read_prompts(path)] == [text, text]
 
 
+def test_a_text_holds_a_prompt_a_line(tmp_path: Path) -> None:
+    """As in every command that takes `--prompts FILE`; blank lines are none, and braces are a prompt's own."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\N{BYTE ORDER MARK}one\r\n\n{two}\u2028still two\n".encode())
+    assert [row["prompt"] for row in read_prompts(path)] == ["one", "{two}\u2028still two"]
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="at least one prompt"):
+        read_prompts(path)
+
+
 def command(**arguments: Any) -> Namespace:
     return Namespace(**{"model": "hf_failfast", "model_args": {"pretrained": "x", "assistant": "y"}} | arguments)
 

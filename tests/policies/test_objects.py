@@ -64,7 +64,7 @@ def test_options_that_the_policy_does_not_read_are_refused() -> None:
 @pytest.mark.parametrize("value", ["mean", 3, MeanConfidence])
 def test_what_is_no_policy_is_refused(value: Any) -> None:
     """Rejects an unknown name, a number, and a class instead of an object."""
-    with pytest.raises(ValueError, match=r"`length_policy` must be one of \['confidence', 'goodput'\]"):
+    with pytest.raises(ValueError, match=r"`length_policy` must be one of \['confidence', 'goodput', 'diffuspec'\]"):
         hf_failfast.FailFastConfig(length_policy=value)
 
 

@@ -199,6 +199,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "kept": ({"kept_sequences": -1}, "`kept_sequences` must be an integer >= 0, but is -1"),
     "few tokens": ({"num_tokens": 3}, "`num_speculative_tokens` must be >= 6, the drafter's `chunk_length`, but is 3"),
     "no policy": ({"length_policy": "godput"}, "`length_policy` must be one of"),
+    "a policy of ours alone": ({"length_policy": "diffuspec"}, "`length_policy` must be one of .* in vLLM"),
 }
 
 

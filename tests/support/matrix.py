@@ -182,6 +182,12 @@ MATRIX: dict[str, list[Row]] = {
             "test_grouped_attention::test_plain_generate_can_have_it",
             "on a CPU",
         ),
+        Row(
+            "`exact=True` in bfloat16, float16 and float32",
+            "exact",
+            "test_exact::test_text",
+            "on a CPU; equal to plain decoding in `hf_failfast.exact_forwards`",
+        ),
         Row("LoRA adapters switched between calls", "exact", "test_targets::test_adapters_switched_between_calls"),
         Row("`PeftModel`", "exact", "test_targets::test_a_peft_model"),
         Row('`tp_plan="auto"` under torchrun', "exact", "test_targets::test_tensor_parallel", "two processes, gloo"),

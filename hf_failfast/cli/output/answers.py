@@ -13,7 +13,7 @@ from ...decoding.stats import SpecDecodingStats
 from ...drafters import BUNDLED_DRAFTER
 from ...engine.positions import position_table
 from ...experiments.bench import fastest_plain, interval, row
-from ...measure.methods import PLAIN, Method, drafted, plain_forms, prompt_lookup
+from ...measure.methods import Method, drafted, plain_forms, plain_of, prompt_lookup
 from ...measure.provenance import setting
 from ...measure.records import SpeedRecord
 from ...measure.timing import Prompts, time_answers
@@ -103,8 +103,9 @@ def compare(
     """
     console = Console(quiet=as_json, highlight=False)
     target, drafter = pair.target, pair.drafter
-    ours = drafted(drafter, drafter.config.with_options(options))
-    methods = [PLAIN, *plain_forms(target.device), prompt_lookup(), ours]
+    config = drafter.config.with_options(options)
+    ours = drafted(drafter, config)
+    methods = [plain_of(config), *plain_forms(target.device), prompt_lookup(), ours]
     asked = [Prompts.greedy(ids, max_new_tokens) for ids in _encoded(pair, prompts)]
     measured = setting(target) | {"max_new_tokens": max_new_tokens, "repeats": repeats}
     is_exact = target.dtype == torch.float32

@@ -19,7 +19,8 @@ def show(document: dict[str, Any], plots: Path | None, as_json: bool) -> None:
         record = document["replay"]
         console.print(f"REPLAY: the forwards are real, the drafts and what is accepted come from {record}.")
     console.print(_table(document))
-    for line in (*weights_note(document), _verdict(document), *_compilation(document), _machine(document)):
+    found = (_verdict(document), *_identical(document), *_compilation(document), _machine(document))
+    for line in (*weights_note(document), *found):
         console.print(line, markup=False, highlight=False)
     if plots is not None:
         for path in save_plots(document, plots):
@@ -61,6 +62,24 @@ def _verdict(document: dict[str, Any]) -> str:
         f"{document['default_speedup_over_best_hf']:.2f}x for {title('failfast')}, "
         f"{document['speedup_over_best_hf']:.2f}x for the fastest of ours.{over_plain}"
     )
+
+
+def _identical(document: dict[str, Any]) -> list[str]:
+    """How many answers are plain decoding's: of the first of ours, and with exact forwards."""
+    ours = next(each for each in document["results"] if each["method"] == title("failfast"))
+    lines = [f"{ours['identical']} of {ours['prompts']} answers of {ours['method']} are plain generate's."]
+    exact = document.get("exact")
+    if exact is None:
+        return lines
+    if exact["refused"] is not None:
+        return [*lines, exact["refused"]]
+    without, drafted, plain = exact["results"]
+    return [
+        *lines,
+        f"With exact forwards {drafted['identical']} of {drafted['prompts']} are those of the same forwards without "
+        f"drafts, at {drafted['speedup'] / plain['speedup']:.2f}x the speed of plain generate; without drafts these "
+        f"forwards run at {without['speedup'] / plain['speedup']:.2f}x.",
+    ]
 
 
 def _compilation(document: dict[str, Any]) -> list[str]:

@@ -8,26 +8,9 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
+from ...decoding.written import TextPieces
+
 ACCEPTED_STYLE = "green"
-
-
-class TextPieces:
-    """A growing text, token by token; half a character waits for its other half."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.text = ""
-
-    def add(self, token_id: int) -> str:
-        """What the token adds to the text; special tokens add nothing."""
-        self.ids.append(token_id)
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if text.endswith("\ufffd"):
-            return ""
-        piece = text[len(self.text) :]
-        self.text = text
-        return piece
 
 
 class ColourStreamer(BaseStreamer):

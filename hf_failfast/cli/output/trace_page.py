@@ -9,23 +9,26 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
+from ...decoding.written import TextPieces
 from ...measure.tracing import Trace, TracedRound
-from .streaming import TextPieces
 
 TEMPLATE = Path(__file__).with_name("trace_page.html")
 _STRIP_HEIGHT = 150  # CSS pixels of the longest draft
 _CELL_HEIGHT = 9  # CSS pixels of a draft token, at most
+_FENCE = "```"  # begins and ends code in a model's Markdown
 
 
 @dataclass(frozen=True)
 class _Token:
-    """A token of the text. kind: accepted, bonus or plain; tip: what hovering shows, as JSON."""
+    """A token of the text. kind: accepted, bonus or plain; tip: what hovering shows, as JSON; is_code: whether it
+    stands between fences."""
 
     text: str
     kind: str
     round: int
     tip: str
     is_special: bool
+    is_code: bool
 
 
 def trace_page(
@@ -49,6 +52,7 @@ def trace_page(
         tokens=tokens,
         has_plain=any(token.kind == "plain" for token in tokens),
         rounds=[_column(index, traced, tokenizer) for index, traced in enumerate(trace.rounds)],
+        longest=longest,
         cell_height=min(_CELL_HEIGHT, _STRIP_HEIGHT // max(longest, 1)) or 1,
         times=_times(trace),
         facts=[(name.replace("_", " "), _plain(value)) for name, value in (_counts(trace) | facts).items()],
@@ -70,8 +74,14 @@ def _tokens(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Token
                 lines.append(f"drafted instead: {refused!r}, confidence {traced.confidence[index]:.1%}")
             is_special = token_id in special
             name = tokenizer.decode([token_id])
+            was_code = _ends_in_code(pieces.text)
             text = name if is_special else pieces.add(token_id)
-            yield _Token(text, kind, number, json.dumps([repr(name), *lines]), is_special)
+            is_code = was_code or _ends_in_code(pieces.text)
+            yield _Token(text, kind, number, json.dumps([repr(name), *lines]), is_special, is_code)
+
+
+def _ends_in_code(text: str) -> bool:
+    return text.count(_FENCE) % 2 == 1
 
 
 def _column(number: int, traced: TracedRound, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -97,8 +107,8 @@ def _figures(trace: Trace) -> Sequence[tuple[str, str]]:
     return (
         ("new tokens", str(stats.emitted)),
         ("target forwards", str(stats.rounds)),
-        ("mean acceptance length", f"{stats.mean_acceptance_length:.2f}"),
-        ("acceptance rate", f"{stats.acceptance_rate:.0%}"),
+        ("tokens per target forward", f"{stats.mean_acceptance_length:.2f}"),
+        ("acceptance rate, of draft tokens", f"{stats.acceptance_rate:.0%}"),
         ("tokens per second", f"{stats.emitted / _seconds(trace):.1f}"),
     )
 

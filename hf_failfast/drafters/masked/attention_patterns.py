@@ -15,7 +15,12 @@ Bound = int | torch.Tensor
 
 
 class AttentionPattern(ABC):
-    """Attention of one kind of diffusion language model."""
+    """Attention of one kind of diffusion language model.
+
+    reads_causally: a known token sees those before it and nothing else, whatever follows.
+    """
+
+    reads_causally: bool = False
 
     def __init__(self, spec: DrafterSpec) -> None:
         self.shift = spec.shift
@@ -43,6 +48,8 @@ class AttentionPattern(ABC):
 
 class CausalCanvas(AttentionPattern):
     """Known tokens attend causally, so their K/V are final at once; noise sees the past and the whole canvas."""
+
+    reads_causally = True
 
     def plan(self, clean_end: int, wanted: int) -> tuple[int, int]:
         return wanted - self.shift, wanted
@@ -73,6 +80,8 @@ class AnchoredCanvas(CausalCanvas):
 
     Trained on windows of one length, a pass feeds no longer ones: more tokens take another pass.
     """
+
+    reads_causally = False
 
     def __init__(self, spec: DrafterSpec) -> None:
         super().__init__(spec)

@@ -134,8 +134,15 @@ class MaskedSession(ChunkedSession):
         longest = max_positions // block * block
         self.longest = min(longest, capacity) if window else longest  # tokens of a sequence, its draft included
         self.generator = torch.Generator(self.device).manual_seed(0)
+        is_autoregressive = self.pattern.reads_causally and spec.shift == 1
+        self.judges = is_autoregressive and request.num_rows == 1 and options.denoising.is_single_pass
+        self._guess: Sequence[int] = ()
+
+    def guess(self, token_ids: Sequence[int]) -> None:
+        self._guess = token_ids
 
     def accept(self, counts: Sequence[int]) -> None:
+        self._guess = ()
         self._forget([length + count for length, count in zip(self.lengths, counts, strict=True)])
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -160,6 +167,9 @@ class MaskedSession(ChunkedSession):
     def draft_chunk(self, known: RaggedIds, length: int) -> Chunk:
         """In as many fillings as the attention pattern needs."""
         ids = known.ids.to(self.device)
+        guess, self._guess = self._guess[: max(self.longest - known.lengths[0] - length, 0)], ()
+        if guess:
+            return self._judged(RaggedIds(ids, known.lengths), torch.tensor([guess], device=self.device), length)
         known = RaggedIds(ids if self.last_id is None else ids.clamp(max=self.last_id), known.lengths)
         missing = [length] * len(known.lengths)
         chunks: list[Chunk] = []
@@ -181,6 +191,23 @@ class MaskedSession(ChunkedSession):
             width += chunk.token_ids.shape[1]
             missing = [left - count for left, count in zip(missing, num_read, strict=True)]
         return _join(chunks, places)
+
+    def _judged(self, known: RaggedIds, guess: torch.Tensor, length: int) -> Chunk:
+        """One pass over guessed tokens (1, m) and a canvas of `length` tokens after them: the guessed tokens up to the
+        first that the drafter would not have written, and its own there; the whole canvas if it agrees with all."""
+        guessed = known.append(guess)
+        ids = guessed.ids if self.last_id is None else guessed.ids.clamp(max=self.last_id)
+        num_noise, num_read = self._plan(guessed.lengths, [length])
+        canvas = self._noise(1, num_noise[0])
+        count = guess.shape[1]
+        tokens = self._denoise(
+            RaggedIds(ids, guessed.lengths), canvas, num_noise, count + num_read[0], self.spec.shift + count
+        )
+        differs = (tokens.token_ids[:, :count] != guess).long().cumsum(dim=1)
+        agreed = int((differs == 0).sum())  # host sync: the tokens that stay
+        self._forget([known.lengths[0] + agreed])
+        kept = agreed + 1 if agreed < count else count + num_read[0]
+        return Chunk(tokens.token_ids[:, :kept], tokens.confidence[:, :kept], 1)
 
     def _forget(self, lengths: Sequence[int]) -> None:
         """Keeps the slots that are final now that `lengths[b]` tokens of sequence b are accepted."""
@@ -226,9 +253,12 @@ class MaskedSession(ChunkedSession):
         canvas: torch.Tensor,  # (B, c)
         num_noise: Sequence[int],  # how much of the canvas belongs to each sequence
         num_read: int,
+        shift: int | None = None,
     ) -> DraftTokens:
         """One pass over the known tokens that are not in the slots, which it commits, and the canvas after them.
-        Returns its choice for the first `num_read` positions after the known ones."""
+        Returns its choice for `num_read` positions, beginning with the one that the row `shift` before the canvas
+        predicts: by default the first after the known ones."""
+        shift = self.spec.shift if shift is None else shift
         pairs = zip(self.cache.lengths, known.lengths, strict=True)
         reusable = [self.pattern.reusable_length(cached, clean_end) for cached, clean_end in pairs]
         noise = num_noise[0] if is_even(num_noise) else torch.tensor(num_noise, device=self.device)[:, None]
@@ -237,7 +267,7 @@ class MaskedSession(ChunkedSession):
             return self.pattern.limit(positions, clean_end, clean_end + noise)
 
         needs_limit = not self.pattern.is_causal(canvas.shape[1])
-        window = Window.over(known, canvas, reusable, num_read, self.spec.shift, limit if needs_limit else None)
+        window = Window.over(known, canvas, reusable, num_read, shift, limit if needs_limit else None)
         forward = self.runner.run(window, self.cache, self.head)
         self._forget(known.lengths)
         return self.choose(*forward.outputs)

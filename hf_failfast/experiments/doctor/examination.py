@@ -15,7 +15,7 @@ from ...decoding.round_costs import DrafterFailed, typical_context
 from ...decoding.round_costs import measure as measure_costs
 from ...decoding.stats import SpecDecodingStats
 from ...drafters import BUNDLED_DRAFTER, DiffusionDrafter, DraftRequest
-from ...measure.methods import PLAIN, Method, drafted
+from ...measure.methods import PLAIN, Method, drafted, plain_of
 from ...measure.metrics import speedup_of
 from ...measure.provenance import provenance, setting
 from ...measure.records import SpeedRecord
@@ -104,13 +104,17 @@ def _check_plain(subject: Subject) -> None:
 
 
 def _method(subject: Subject, drafter: DiffusionDrafter) -> Method:
-    return drafted(drafter, drafter.config if subject.drafter is None else subject.config)
+    config = (
+        drafter.config.with_options({"exact": subject.config.exact}) if subject.drafter is None else subject.config
+    )
+    return drafted(drafter, config)
 
 
 def _tell_answers(subject: Subject, drafter: DiffusionDrafter) -> None:
     """A probe drafts the target's answers, as they are in its present dtype."""
     if isinstance(drafter, ProbeDrafter):
-        answers = [(each.ids, PLAIN.run(subject.target, each)[0].token_ids) for each in subject.prompts]
+        plain = plain_of(subject.config)
+        answers = [(each.ids, plain.run(subject.target, each)[0].token_ids) for each in subject.prompts]
         drafter.answers = [torch.cat([ids, ids.new_tensor([new])], dim=1) for ids, new in answers]
 
 
@@ -123,7 +127,7 @@ def _in_own_dtype(subject: Subject, drafter: DiffusionDrafter, on_progress: OnPr
     """Texts, times, acceptance and costs in the target's own dtype."""
     _tell_answers(subject, drafter)
     method = _method(subject, drafter)
-    arms = {each.title: partial(each.run, subject.target) for each in (PLAIN, method)}
+    arms = {each.title: partial(each.run, subject.target) for each in (plain_of(subject.config), method)}
     with refusals():
         plain, ours = time_answers(
             arms,
@@ -230,7 +234,7 @@ def _in_float32(
         plain: list[SpeedRecord] = []
         ours: list[SpeedRecord] = []
         for done, prompt in enumerate(subject.prompts, 1):
-            plain += PLAIN.run(subject.target, prompt)
+            plain += plain_of(subject.config).run(subject.target, prompt)
             with refusals():
                 ours += method.run(subject.target, prompt)
             on_progress("Checking in float32", done / len(subject.prompts))
