@@ -91,10 +91,15 @@ def train(
 
 
 def _settings(given: dict[str, Any]) -> tuple[TrainingConfig, DataConfig]:
-    """Raises BadParameter on a value out of its range, ValueError on a text that cannot be read."""
+    """Raises BadParameter on a value out of its range and on a file that is not there, ValueError on a text that
+    cannot be read."""
     for _, each in options_of(TrainingConfig):
         if each.name in given:
             each.read(given[each.name])
+    named = [(name, given[name]) for name in ("prompts", "unseen") if name in given]
+    for name, path in named + [("source", each) for each in given.get("source", ())]:
+        if Path(path).suffix in (".txt", ".jsonl") and not Path(path).is_file():
+            raise typer.BadParameter(f"there is no file {path!r}.", param_hint=f"--{name}")
     try:
         training = configured(TrainingConfig, given)
         enough = max(64, (training.steps or DataConfig.questions) * training.batch_size)

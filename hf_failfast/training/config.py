@@ -1,9 +1,9 @@
 """Settings of data synthesis and of training, checked where they are made; most are options of `hf-failfast train`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .options import option
 
@@ -11,6 +11,7 @@ Attention = Literal["causal_canvas", "block_causal"]
 Form = Literal["canvas", "dflash"]
 Layout = Literal["z-lab", "speculators"]
 DRAFT_VOCABULARY = 8192
+CanvasAttention = Literal["causal_canvas", "block_causal", "causal"]  # the last is that of a LoRA
 LOSS_WEIGHTS = (
     "cross_entropy_weight",
     "focal_weight",
@@ -19,6 +20,9 @@ LOSS_WEIGHTS = (
     "soft_label_weight",
     "regression_weight",
 )
+MOST_RANK = 1024
+# The settings of drafters that have layers of their own.
+NOT_OF_LORA = ("form", "attention", "conditioned", "layers", "intermediate_size", "draft_vocabulary", "coverage")
 SELF_WRITTEN, NATURAL = "self-written", "natural"
 SEED = "Decides the data and the training."  # one option of both
 
@@ -120,6 +124,8 @@ class TrainingConfig:
     layout: Layout = option("z-lab", "Of a dflash checkpoint: z-lab or speculators.", kind=str)
     attention: Attention = option("causal_canvas", "causal_canvas or block_causal.", kind=str)
     conditioned: bool = option(False, "Let the drafter read the target's hidden states.")
+    lora: bool = option(False, "Train a LoRA with which the target drafts for itself.")
+    lora_rank: int = option(32, "Rank of its updates; nothing without --lora.")
     # Nothing where the drafter is not conditioned.
     input_fusion: bool = option(True, "A conditioned drafter's input holds the target's states too.")
     extended: float = option(0.25, "Of a conditioned drafter's canvases: those that continue a draft.")
@@ -175,6 +181,7 @@ class TrainingConfig:
         self._check_form()
         if self.conditioned and self.attention != "causal_canvas":
             raise ValueError("`conditioned` needs attention 'causal_canvas', got 'block_causal'.")
+        self._check_lora()
         if self.steps is not None:
             require("steps", self.steps, "at least 1", self.steps >= 1)
         if self.minutes is not None:
@@ -204,25 +211,46 @@ class TrainingConfig:
             )
         if self.form != "dflash" and self.layout != "z-lab":
             raise ValueError(f"`layout` {self.layout!r} needs `form` 'dflash'.")
-        has_whole_head = self.form == "dflash" and self.layout == "z-lab"
-        if has_whole_head and (self.coverage is not None or self.draft_vocabulary):
+        if self.has_whole_head and (self.coverage is not None or self.draft_vocabulary):
             raise ValueError(
                 "`draft_vocabulary` and `coverage` need `layout` 'speculators': in z-lab's the head is the target's."
             )
-        if self.draft_vocabulary is None:
-            object.__setattr__(self, "draft_vocabulary", 0 if has_whole_head else DRAFT_VOCABULARY)
         require("draft_vocabulary", self.vocabulary_size, "at least 0", self.vocabulary_size >= 0)
 
     @property
+    def has_whole_head(self) -> bool:
+        """Whether the checkpoint's format knows no head but the target's."""
+        return self.form == "dflash" and self.layout == "z-lab"
+
+    @property
     def vocabulary_size(self) -> int:
-        """`draft_vocabulary` as it was given or follows from the form."""
-        assert self.draft_vocabulary is not None
-        return self.draft_vocabulary
+        """`draft_vocabulary`, or what follows from the form where it is not given."""
+        if self.draft_vocabulary is not None:
+            return self.draft_vocabulary
+        return 0 if self.has_whole_head else DRAFT_VOCABULARY
+
+    def settings(self) -> dict[str, Any]:
+        """As a checkpoint and training.json keep them."""
+        return asdict(self) | {"draft_vocabulary": self.vocabulary_size}
 
     @property
     def reads_states(self) -> bool:
         """Whether the drafter reads hidden states of the target, and so drafts from the second round on."""
         return self.conditioned or self.form == "dflash"
+
+    def _check_lora(self) -> None:
+        """Raises ValueError on a rank out of its range, and for a LoRA on a setting of drafters with own layers."""
+        require("lora_rank", self.lora_rank, f"in [1, {MOST_RANK}]", 1 <= self.lora_rank <= MOST_RANK)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if self.lora and each.name in NOT_OF_LORA and value != each.default:
+                raise ValueError(f"`{each.name}` does not fit `lora`, whose layers are the target's, got {value!r}.")
+
+    @property
+    def canvas_attention(self) -> CanvasAttention:
+        """What a canvas sees. A LoRA's is causal, so that a draft may be shorter than those it was trained on, and any
+        attention implementation of the target will do."""
+        return "causal" if self.lora else self.attention
 
     @property
     def needs_states(self) -> bool:

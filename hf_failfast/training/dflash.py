@@ -75,6 +75,25 @@ class BlockDrafter(TrainedDrafter):
     def weights(self) -> dict[str, nn.Parameter]:
         return dict(self.body.named_parameters())
 
+    def stored_state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds; of a reduced vocabulary its head and both maps, as vLLM's speculators have them."""
+        stored = self.stored_weights()
+        if self.draft_vocabulary is not None:
+            ids = self.draft_vocabulary.cpu()
+            stored |= {
+                "d2t": ids - torch.arange(len(ids)),
+                "t2d": torch.zeros(self.body.config.vocab_size, dtype=torch.bool).index_fill(0, ids, True),
+                "lm_head.weight": self.head.to("cpu", torch.bfloat16).contiguous(),
+            }
+        return stored
+
+
+def stored_vocabulary(tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """The target's ids that a stored drafter of any form can propose; None: all."""
+    if "d2t" in tensors:
+        return tensors["d2t"] + torch.arange(len(tensors["d2t"]))
+    return tensors.get("draft_vocabulary")
+
 
 def block_mask(canvases: Canvases, length: int) -> torch.Tensor:
     """bool [batch, 1, A * length, T + A * length], True where a row of a block sees a token's states or a row: the

@@ -1,17 +1,15 @@
-"""The two published layouts of a DFlash checkpoint: config.json and tensors, with the authors' names."""
+"""The config.json of a DFlash checkpoint in its two published layouts, which have the tensors' names in common."""
 
 from typing import Any
-
-import torch
 
 from .dflash import BlockDrafter
 
 SPECULATORS_VERSION = "0.9.0"  # whose format is written
 
 
-def zlab_checkpoint(drafter: BlockDrafter, canvas_length: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def zlab_json(drafter: BlockDrafter, canvas_length: int) -> dict[str, Any]:
     """As the paper's authors (z-lab) publish: Qwen3's config on top, the target's own embedding and whole head."""
-    config = {
+    return {
         **_layers_json(drafter),
         "rope_scaling": None,
         "rope_theta": drafter.body.config.rope_parameters["rope_theta"],
@@ -24,15 +22,12 @@ def zlab_checkpoint(drafter: BlockDrafter, canvas_length: int) -> tuple[dict[str
         "dtype": "bfloat16",
         "num_target_layers": drafter.num_target_layers,
     }
-    return config, drafter.stored_weights()
 
 
-def speculators_checkpoint(
-    drafter: BlockDrafter, canvas_length: int, target: str
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def speculators_json(drafter: BlockDrafter, canvas_length: int, target: str) -> dict[str, Any]:
     """As vLLM's speculators writes: states counted from the embedding, and a head for a reduced vocabulary."""
     vocabulary, size = drafter.draft_vocabulary, drafter.body.config.vocab_size
-    config = {
+    return {
         "architectures": ["DFlashDraftModel"],
         "aux_hidden_state_layer_ids": list(drafter.target_states),
         "block_size": canvas_length + 1,
@@ -51,22 +46,6 @@ def speculators_checkpoint(
         "speculators_version": SPECULATORS_VERSION,
         "transformer_layer_config": _layers_json(drafter) | {"rope_parameters": drafter.body.config.rope_parameters},
     }
-    tensors = drafter.stored_weights()
-    if vocabulary is not None:
-        ids = vocabulary.cpu()
-        tensors |= {
-            "d2t": ids - torch.arange(len(ids)),
-            "t2d": torch.zeros(size, dtype=torch.bool).index_fill(0, ids, True),
-            "lm_head.weight": drafter.head.to("cpu", torch.bfloat16).contiguous(),
-        }
-    return config, tensors
-
-
-def stored_vocabulary(tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """The target's ids that a stored drafter of any form can propose; None: all."""
-    if "d2t" in tensors:
-        return tensors["d2t"] + torch.arange(len(tensors["d2t"]))
-    return tensors.get("draft_vocabulary")
 
 
 def _layers_json(drafter: BlockDrafter) -> dict[str, Any]:

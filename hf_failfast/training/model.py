@@ -36,6 +36,10 @@ class TrainedDrafter(nn.Module):
     def weights(self) -> dict[str, nn.Parameter]:
         """What is trained, by its name in a checkpoint."""
 
+    @abstractmethod
+    def stored_state(self) -> dict[str, torch.Tensor]:
+        """What a drafter checkpoint holds."""
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., draft vocabulary], in the target's own dtype."""
         return nn.functional.linear(hidden.to(self.head.dtype), self.head)

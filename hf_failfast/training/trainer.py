@@ -27,10 +27,10 @@ from .canvases import Canvases
 from .config import TrainingConfig
 from .data.shards import Example
 from .decoding import Decoded, answers_of, decoding_figures
-from .dflash import BlockDrafter, rarest_token
-from .dflash_layouts import stored_vocabulary
+from .dflash import BlockDrafter, rarest_token, stored_vocabulary
 from .export import WEIGHTS, Provenance, export, versions
-from .model import CanvasDrafter, TrainedDrafter, covered_share, covering_size, default_layers, frequent_tokens
+from .lora import LoraCanvas, Trainable
+from .model import CanvasDrafter, covered_share, covering_size, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
 from .precision import training_dtype
 from .progress import Progress, deferred_interrupt
@@ -41,6 +41,7 @@ CHECKPOINT = "checkpoint.pt"
 # A run may be given more time or steps when it is resumed; everything else decides what the weights become.
 RESUMABLE = ("steps", "minutes")
 CONDITIONED_ONLY = ("input_fusion", "extended")
+LORA_ONLY = ("lora_rank",)
 BEFORE = {
     "input_fusion": False,
     "extended": 0.0,
@@ -48,6 +49,7 @@ BEFORE = {
     "reach_alpha": None,
     "form": "canvas",
     "layout": "z-lab",
+    "lora": False,
 }  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
 
@@ -87,23 +89,13 @@ class Trainer:
         self._check_data()
         self.lengths = [len(example.tokens) for example in self.examples]
         extended = config.extended if config.conditioned else 0.0
-        self.plan = CanvasPlan(config.attention, config.canvas_length, config.anchors, extended)
+        self.plan = CanvasPlan(config.canvas_attention, config.canvas_length, config.anchors, extended)
         vocabulary = target.get_input_embeddings().weight.shape[0]
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = self._checkpoint()
-        initial = load_file(Path(config.initial) / WEIGHTS) if config.initial else {}
-        # A run that is resumed with more data keeps its vocabulary.
-        if checkpoint:
-            draft_vocabulary = checkpoint.get("draft_vocabulary")
-        elif initial:
-            draft_vocabulary = stored_vocabulary(initial)
-        else:
-            draft_vocabulary = self._draft_vocabulary(target, vocabulary)
-        self.draft_index = draft_index(draft_vocabulary, vocabulary).to(self.accelerator.device)
-        drafter = self._new_drafter(target, draft_vocabulary, checkpoint)
-        if initial:
-            drafter.load_stored_state(initial)
-        self.drafter = drafter.to(self.accelerator.device).eval()
+        drafter = self._new_lora(target) if config.lora else self._new_drafter(target, checkpoint)
+        self.draft_index = draft_index(drafter.draft_vocabulary, vocabulary).to(self.accelerator.device)
+        self.drafter: Trainable = drafter.to(self.accelerator.device).eval()
         self.teacher = self._teacher(target)
         self.parameters = [p for p in self.drafter.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.ema_decay)
@@ -113,6 +105,34 @@ class Trainer:
         if checkpoint:
             self._resume(checkpoint)
         self.model = self.accelerator.prepare_model(self.drafter)
+
+    def _new_drafter(self, target: PreTrainedModel, checkpoint: dict[str, Any] | None) -> CanvasDrafter | BlockDrafter:
+        """A run that is resumed with more data keeps its vocabulary and its mask."""
+        config = self.config
+        initial = load_file(Path(config.initial) / WEIGHTS) if config.initial else {}
+        if checkpoint:
+            draft_vocabulary = checkpoint.get("draft_vocabulary")
+        elif initial and not config.has_whole_head:
+            draft_vocabulary = stored_vocabulary(initial)
+        else:
+            draft_vocabulary = self._draft_vocabulary(target, target.get_input_embeddings().weight.shape[0])
+        layers = config.layers or default_layers(target.config.num_hidden_layers, config.reads_states)
+        drafter: CanvasDrafter | BlockDrafter
+        if config.form == "dflash":
+            mask = checkpoint["mask_token_id"] if checkpoint else self._mask_token(target)
+            drafter = BlockDrafter(target, layers, mask, draft_vocabulary, config.intermediate_size)
+        else:
+            fusion = config.conditioned and config.input_fusion
+            drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
+        if initial:
+            drafter.load_stored_state(initial)
+        return drafter
+
+    def _new_lora(self, target: PreTrainedModel) -> LoraCanvas:
+        drafter = LoraCanvas(target, self.config.lora_rank)
+        if self.config.initial:
+            drafter.start_from(Path(self.config.initial))
+        return drafter
 
     def _check_data(self) -> None:
         if not self.examples or not self.held_out:
@@ -130,19 +150,8 @@ class Trainer:
     def _batches_per_step(self) -> int:
         return self.config.accumulation * self.accelerator.num_processes
 
-    def _new_drafter(
-        self, target: PreTrainedModel, draft_vocabulary: torch.Tensor | None, checkpoint: dict[str, Any] | None
-    ) -> TrainedDrafter:
-        config = self.config
-        layers = config.layers or default_layers(target.config.num_hidden_layers, config.reads_states)
-        if config.form == "dflash":
-            mask = checkpoint["mask_token_id"] if checkpoint else self._mask_token(target)
-            return BlockDrafter(target, layers, mask, draft_vocabulary, config.intermediate_size)
-        fusion = config.conditioned and config.input_fusion
-        return CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
-
     def _mask_token(self, target: PreTrainedModel) -> int:
-        """The id that stands at positions to draft; a run that is resumed with more data keeps its own."""
+        """The id that stands at positions to draft."""
         if self.config.initial:
             mask_token_id = read_checkpoint(self.config.initial, {}, {}).spec.mask_token_id
             assert mask_token_id is not None
@@ -279,7 +288,7 @@ class Trainer:
             "source_layers": list(self.drafter.source_layers),
             "target": self.provenance.target,
             "command": self.provenance.command,
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.settings(),
             "processes": self.accelerator.num_processes,
             "data": self.provenance.data,
             "versions": versions(),
@@ -291,7 +300,8 @@ class Trainer:
         for examples in self._in_batches(self.unseen):
             canvases, starts = self.plan.every(examples)
             matches = self._drafts(examples, canvases).matches.unflatten(0, starts.shape)
-            answers += answers_of(matches, starts, examples, drafts_at_once=not self.config.reads_states)
+            at_once = not (self.config.reads_states or self.config.lora)
+            answers += answers_of(matches, starts, examples, drafts_at_once=at_once)
         return decoding_figures(answers, self.config.canvas_length)
 
     def _in_batches(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
@@ -325,7 +335,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         state = {
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.settings(),
             "step": self.step,
             "seconds": self.seconds,
             "losses": dict(self.losses),
@@ -345,8 +355,10 @@ class Trainer:
             return None
         state: dict[str, Any] = torch.load(path, map_location="cpu")
         stored = BEFORE | state["config"]
-        for name, value in dataclasses.asdict(self.config).items():
+        for name, value in self.config.settings().items():
             if name in RESUMABLE or (name in CONDITIONED_ONLY and not self.config.conditioned):
+                continue
+            if name in LORA_ONLY and not self.config.lora:
                 continue
             if stored.get(name) != value:
                 raise ValueError(f"`{name}` must be {stored.get(name)!r} as in {path}, got {value!r}.")

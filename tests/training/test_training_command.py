@@ -38,6 +38,7 @@ OPTIONS = (
 COMMAND = """
 target output data threads licence=apache-2.0 as_json=False seed=0
 steps minutes form=canvas layout=z-lab attention=causal_canvas conditioned=False input_fusion=True extended=0.25
+lora=False lora_rank=32
 initial layers intermediate_size canvas_length=8
 draft_vocabulary coverage batch_size=4 accumulation=1 anchors=24 learning_rate=0.0015 ema_decay=0.0
 cross_entropy_weight=0.3 position_decay=4.5 focal_weight=0.0 chain_weight=0.0 streak_weight=0.0 soft_label_weight=0.0
@@ -65,10 +66,11 @@ def test_the_options_reach_the_settings(tmp_path: Path, monkeypatch: pytest.Monk
     )
     train("--target", "t", "--output", str(tmp_path), *options.split())
     train("--target", "t", "--output", str(tmp_path))
-    train("--target", "t", "--output", str(tmp_path), "--source", "a.txt", "--source", "self-written")
-    train("--target", "t", "--output", str(tmp_path), "--source", "a.txt")
+    (file := tmp_path / "a.txt").touch()
+    train("--target", "t", "--output", str(tmp_path), "--source", str(file), "--source", "self-written")
+    train("--target", "t", "--output", str(tmp_path), "--source", str(file))
     (job, data, training, _), (_, default_data, default_training, as_json), (_, mixed, *_), (_, one, *_) = seen
-    assert (mixed.source, one.source) == (("a.txt", "self-written"), "a.txt")
+    assert (mixed.source, one.source) == ((str(file), "self-written"), str(file))
     assert job.data == tmp_path / "data"
     assert data == DataConfig(questions=80, store_states=False, batch_size=7, seed=5)
     assert training == TrainingConfig(steps=20, layers=(0, 3), initial="first", conditioned=True, seed=5)

@@ -21,8 +21,7 @@ from hf_failfast.policies.confidence import FixedLength
 from hf_failfast.serving.export import export_for_vllm
 from hf_failfast.training.canvases import Canvases
 from hf_failfast.training.config import TrainingConfig
-from hf_failfast.training.dflash import BlockDrafter, fused_layers, rarest_token
-from hf_failfast.training.dflash_layouts import stored_vocabulary
+from hf_failfast.training.dflash import BlockDrafter, fused_layers, rarest_token, stored_vocabulary
 from hf_failfast.training.trainer import Trainer
 
 K = 5
@@ -225,6 +224,8 @@ def test_training_goes_on_from_a_checkpoint(layout: str, tmp_path: Path) -> None
         assert torch.equal(after.stored_weights()[name], value)
     if before.draft_vocabulary is not None:
         assert torch.equal(after.draft_vocabulary, before.draft_vocabulary)
+    whole = new_trainer(tmp_path / "whole", replace(CONFIG, initial=initial)).drafter
+    assert whole.draft_vocabulary is None and set(whole.stored_state()) == set(before.stored_weights())
     with pytest.raises(ValueError, match="`initial` must be a drafter of the same layers"):
         new_trainer(tmp_path / "third", replace(LAYOUTS[layout], initial=initial, layers=(1, 2, 5)))
 
@@ -260,6 +261,7 @@ def test_fused_layers_are_spread(total: int, layers: tuple[int, ...]) -> None:
         ({"attention": "block_causal"}, "`form` 'dflash' has its own way"),
         ({"form": "canvas", "layout": "speculators"}, "`layout` 'speculators' needs `form` 'dflash'"),
         ({"draft_vocabulary": 50}, "`draft_vocabulary` and `coverage` need `layout` 'speculators'"),
+        ({"lora": True}, "`form` does not fit `lora`"),
         ({"coverage": 0.9}, "`draft_vocabulary` and `coverage` need `layout` 'speculators'"),
     ],
 )
@@ -269,9 +271,11 @@ def test_what_does_not_fit_is_refused(fields: dict[str, object], message: str) -
 
 
 def test_the_draft_vocabulary_follows_the_form() -> None:
-    assert TrainingConfig(steps=1).draft_vocabulary == 8192
-    assert TrainingConfig(steps=1, form="dflash").draft_vocabulary == 0
-    assert TrainingConfig(steps=1, form="dflash", layout="speculators").draft_vocabulary == 8192
+    found = TrainingConfig(steps=1)
+    assert found.vocabulary_size == found.settings()["draft_vocabulary"] == 8192
+    assert TrainingConfig(steps=1, form="dflash").vocabulary_size == 0
+    assert TrainingConfig(steps=1, form="dflash", layout="speculators").vocabulary_size == 8192
+    assert TrainingConfig(steps=1, draft_vocabulary=0).vocabulary_size == 0
 
 
 @pytest.mark.parametrize("model_type", ["olmo", "olmo2"])
