@@ -96,9 +96,10 @@ def _settings(given: dict[str, Any]) -> tuple[TrainingConfig, DataConfig]:
     for _, each in options_of(TrainingConfig):
         if each.name in given:
             each.read(given[each.name])
-    for name in ("prompts", "source", "unseen"):
-        if Path(given.get(name, "")).suffix in (".txt", ".jsonl") and not Path(given[name]).is_file():
-            raise typer.BadParameter(f"there is no file {given[name]!r}.", param_hint=f"--{name}")
+    named = [(name, given[name]) for name in ("prompts", "unseen") if name in given]
+    for name, path in named + [("source", each) for each in given.get("source", ())]:
+        if Path(path).suffix in (".txt", ".jsonl") and not Path(path).is_file():
+            raise typer.BadParameter(f"there is no file {path!r}.", param_hint=f"--{name}")
     try:
         training = configured(TrainingConfig, given)
         enough = max(64, (training.steps or DataConfig.questions) * training.batch_size)

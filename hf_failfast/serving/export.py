@@ -36,5 +36,8 @@ def export_for_vllm(name_or_path: str | Path, output: str | Path) -> str:
     index = checkpoint.file("model.safetensors.index.json")
     if index is not None:
         shutil.copy(index, folder)
-    told = {"method": "dflash", "model": str(folder), "num_speculative_tokens": config["block_size"] - 1}
+    spec = checkpoint.spec  # some configs say the block size in a section, some not at all
+    assert spec.block_size is not None
+    num_drafted = spec.block_size - 1 + spec.shift
+    told = {"method": "dflash", "model": str(folder), "num_speculative_tokens": num_drafted}
     return f"vllm serve TARGET --speculative-config '{json.dumps(told)}'"

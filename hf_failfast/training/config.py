@@ -1,12 +1,16 @@
 """Settings of data synthesis and of training, checked where they are made; most are options of `hf-failfast train`."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .options import option
 
 Attention = Literal["causal_canvas", "block_causal"]
+Form = Literal["canvas", "dflash"]
+Layout = Literal["z-lab", "speculators"]
+DRAFT_VOCABULARY = 8192
 CanvasAttention = Literal["causal_canvas", "block_causal", "causal"]  # the last is that of a LoRA
 LOSS_WEIGHTS = (
     "cross_entropy_weight",
@@ -18,7 +22,7 @@ LOSS_WEIGHTS = (
 )
 MOST_RANK = 1024
 # The settings of drafters that have layers of their own.
-NOT_OF_LORA = ("attention", "conditioned", "layers", "intermediate_size", "draft_vocabulary", "coverage")
+NOT_OF_LORA = ("form", "attention", "conditioned", "layers", "intermediate_size", "draft_vocabulary", "coverage")
 SELF_WRITTEN, NATURAL = "self-written", "natural"
 SEED = "Decides the data and the training."  # one option of both
 
@@ -27,6 +31,11 @@ def require(name: str, value: float, bound: str, holds: bool) -> None:
     """Raises a ValueError that names the field, its bound and the value unless `holds`."""
     if not holds:
         raise ValueError(f"`{name}` must be {bound}, got {value}.")
+
+
+def named_sources(names: Sequence[str]) -> str | tuple[str, ...] | None:
+    """One source as it is, several as a mixture."""
+    return tuple(names) if len(names) > 1 else next(iter(names), None)
 
 
 def layer_numbers(text: str) -> tuple[int, ...]:
@@ -40,7 +49,14 @@ def layer_numbers(text: str) -> tuple[int, ...]:
 class DataConfig:
     """What decides the prompts and answers; the same values give the same data."""
 
-    source: str | None = option(None, "self-written, natural, or as --prompts.", shown=SELF_WRITTEN)
+    # Several are mixed, a shard of each in turn.
+    source: str | tuple[str, ...] | None = option(
+        None,
+        "self-written, natural, or as --prompts; given more than once, they are mixed.",
+        shown=SELF_WRITTEN,
+        kind=list[str],
+        read=named_sources,
+    )
     prompts: str | None = option(None, "A .txt or .jsonl file, or a dataset's name.", shown="none")
     # Training leaves them out.
     unseen: str | None = option(None, "As --prompts: what decoding is measured on.", shown="64 of the package's own")
@@ -72,12 +88,22 @@ class DataConfig:
             raise ValueError(f"`records` must be 'prompts' or 'texts', got {self.records!r}.")
         if self.prompts is not None and self.source is not None:
             raise ValueError(f"`prompts` takes the place of `source`, got {self.prompts!r} beside {self.source!r}.")
-        if self.records == "texts" and (self.file is None or self.sampled_answers):
+        if isinstance(self.source, tuple) and not 1 < len(self.source) == len(set(self.source)):
+            raise ValueError(f"`source` must name one source or several different ones, got {self.source!r}.")
+        if self.records == "texts" and (any(part.file is None for part in self.parts) or self.sampled_answers):
             raise ValueError("`records` 'texts' needs a `source`, and has no `sampled_answers`.")
 
     @property
+    def parts(self) -> "tuple[DataConfig, ...]":
+        """The settings of each source of a mixture; of one source these."""
+        if not isinstance(self.source, tuple):
+            return (self,)
+        return tuple(replace(self, source=name) for name in self.source)
+
+    @property
     def origin(self) -> str:
-        """Who writes the prompts: SELF_WRITTEN, NATURAL, or where `file` has them."""
+        """Who writes the prompts of one source: SELF_WRITTEN, NATURAL, or where `file` has them."""
+        assert not isinstance(self.source, tuple)
         return self.prompts or self.source or SELF_WRITTEN
 
     @property
@@ -93,6 +119,9 @@ class TrainingConfig:
     steps: int | None = option(None, "Training ends after this many steps.")
     # Data synthesis is not counted.
     minutes: float | None = option(None, "Training ends after this many minutes.", shown="60 without steps")
+    form: Form = option("canvas", "canvas, or dflash for DFlash's own format.", kind=str)
+    # Nothing in another form.
+    layout: Layout = option("z-lab", "Of a dflash checkpoint: z-lab or speculators.", kind=str)
     attention: Attention = option("causal_canvas", "causal_canvas or block_causal.", kind=str)
     conditioned: bool = option(False, "Let the drafter read the target's hidden states.")
     lora: bool = option(False, "Train a LoRA with which the target drafts for itself.")
@@ -106,14 +135,16 @@ class TrainingConfig:
     layers: tuple[int, ...] | None = option(
         None,
         "Layers of the target, such as 0,1,2,29.",
-        shown="the first three and the last; the last four if conditioned",
+        shown="the first three and the last; the last four if conditioned or dflash",
         kind=str,
         read=layer_numbers,
     )
     intermediate_size: int | None = option(None, "MLP neurons kept in every layer.", shown="all")
     canvas_length: int = option(8, "Draft positions per pass; the block of block_causal.")
     # The most frequent ids of the answers: the head is the dearest part of a small drafter.
-    draft_vocabulary: int = option(8192, "Ids the drafter can propose; 0 for all.")
+    draft_vocabulary: int | None = option(
+        None, "Ids the drafter can propose; 0 for all.", shown="8192; all in z-lab's layout"
+    )
     coverage: float | None = option(
         None, "Share of the answers' tokens that these ids must hold, such as 0.985.", shown="by --draft-vocabulary"
     )
@@ -147,6 +178,7 @@ class TrainingConfig:
             raise ValueError("`steps` or `minutes` must be given, got neither.")
         if self.attention not in get_args(Attention):
             raise ValueError(f"`attention` must be one of {list(get_args(Attention))}, got {self.attention!r}.")
+        self._check_form()
         if self.conditioned and self.attention != "causal_canvas":
             raise ValueError("`conditioned` needs attention 'causal_canvas', got 'block_causal'.")
         self._check_lora()
@@ -160,7 +192,7 @@ class TrainingConfig:
             require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         for name in ("learning_rate", "clip"):
             require(name, getattr(self, name), "positive", getattr(self, name) > 0)
-        for name in ("draft_vocabulary", "warmup_steps", "position_decay", "clean_weight", "seed", *LOSS_WEIGHTS):
+        for name in ("warmup_steps", "position_decay", "clean_weight", "seed", *LOSS_WEIGHTS):
             require(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
         require("extended", self.extended, "in [0, 1)", 0 <= self.extended < 1)
         for name in ("coverage", "reach_alpha"):
@@ -168,6 +200,43 @@ class TrainingConfig:
             require(name, share, "in [0, 1]", share is None or 0 <= share <= 1)
         require("head_fraction", self.head_fraction, "in (0, 1]", 0 < self.head_fraction <= 1)
         require("ema_decay", self.ema_decay, "in [0, 1)", 0 <= self.ema_decay < 1)
+
+    def _check_form(self) -> None:
+        for name, known in {"form": get_args(Form), "layout": get_args(Layout)}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {list(known)}, got {getattr(self, name)!r}.")
+        if self.form == "dflash" and (self.conditioned or self.attention != "causal_canvas"):
+            raise ValueError(
+                "`form` 'dflash' has its own way to read states and blocks: no `conditioned`, `attention`."
+            )
+        if self.form != "dflash" and self.layout != "z-lab":
+            raise ValueError(f"`layout` {self.layout!r} needs `form` 'dflash'.")
+        if self.has_whole_head and (self.coverage is not None or self.draft_vocabulary):
+            raise ValueError(
+                "`draft_vocabulary` and `coverage` need `layout` 'speculators': in z-lab's the head is the target's."
+            )
+        require("draft_vocabulary", self.vocabulary_size, "at least 0", self.vocabulary_size >= 0)
+
+    @property
+    def has_whole_head(self) -> bool:
+        """Whether the checkpoint's format knows no head but the target's."""
+        return self.form == "dflash" and self.layout == "z-lab"
+
+    @property
+    def vocabulary_size(self) -> int:
+        """`draft_vocabulary`, or what follows from the form where it is not given."""
+        if self.draft_vocabulary is not None:
+            return self.draft_vocabulary
+        return 0 if self.has_whole_head else DRAFT_VOCABULARY
+
+    def settings(self) -> dict[str, Any]:
+        """As a checkpoint and training.json keep them."""
+        return asdict(self) | {"draft_vocabulary": self.vocabulary_size}
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether the drafter reads hidden states of the target, and so drafts from the second round on."""
+        return self.conditioned or self.form == "dflash"
 
     def _check_lora(self) -> None:
         """Raises ValueError on a rank out of its range, and for a LoRA on a setting of drafters with own layers."""

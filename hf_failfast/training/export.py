@@ -15,6 +15,8 @@ from .atomic_files import replacing, write_json
 from .config import LOSS_WEIGHTS, TrainingConfig
 from .data.shards import HELD_OUT_ONE_IN
 from .data.unseen import ANSWER_TOKENS
+from .dflash import BlockDrafter
+from .dflash_layouts import speculators_json, zlab_json
 from .lora import LORA_WEIGHTS, LoraCanvas, Trainable
 from .model import CanvasDrafter
 from .report import PLOT
@@ -134,10 +136,13 @@ def _what_it_is(record: dict[str, Any]) -> str:
             "the target drafts for itself,\nwith its own K/V. Merged or switched on for the text, it would change the "
             "target."
         )
-    conditioned = ",\nand they read the target's hidden states of the text so far" if config["conditioned"] else ""
+    is_dflash = config.get("form") == "dflash"
+    reads_states = config["conditioned"] or is_dflash
+    conditioned = ",\nand they read the target's hidden states of the text so far" if reads_states else ""
+    attention = f"DFlash's, {config['layout']}'s layout" if is_dflash else config["attention"]
     return (
         f"Its layers are copies of the target's layers {record['source_layers']}, trained further{conditioned}.\n"
-        f"Embedding and head are the target's and are not stored. Attention: {config['attention']}."
+        f"Embedding and head are the target's and are not stored. Attention: {attention}."
     )
 
 
@@ -161,9 +166,14 @@ def _data_line(data: dict[str, Any]) -> str:
 
 def _configs(drafter: Trainable, target: str, config: TrainingConfig) -> dict[str, Any]:
     """What `load_drafter` reads beside the weights, by file name."""
-    if not isinstance(drafter, LoraCanvas):
-        return {"config.json": drafter_json(drafter, target, config)}
-    return {LORA_CONFIG: drafter.peft_config(target), LORA_SECTION: lora_section(drafter, target, config).content()}
+    if isinstance(drafter, LoraCanvas):
+        section = lora_section(drafter, target, config)
+        return {LORA_CONFIG: drafter.peft_config(target), LORA_SECTION: section.content()}
+    if isinstance(drafter, BlockDrafter):
+        length = config.canvas_length
+        is_zlab = config.layout == "z-lab"
+        return {"config.json": zlab_json(drafter, length) if is_zlab else speculators_json(drafter, length, target)}
+    return {"config.json": drafter_json(drafter, target, config)}
 
 
 def versions() -> dict[str, str]:
@@ -175,8 +185,7 @@ def export(
     folder: Path, drafter: Trainable, config: TrainingConfig, provenance: Provenance, record: dict[str, Any]
 ) -> None:
     """Refreshes `folder`; the weights replace the older ones at once, so it can be loaded at any time."""
-    is_lora = isinstance(drafter, LoraCanvas)
-    with replacing(folder / (LORA_WEIGHTS if is_lora else WEIGHTS)) as partial:
+    with replacing(folder / (LORA_WEIGHTS if isinstance(drafter, LoraCanvas) else WEIGHTS)) as partial:
         save_file(drafter.stored_state(), partial, metadata={"format": "pt"})
     for name, content in _configs(drafter, provenance.target, config).items():
         write_json(folder / name, content)

@@ -18,6 +18,7 @@ from ..engine.causal_lm import CausalLM
 from ..engine.runner import EagerRunner, Mask
 from ..engine.slot_cache import SlotCache
 from .canvases import Canvases
+from .dflash import BlockDrafter
 from .model import CanvasDrafter
 
 LORA_WEIGHTS = "adapter_model.safetensors"
@@ -111,7 +112,7 @@ class LoraCanvas(nn.Module):
         }
 
 
-Trainable = CanvasDrafter | LoraCanvas
+Trainable = CanvasDrafter | BlockDrafter | LoraCanvas
 
 
 def _hidden(

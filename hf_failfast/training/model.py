@@ -1,7 +1,8 @@
 """The drafter in training: chosen layers of the target, its frozen embedding and head, one learned mask embedding."""
 
 import copy
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -11,11 +12,60 @@ from ..drafters.bodies.fusion import StateFusion
 from ..drafters.conditioned.canvas import HiddenStateInjection
 from .canvases import Canvases
 
+# What a checkpoint holds beside weights that were trained: the ids that can be drafted, and the head's rows.
+UNTRAINED = ("draft_vocabulary", "d2t", "t2d", "lm_head.weight")
 
-class CanvasDrafter(nn.Module):
-    """Trainable body and mask embedding; `embedding` and `head` [draft vocabulary, hidden] stay the target's."""
+
+class TrainedDrafter(nn.Module):
+    """Layers that begin as some of the target's, before its frozen `head` [draft vocabulary, hidden]."""
 
     head: torch.Tensor
+
+    def __init__(self, target: PreTrainedModel, layers: Sequence[int], draft_vocabulary: torch.Tensor | None) -> None:
+        """layers: where the drafter's own come from. draft_vocabulary [Vd] picks rows of the head; None: all."""
+        super().__init__()
+        check_target(target, layers)
+        self.source_layers = tuple(layers)
+        self.draft_vocabulary = draft_vocabulary
+        head = target.get_output_embeddings().weight.detach()
+        if draft_vocabulary is not None:
+            head = head[draft_vocabulary.to(head.device)]
+        self.register_buffer("head", head, persistent=False)
+
+    @abstractmethod
+    def weights(self) -> dict[str, nn.Parameter]:
+        """What is trained, by its name in a checkpoint."""
+
+    @abstractmethod
+    def stored_state(self) -> dict[str, torch.Tensor]:
+        """What a drafter checkpoint holds."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., hidden] -> [..., draft vocabulary], in the target's own dtype."""
+        return nn.functional.linear(hidden.to(self.head.dtype), self.head)
+
+    def stored_weights(self) -> dict[str, torch.Tensor]:
+        """`weights` in bfloat16 on the CPU."""
+        return {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in self.weights().items()}
+
+    def load_stored_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes over the weights of a checkpoint. Raises ValueError where they do not fit."""
+        weights = {name: value for name, value in state.items() if name not in UNTRAINED}
+        own = self.weights()
+        misfits = sorted(
+            name
+            for name in own.keys() | weights.keys()
+            if name not in own or name not in weights or own[name].shape != weights[name].shape
+        )
+        if misfits:
+            raise ValueError(f"`initial` must be a drafter of the same layers, but differs in {misfits[:4]}.")
+        with torch.no_grad():
+            for name, value in weights.items():
+                own[name].copy_(value)
+
+
+class CanvasDrafter(TrainedDrafter):
+    """Trainable body and mask embedding; the embedding stays the target's, too."""
 
     def __init__(
         self,
@@ -25,14 +75,10 @@ class CanvasDrafter(nn.Module):
         intermediate_size: int | None = None,
         input_fusion: bool = False,
     ) -> None:
-        """float32 copies of the target's `layers` and final norm; `draft_vocabulary` [Vd] picks rows of the head,
-        `intermediate_size` the strongest neurons of every MLP. input_fusion: of a conditioned drafter, see
-        `StateFusion`."""
-        super().__init__()
-        check_target(target, layers)
+        """float32 copies of the target's `layers` and final norm; `intermediate_size` keeps the strongest neurons of
+        every MLP. input_fusion: of a conditioned drafter, see `StateFusion`."""
+        super().__init__(target, layers, draft_vocabulary)
         source = target.base_model
-        self.source_layers = tuple(layers)
-        self.draft_vocabulary = draft_vocabulary
         config = drafter_config(target.config, layers, intermediate_size)
         config.architectures = [type(target).__name__]
         self.body = AutoModel.from_config(config, dtype=torch.float32)
@@ -49,10 +95,6 @@ class CanvasDrafter(nn.Module):
         # Some families scale their embeddings (Gemma); the mask embedding is added after that.
         scale = getattr(embedding, "embed_scale", 1.0)
         self.mask_embedding = nn.Parameter(embedding.weight.float().mean(dim=0) * scale)
-        head = target.get_output_embeddings().weight.detach()
-        if draft_vocabulary is not None:
-            head = head[draft_vocabulary.to(head.device)]
-        self.register_buffer("head", head, persistent=False)
 
     def forward(self, canvases: Canvases, features: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised outputs: clean rows [batch, T, hidden] and canvas rows [batch, A, rows, hidden].
@@ -101,34 +143,18 @@ class CanvasDrafter(nn.Module):
         tokens = self.body.get_input_embeddings()(canvases.canvas_tokens()).float()
         return torch.where(canvases.revealed[..., None], tokens, masks)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., hidden] -> [..., draft vocabulary], in the target's own dtype."""
-        return nn.functional.linear(hidden.to(self.head.dtype), self.head)
-
-    def stored_state(self) -> dict[str, torch.Tensor]:
-        """What a drafter checkpoint holds, weights in bfloat16; nothing the target already has."""
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Nothing that the target already has."""
         body = {f"model.{name}": p for name, p in self.body.named_parameters() if p.requires_grad}
         fusion = {} if self.fusion is None else {f"fusion.{name}": p for name, p in self.fusion.named_parameters()}
-        state = {**body, **fusion, "mask_embedding": self.mask_embedding}
-        stored = {name: p.detach().to("cpu", torch.bfloat16).contiguous() for name, p in state.items()}
+        return {**body, **fusion, "mask_embedding": self.mask_embedding}
+
+    def stored_state(self) -> dict[str, torch.Tensor]:
+        """What a drafter checkpoint holds."""
+        stored = self.stored_weights()
         if self.draft_vocabulary is not None:
             stored["draft_vocabulary"] = self.draft_vocabulary.to("cpu", torch.int32)
         return stored
-
-    def load_stored_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes over the weights of a checkpoint. Raises ValueError where they do not fit."""
-        weights = {name: value for name, value in state.items() if name != "draft_vocabulary"}
-        own = {name.replace("body.", "model.", 1): p for name, p in self.named_parameters() if p.requires_grad}
-        misfits = sorted(
-            name
-            for name in own.keys() | weights.keys()
-            if name not in own or name not in weights or own[name].shape != weights[name].shape
-        )
-        if misfits:
-            raise ValueError(f"`initial` must be a drafter of the same layers, but differs in {misfits[:4]}.")
-        with torch.no_grad():
-            for name, value in weights.items():
-                own[name].copy_(value)
 
 
 def check_target(target: PreTrainedModel, layers: Sequence[int]) -> None:

@@ -22,7 +22,9 @@ from .losses import (
     weighted_regression,
 )
 
-Outputs = tuple[torch.Tensor, torch.Tensor]  # what `CanvasDrafter.forward` returns
+# What a drafter's forward returns: clean rows [batch, T, hidden] and canvas rows [batch, A, rows, hidden]. Without
+# clean rows the canvas rows are all K draft positions.
+Outputs = tuple[torch.Tensor | None, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ def training_loss(
     Every clean row of the answer trains draft position 1, the canvas rows positions 2 .. K. The losses that need
     logits see a random fraction of the clean rows and of the canvases.
     """
-    # A LoRA leaves the clean rows as the target's.
-    rows_by_name = {} if config.lora else {"clean": _clean_rows(outputs[0], batch)}
+    # A DFlash drafter has no clean rows, and a LoRA leaves them as the target's.
+    rows_by_name = {}
+    if outputs[0] is not None and not config.lora:
+        rows_by_name["clean"] = _clean_rows(outputs[0], batch)
     rows_by_name["canvas"] = _canvases(outputs, batch, config)
     parts = {}
     if config.regression_weight:
@@ -123,7 +127,8 @@ def _clean_rows(output: torch.Tensor, batch: Batch) -> Rows:
 
 
 def _canvases(outputs: Outputs, batch: Batch, config: TrainingConfig) -> Rows:
-    """[batch * A, K]: weight 0 at draft position 1, after the answer, and where the token is revealed."""
+    """[batch * A, K]: weight 0 after the answer, where the token is revealed, and at draft position 1 if the clean
+    rows train it."""
     used = batch.drafted(batch.answer)
     known = None
     if batch.canvases.revealed is not None:  # [..., K], or in a causal canvas one row less than positions
@@ -131,7 +136,8 @@ def _canvases(outputs: Outputs, batch: Batch, config: TrainingConfig) -> Rows:
         used = used & ~known
     labels = batch.drafted(batch.labels).masked_fill(~used, IGNORE)
     weights = position_weights(batch.canvases.canvas_length, config.position_decay).to(used.device) * used
-    weights[..., 0] = 0
+    if outputs[0] is not None:
+        weights[..., 0] = 0
     wanted = None if batch.wanted is None else batch.drafted(batch.wanted).flatten(0, 1)
     output = draft_outputs(outputs, batch).flatten(0, 1)
     known = None if known is None else known.flatten(0, 1)
@@ -139,8 +145,10 @@ def _canvases(outputs: Outputs, batch: Batch, config: TrainingConfig) -> Rows:
 
 
 def draft_outputs(outputs: Outputs, batch: Batch) -> torch.Tensor:
-    """[batch, A, K, hidden]: the anchor's clean row, then the canvas rows."""
+    """[batch, A, K, hidden]: the anchor's clean row, if there are clean rows, then the canvas rows."""
     clean, canvas = outputs
+    if clean is None:
+        return canvas
     rows = torch.arange(len(clean), device=clean.device)[:, None]
     first = clean[rows, batch.canvases.anchors]
     return torch.cat([first[:, :, None], canvas[:, :, : batch.canvases.canvas_length - 1]], dim=2)

@@ -15,6 +15,7 @@ from .config import NATURAL, DataConfig, TrainingConfig
 from .data.synthesis import load_data, synthesise
 from .data.unseen import unseen_examples
 from .data.words import wordnet_folder
+from .dflash import check_norms
 from .export import Provenance
 from .lora import check_lora_target
 from .model import check_target, default_layers
@@ -44,7 +45,7 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
     """Continues whatever an earlier run left in the data and output folders. Of several processes the first
     synthesises. With `as_json` the last evaluation is printed as one JSON document, and nothing else."""
     console = Console(quiet=as_json)
-    if data_config.origin == NATURAL:
+    if any(part.origin == NATURAL for part in data_config.parts):
         wordnet_folder()  # raises before a model is loaded
     accelerator = new_accelerator()
     if AutoConfig.from_pretrained(job.target).is_encoder_decoder:
@@ -55,7 +56,9 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
         check_lora_target(model)
     else:
         total = model.config.num_hidden_layers
-        check_target(model, training_config.layers or default_layers(total, training_config.conditioned))
+        check_target(model, training_config.layers or default_layers(total, training_config.reads_states))
+    if training_config.form == "dflash":
+        check_norms(model)
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     with accelerator.main_process_first():
         manifest = synthesise(model, tokenizer, data_config, job.data, job.target_name, console)

@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from ..drafters.checkpoints.reading import read_checkpoint
 from .atomic_files import replacing
 from .averaging import WeightAverage, copy_tensors
 from .batches import Batch, CanvasPlan, aligned, batch_indices, draft_index, step_generator
@@ -26,6 +27,7 @@ from .canvases import Canvases
 from .config import TrainingConfig
 from .data.shards import Example
 from .decoding import Decoded, answers_of, decoding_figures
+from .dflash import BlockDrafter, rarest_token, stored_vocabulary
 from .export import WEIGHTS, Provenance, export, versions
 from .lora import LoraCanvas, Trainable
 from .model import CanvasDrafter, covered_share, covering_size, default_layers, frequent_tokens
@@ -45,6 +47,8 @@ BEFORE = {
     "extended": 0.0,
     "coverage": None,
     "reach_alpha": None,
+    "form": "canvas",
+    "layout": "z-lab",
     "lora": False,
 }  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
@@ -92,7 +96,7 @@ class Trainer:
         drafter = self._new_lora(target) if config.lora else self._new_drafter(target, checkpoint)
         self.draft_index = draft_index(drafter.draft_vocabulary, vocabulary).to(self.accelerator.device)
         self.drafter: Trainable = drafter.to(self.accelerator.device).eval()
-        self.teacher = self._teacher(target, self.drafter.source_layers)
+        self.teacher = self._teacher(target)
         self.parameters = [p for p in self.drafter.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.ema_decay)
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.95), weight_decay=0.0)
@@ -102,17 +106,24 @@ class Trainer:
             self._resume(checkpoint)
         self.model = self.accelerator.prepare_model(self.drafter)
 
-    def _new_drafter(self, target: PreTrainedModel, checkpoint: dict[str, Any] | None) -> CanvasDrafter:
+    def _new_drafter(self, target: PreTrainedModel, checkpoint: dict[str, Any] | None) -> CanvasDrafter | BlockDrafter:
+        """A run that is resumed with more data keeps its vocabulary and its mask."""
         config = self.config
         initial = load_file(Path(config.initial) / WEIGHTS) if config.initial else {}
-        # A run that is resumed with more data keeps its vocabulary.
-        if checkpoint or initial:
-            draft_vocabulary = (checkpoint or initial).get("draft_vocabulary")
+        if checkpoint:
+            draft_vocabulary = checkpoint.get("draft_vocabulary")
+        elif initial and not config.has_whole_head:
+            draft_vocabulary = stored_vocabulary(initial)
         else:
             draft_vocabulary = self._draft_vocabulary(target, target.get_input_embeddings().weight.shape[0])
-        layers = config.layers or default_layers(target.config.num_hidden_layers, config.conditioned)
-        fusion = config.conditioned and config.input_fusion
-        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
+        layers = config.layers or default_layers(target.config.num_hidden_layers, config.reads_states)
+        drafter: CanvasDrafter | BlockDrafter
+        if config.form == "dflash":
+            mask = checkpoint["mask_token_id"] if checkpoint else self._mask_token(target)
+            drafter = BlockDrafter(target, layers, mask, draft_vocabulary, config.intermediate_size)
+        else:
+            fusion = config.conditioned and config.input_fusion
+            drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
         if initial:
             drafter.load_stored_state(initial)
         return drafter
@@ -139,16 +150,25 @@ class Trainer:
     def _batches_per_step(self) -> int:
         return self.config.accumulation * self.accelerator.num_processes
 
-    def _teacher(self, target: PreTrainedModel, layers: Sequence[int]) -> Teacher | None:
+    def _mask_token(self, target: PreTrainedModel) -> int:
+        """The id that stands at positions to draft."""
+        if self.config.initial:
+            mask_token_id = read_checkpoint(self.config.initial, {}, {}).spec.mask_token_id
+            assert mask_token_id is not None
+            return mask_token_id
+        texts = [example.tokens for example in self.examples]
+        return rarest_token(texts, target.config.vocab_size, _end_tokens(target))
+
+    def _teacher(self, target: PreTrainedModel) -> Teacher | None:
+        if isinstance(self.drafter, BlockDrafter):
+            return Teacher(target, self.drafter.target_states)
         if self.config.conditioned:
-            return Teacher(target, layers)
+            return Teacher(target, self.drafter.source_layers)
         stored = all(example.hidden is not None for example in [*self.examples, *self.held_out])
         return None if stored or not self.config.needs_states else Teacher(target, ())
 
     def _draft_vocabulary(self, target: PreTrainedModel, vocabulary: int) -> torch.Tensor | None:
-        size, coverage = self.config.draft_vocabulary, self.config.coverage
-        eos = target.generation_config.eos_token_id
-        always = [eos] if isinstance(eos, int) else list(eos or [])
+        size, coverage, always = self.config.vocabulary_size, self.config.coverage, _end_tokens(target)
         if coverage is not None:
             size = covering_size(self._answers, coverage, always)
         if size == 0 or size >= vocabulary:
@@ -223,7 +243,8 @@ class Trainer:
         size = config.batch_size
         indices = batch_indices(self.lengths, size * self._batches_per_step, config.seed, self.step)
         factor = learning_rate_factor(self.step, self.progress(), config.warmup_steps)
-        self.optimizer.param_groups[0]["lr"] = config.learning_rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
         parts: Counter[str] = Counter()
         for micro in range(config.accumulation):
             number = micro * self.accelerator.num_processes + self.accelerator.process_index
@@ -267,7 +288,7 @@ class Trainer:
             "source_layers": list(self.drafter.source_layers),
             "target": self.provenance.target,
             "command": self.provenance.command,
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.settings(),
             "processes": self.accelerator.num_processes,
             "data": self.provenance.data,
             "versions": versions(),
@@ -279,7 +300,7 @@ class Trainer:
         for examples in self._in_batches(self.unseen):
             canvases, starts = self.plan.every(examples)
             matches = self._drafts(examples, canvases).matches.unflatten(0, starts.shape)
-            at_once = not (self.config.conditioned or self.config.lora)
+            at_once = not (self.config.reads_states or self.config.lora)
             answers += answers_of(matches, starts, examples, drafts_at_once=at_once)
         return decoding_figures(answers, self.config.canvas_length)
 
@@ -314,11 +335,12 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         state = {
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.settings(),
             "step": self.step,
             "seconds": self.seconds,
             "losses": dict(self.losses),
             "draft_vocabulary": self.drafter.draft_vocabulary,
+            "mask_token_id": getattr(self.drafter, "mask_token_id", None),
             "parameters": [p.detach() for p in self.parameters],
             "averaged": self.average.values,
             "optimizer": self.optimizer.state_dict(),
@@ -333,7 +355,7 @@ class Trainer:
             return None
         state: dict[str, Any] = torch.load(path, map_location="cpu")
         stored = BEFORE | state["config"]
-        for name, value in dataclasses.asdict(self.config).items():
+        for name, value in self.config.settings().items():
             if name in RESUMABLE or (name in CONDITIONED_ONLY and not self.config.conditioned):
                 continue
             if name in LORA_ONLY and not self.config.lora:
@@ -349,6 +371,11 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.losses.update(state.get("losses", {}))
+
+
+def _end_tokens(target: PreTrainedModel) -> list[int]:
+    eos = target.generation_config.eos_token_id
+    return [eos] if isinstance(eos, int) else list(eos or [])
 
 
 def _in_words(record: dict[str, Any]) -> str:

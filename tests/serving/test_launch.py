@@ -83,6 +83,14 @@ def test_a_dflash_drafter_is_exported(tmp_path: Path) -> None:
     assert again.exit_code == 1 and "must be an empty or a new folder" in again.output
 
 
+def test_a_block_size_in_the_section_is_told(tmp_path: Path) -> None:
+    checkpoint = DFLASH.parents[1] / "case_6" / "checkpoint"
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert "block_size" not in config
+    result = CliRunner().invoke(app, ["export-vllm", str(checkpoint), str(tmp_path / "out")], catch_exceptions=False)
+    assert f'"num_speculative_tokens": {config["dflash_config"]["block_size"] - 1}' in result.output
+
+
 def test_other_formats_are_not_exported(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export-vllm", saved_drafter("canvas_shift"), str(tmp_path / "out")])
     assert result.exit_code == 1 and "reads DFlash's format only" in " ".join(result.output.split())

@@ -37,9 +37,10 @@ OPTIONS = (
 # Every option of the command, with its default where it has one.
 COMMAND = """
 target output data threads licence=apache-2.0 as_json=False seed=0
-steps minutes attention=causal_canvas conditioned=False lora=False lora_rank=32 input_fusion=True extended=0.25
+steps minutes form=canvas layout=z-lab attention=causal_canvas conditioned=False input_fusion=True extended=0.25
+lora=False lora_rank=32
 initial layers intermediate_size canvas_length=8
-draft_vocabulary=8192 coverage batch_size=4 accumulation=1 anchors=24 learning_rate=0.0015 ema_decay=0.0
+draft_vocabulary coverage batch_size=4 accumulation=1 anchors=24 learning_rate=0.0015 ema_decay=0.0
 cross_entropy_weight=0.3 position_decay=4.5 focal_weight=0.0 chain_weight=0.0 streak_weight=0.0 soft_label_weight=0.0
 reach_alpha regression_weight=1.0 evaluation_steps=200
 source prompts unseen records=prompts field questions answer_tokens=192 prompt_tokens=512 sampled_answers=0
@@ -65,7 +66,11 @@ def test_the_options_reach_the_settings(tmp_path: Path, monkeypatch: pytest.Monk
     )
     train("--target", "t", "--output", str(tmp_path), *options.split())
     train("--target", "t", "--output", str(tmp_path))
-    (job, data, training, _), (_, default_data, default_training, as_json) = seen
+    (file := tmp_path / "a.txt").touch()
+    train("--target", "t", "--output", str(tmp_path), "--source", str(file), "--source", "self-written")
+    train("--target", "t", "--output", str(tmp_path), "--source", str(file))
+    (job, data, training, _), (_, default_data, default_training, as_json), (_, mixed, *_), (_, one, *_) = seen
+    assert (mixed.source, one.source) == ((str(file), "self-written"), str(file))
     assert job.data == tmp_path / "data"
     assert data == DataConfig(questions=80, store_states=False, batch_size=7, seed=5)
     assert training == TrainingConfig(steps=20, layers=(0, 3), initial="first", conditioned=True, seed=5)

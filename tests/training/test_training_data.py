@@ -182,6 +182,53 @@ def test_bad_sources_are_named(content: str, changes: dict[str, str], message: s
         synthesise(tiny_target(), tiny_tokenizer(), config, tmp_path / "data", "tiny")
 
 
+def test_sources_are_mixed_in_turn(tmp_path: Path) -> None:
+    """Every text of every source once, also where one has ended; a run that was stopped goes on with the same."""
+    files = {}
+    for name, count in (("a", 3), ("b", 10)):
+        files[name] = tmp_path / f"{name}.txt"
+        files[name].write_text("".join(f"{name}{number}\n" for number in range(count)))
+    config = replace(DATA, source=tuple(map(str, files.values())), shard_questions=4, questions=99)
+    target, tokenizer = talkative_target(), tiny_tokenizer()
+    manifest = synthesise(target, tokenizer, config, tmp_path / "data", "tiny")
+    assert manifest["settings"]["source"] == "a.txt, b.txt"
+    assert [shard["questions"] for shard in manifest["shards"]] == [3, 4, 4, 2]
+    examples = [example for side in load_examples(tmp_path / "data") for example in side]
+    texts = [tokenizer.decode(example.tokens[: example.prompt_length]) for example in examples]
+    found = sorted(text.removeprefix("<user>").partition("<")[0] for text in texts)
+    assert found == sorted([f"a{number}" for number in range(3)] + [f"b{number}" for number in range(10)])
+
+    some = replace(config, questions=5)
+    assert len(synthesise(target, tokenizer, some, tmp_path / "resumed", "tiny")["shards"]) == 2
+    assert synthesise(target, tokenizer, config, tmp_path / "resumed", "tiny") == manifest
+    with pytest.raises(ValueError, match=r"`source` must be 'a.txt, b.txt' as in .*, got 'a.txt'"):
+        synthesise(target, tokenizer, replace(config, source=str(files["a"])), tmp_path / "data", "tiny")
+
+
+def test_a_file_is_mixed_with_the_targets_own_questions(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n")
+    config = replace(DATA, source=("self-written", str(path)), questions=30)
+    manifest = synthesise(talkative_target(), tiny_tokenizer(), config, tmp_path / "data", "tiny")
+    counts = [shard["questions"] for shard in manifest["shards"]]
+    assert counts[1] == 2 and sum(counts) >= 30
+
+
+def test_a_mixture_that_only_repeats_itself_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("same\n")
+    monkeypatch.setattr(OwnQuestions, "shard", lambda self, number: ["same"])
+    config = replace(DATA, source=("self-written", str(path)))
+    with pytest.raises(ValueError, match="`questions` must be at most what the target can vary, got 10: after 1 "):
+        synthesise(talkative_target(), tiny_tokenizer(), config, tmp_path / "data", "tiny")
+
+
+@pytest.mark.parametrize("names", [(), ("natural",), ("natural", "natural")])
+def test_a_mixture_is_of_different_sources(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="`source` must name one source or several different ones"):
+        replace(DATA, source=names)
+
+
 def test_texts_need_a_source() -> None:
     with pytest.raises(ValueError, match="`records` 'texts' needs a `source`"):
         replace(DATA, records="texts")

@@ -28,7 +28,11 @@ CONFIG = TrainingConfig(
     steps=30, layers=(0, 3), canvas_length=K, batch_size=6, anchors=12, learning_rate=2e-2, warmup_steps=5,
     draft_vocabulary=0, cross_entropy_weight=1.0, evaluation_steps=30,
 )  # fmt: skip
-KINDS = {"standalone": CONFIG, "conditioned": replace(CONFIG, conditioned=True)}
+KINDS = {
+    "standalone": CONFIG,
+    "conditioned": replace(CONFIG, conditioned=True),
+    "dflash": replace(CONFIG, form="dflash"),
+}
 
 
 def greedy_answers(count: int) -> list[Example]:

@@ -7,7 +7,7 @@ names, its layers transformers' Qwen3 layers; `NativeDFlashBody` for transformer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -272,13 +272,27 @@ class DFlashBody(nn.Module):
             block after them; whoever calls says how many of these count.
         positions: (1, m + b), the block's last; slots beyond the last of all are not seen.
         """
+        own, end = positions[0, -block.shape[1] :], cache.get_mask_sizes(positions.shape[1], 0)[0]
+        masks = [seen_by(own, end, sight.mask(own, end)) for sight in self.sights]
+        return self.read(block, features, positions, masks, cache)
+
+    def read(
+        self,
+        block: torch.Tensor,
+        features: torch.Tensor,
+        positions: torch.Tensor,
+        masks: Sequence[torch.Tensor],
+        cache: SlotCache | None = None,
+    ) -> torch.Tensor:
+        """`forward` with the sight given, for any number of rows.
+
+        masks: of each layer, what the block sees: bool (b, slots), or (B, 1, b, m + b) where there are no slots.
+        """
         context = self.hidden_norm(self.fc(features))
         rotation = self.rotary(block, positions)
-        own, end = positions[0, -block.shape[1] :], cache.get_mask_sizes(positions.shape[1], 0)[0]
         hidden = block
         for index, layer in enumerate(cast("list[Any]", self.layers)):
-            mask = seen_by(own, end, self.sights[index].mask(own, end))
-            attend = partial(self._attend, index, context=context, rotation=rotation, mask=mask, cache=cache)
+            attend = partial(self._attend, index, context=context, rotation=rotation, mask=masks[index], cache=cache)
             hidden = hidden + self._around(layer, "attention_conv", attend)(layer.input_layernorm(hidden))
             hidden = hidden + self._around(layer, "mlp_conv", layer.mlp)(layer.post_attention_layernorm(hidden))
         normed: torch.Tensor = self.norm(hidden)
@@ -297,7 +311,7 @@ class DFlashBody(nn.Module):
         context: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor,
-        cache: SlotCache,
+        cache: SlotCache | None,
     ) -> torch.Tensor:
         from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
@@ -308,7 +322,8 @@ class DFlashBody(nn.Module):
         key = attention.k_norm(attention.k_proj(source).unflatten(-1, heads)).transpose(1, 2)
         value = attention.v_proj(source).unflatten(-1, heads).transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *rotation)
-        key, value = cache.update(key, value, index)
+        if cache is not None:
+            key, value = cache.update(key, value, index)
         query = query[:, :, -block.shape[1] :]
         attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
         projected: torch.Tensor = attention.o_proj(attended.transpose(1, 2).flatten(2))

@@ -347,7 +347,9 @@ def _load(request: LoadRequest, extend: Callable[[DFlashBody], None]) -> DFlashD
         )
     states = values.get("target_states")
     if states is None:
-        layer_ids = values.get("target_layer_ids") or usual_layers(values.get("num_target_layers"), config)
+        layer_ids = values.get("target_layer_ids") or usual_layers(
+            values.get("num_target_layers"), config.num_hidden_layers
+        )
         states = [layer_id + 1 for layer_id in layer_ids]  # hidden state 0 is the embedding
     drafted = values.get("draft_vocab_size") or config.vocab_size
     with torch.device("meta"):
@@ -369,12 +371,11 @@ def _check_vocabulary(vocabulary: torch.Tensor, vocab_size: int) -> None:
         raise ValueError(f"`d2t` must lead to {len(vocabulary)} different ids below {vocab_size}, but does not.")
 
 
-def usual_layers(num_target_layers: int | None, config: Any) -> list[int]:
-    """The target's layers that a drafter reads if its config does not name them: spread from the second one to the
-    last but two, one per layer of its own. Raises ValueError if the target's depth is not known either."""
+def usual_layers(num_target_layers: int | None, count: int) -> list[int]:
+    """The target's layers that a drafter reads if its config does not name them: as many as it has layers, `count`,
+    spread from the second one to the last but two. Raises ValueError if the target's depth is not known either."""
     if num_target_layers is None:
         raise ValueError("The config has neither `target_layer_ids` nor `num_target_layers`.")
-    count = config.num_hidden_layers
     if count == 1:
         return [num_target_layers // 2]
     return [round(1 + index * (num_target_layers - 4) / (count - 1)) for index in range(count)]

@@ -65,8 +65,27 @@ class Records:
         return list(self.texts[number * self.per_shard : (number + 1) * self.per_shard]) or None
 
 
+class Mixture:
+    """Shards of several sources in turn; one that has ended is passed over."""
+
+    def __init__(self, parts: Sequence[PromptSource]) -> None:
+        self.parts = parts
+        sizes = [part.size for part in parts]
+        self.size = None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def shard(self, number: int) -> list[str] | None:
+        """None only after the last text of all sources."""
+        turn, place = divmod(number, len(self.parts))
+        texts = self.parts[place].shard(turn)
+        if texts is None and self.size is not None and all(part.shard(turn) is None for part in self.parts):
+            return None
+        return texts or []
+
+
 def prompt_source(writer: Writer, config: DataConfig) -> PromptSource:
     """Raises FileNotFoundError where `source` natural finds no words, saying how to get them."""
+    if len(config.parts) > 1:
+        return Mixture([prompt_source(writer, part) for part in config.parts])
     if config.file is not None:
         return Records(read_records(config), config)
     if config.origin == NATURAL:

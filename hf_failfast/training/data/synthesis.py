@@ -50,13 +50,15 @@ def synthesise(
     source = prompt_source(writer, config)
     written = sum(shard["questions"] for shard in shards)
     expected = config.questions if source.size is None else min(config.questions, source.size)
+    barren = 0  # shards in a row without a usable text
     with Progress(expected, written, "prompt", console is not None) as bar:
         while sum(shard["questions"] for shard in shards) < config.questions:
             texts = source.shard(manifest["drawn"])
             if texts is None:
                 break
             kept = _usable(texts, writer, seen, manifest["left_out"])
-            if not kept and config.file is None:
+            barren = 0 if kept else barren + 1
+            if source.size is None and barren == len(config.parts):  # each source in turn had nothing new
                 raise ValueError(_too_many(config.questions, sum(shard["questions"] for shard in shards)))
             examples = writer.examples(kept, seed=config.seed + manifest["drawn"])
             manifest["drawn"] += 1
@@ -70,9 +72,8 @@ def synthesise(
                 bar.say(f"{file}: {len(kept)} prompts, {answer_tokens} answer tokens")
             bar.advance(len(kept))
     if not shards:
-        raise ValueError(
-            f"`source` must hold a usable record, but {config.file or config.origin} has none: {manifest['left_out']}."
-        )
+        named = " and ".join(part.file or part.origin for part in config.parts)
+        raise ValueError(f"`source` must hold a usable record, but {named} has none: {manifest['left_out']}.")
     return manifest
 
 
@@ -141,7 +142,7 @@ def _checked_manifest(folder: Path, target_name: str, config: DataConfig) -> dic
     settings.pop("prompts")
     if config.unseen is not None:
         settings["unseen"] = Path(config.unseen).name
-    settings["source"] = SOURCES[config.origin] if config.file is None else Path(config.file).name
+    settings["source"] = _names(config)
     settings["target"] = target_name
     manifest = read_manifest(folder)
     if manifest is None:
@@ -152,6 +153,12 @@ def _checked_manifest(folder: Path, target_name: str, config: DataConfig) -> dic
             made_with = manifest["settings"].get(name)
             raise ValueError(f"`{name}` must be {made_with!r} as in {folder / MANIFEST}, got {value!r}.")
     return manifest
+
+
+def _names(config: DataConfig) -> str:
+    """Where the prompts come from, as manifests and cards say it."""
+    names = [SOURCES[part.origin] if part.file is None else Path(part.file).name for part in config.parts]
+    return ", ".join(names)
 
 
 def _prompts(path: Path) -> Iterator[tuple[int, ...]]:
