@@ -73,6 +73,22 @@ def sweep(axis: Column) -> Draw:
     return draw
 
 
+def bars(column: Column) -> Draw:
+    """Speedup and mean acceptance length of methods that no number tells apart."""
+
+    def draw(figure: "Figure", rows: Sequence[Row]) -> None:
+        names = [column.cell(row) for row in rows]
+        speed, length = figure.subplots(1, 2, sharey=True)
+        speed.barh(names, [row["speedup"] for row in rows], color=_ACCEPTED)
+        speed.axvline(1, color=_GREY, linewidth=0.8)
+        speed.set(title="speedup over plain decoding")
+        speed.invert_yaxis()
+        length.barh(names, [row["mean_acceptance_length"] for row in rows], color=_THIRD)
+        length.set(title="mean acceptance length")
+
+    return draw
+
+
 def baselines(figure: "Figure", rows: Sequence[Row]) -> None:
     speed, length = _two_axes(figure, "draft length n")
     for drafter, colour in {"autoregressive": _THIRD, "diffusion, fixed": _REJECTED}.items():

@@ -57,7 +57,7 @@ MISTAKES: list[tuple[tuple[str, ...], int, str]] = [
     (("generate", "--prmpt", "a"), 2, "No such option: --prmpt"),
     (("train",), 2, "Missing option '--target'"),
     (("generate", "--prompt", "a", "--chunk-length", "0"), 2, "`chunk_length` must be an integer >= 1, but is 0"),
-    (("generate", "--prompt", "a", "--length-policy", "godput"), 2, "['confidence', 'goodput'], but is 'godput'"),
+    (("generate", "--prompt", "a", "--length-policy", "godput"), 2, "'goodput', 'diffuspec'], but is 'godput'"),
     (("demo", "--confidence-threshold", "7"), 2, "`confidence_threshold` must be a number in [0, 1], but is 7.0"),
     (
         ("bench", "--chunk-length", "8", "--max-draft-length", "4"),
@@ -112,7 +112,12 @@ def test_names_of_options_are_not_cut() -> None:
         assert "--max-draft-length" in said or command in ("calibrate", "train")
     assert "--prefix" not in said and "Draft positions per pass; the block of block_causal (at least 2)." in said
     said = run("hf_failfast.cli", "generate", "--help")[1]
-    for part in ("(a number in [0, 1])", "auto|float32|bfloat16", "['confidence', 'goodput']", "[default: 128; x>=1]"):
+    for part in (
+        "(a number in [0, 1])",
+        "auto|float32|bfloat16",
+        "['confidence', 'goodput', 'diffuspec']",
+        "[default: 128; x>=1]",
+    ):
         assert part in said
 
 

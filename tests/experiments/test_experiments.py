@@ -26,6 +26,7 @@ from hf_failfast.experiments.tables import SPEED, cells
 from hf_failfast.measure.tracing import TracedRound
 from tools.tables import experiments
 
+STACKS = ["lookup", "lookup > drafter", "drafter > assistant", "lookup > drafter > assistant"]
 STORED = sorted((REPOSITORY / "results" / "experiments").glob("*.json"))
 
 
@@ -157,6 +158,8 @@ def test_sweeps(name: str, options: tuple, axis: str, values: list[float], folde
         ("lookup", ("--values", "0,4"), "n", [0, 4, None]),
         ("reuse", ("--values", "0"), "reuse", ["no", "yes"]),
         ("self-selection", ("--values", "1,2"), "drafts", [1, 2]),
+        ("diffuspec", (), "method", ["FailFast", "fixed, 12 tokens", "lengths", "lengths, paths"]),
+        ("hierarchy", (), "method", ["drafter", "drafter, tail of 8", "transformers' prompt lookup", *STACKS[:2]]),
     ],
 )
 def test_strategies(name: str, options: tuple, axis: str, values: list, folders: dict[str, str], tmp_path: Path):
@@ -169,9 +172,19 @@ def test_strategies(name: str, options: tuple, axis: str, values: list, folders:
     rows = documents[0]["rows"]
     assert [row[axis] for row in rows] == values
     assert all(row["identical"] == 1 and row["answers"] == 2 for row in rows)
-    for row, again in zip(rows, documents[1]["rows"], strict=True):
-        assert all(row.get(key) == again.get(key) for key in ("acceptance_rate", "mean_acceptance_length"))
+    if name != "hierarchy":  # whose levels are chosen by measured times
+        for row, again in zip(rows, documents[1]["rows"], strict=True):
+            assert all(row.get(key) == again.get(key) for key in ("acceptance_rate", "mean_acceptance_length"))
     assert (tmp_path / "one" / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def test_a_hierarchy_with_an_assistant(folders: dict[str, str], tmp_path: Path) -> None:
+    """An assistant is the last level of two more stacks."""
+    result = run("hierarchy", folders, tmp_path, "--assistant", folders["assistant"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "hierarchy.json").read_text())["rows"]
+    assert [row["method"] for row in rows][3:] == STACKS
+    assert all(row["identical"] == 1 for row in rows)
 
 
 def test_costs_on_a_gpu_are_those_measured() -> None:
