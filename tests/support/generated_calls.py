@@ -55,6 +55,7 @@ class Call:
     cache: the one handed in; `plain, ...` and `drafted, ...`: one that an earlier call has filled.
     ends: (row, index) of tokens of the plain texts that end a row.
     drafter: a name in `DRAFTING`. right: how many tokens of each scripted draft are right, in turn.
+    strategies: names in `STRATEGIES`, what a round may propose besides the draft.
     """
 
     family: str = "llama"
@@ -75,6 +76,7 @@ class Call:
     drafter: str = "scripted"
     right: tuple[int, ...] = (3,)
     draft_length: int = 10
+    strategies: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         changed = (
@@ -217,6 +219,16 @@ CACHES: dict[str, Callable[[PreTrainedModel, int], dict[str, Any]]] = {
 FILLED = [f"{method}, {kind}" for method in ("plain", "drafted") for kind in CACHES if kind != "named static"]
 
 
+# What a round may propose besides the draft
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "tail": {"draft_lookup": 4},
+    "reuse": {"draft_reuse": True},
+    "tree": {"draft_tree": 16},
+    "drafts": {"self_selection": 3},
+    "overlap": {"overlap": True},
+}
+
+
 # Drafters
 
 
@@ -236,6 +248,8 @@ class Guesses(DiffusionDrafter):
 
 
 class GuessingSession(ChunkedSession):
+    takes_back = True
+
     def __init__(self, drafter: Guesses, row: int, eos_token_ids: torch.Tensor | None) -> None:
         super().__init__(eos_token_ids if row % 2 else None)
         self.drafter, self.text, self.round = drafter, drafter.texts[row], row
@@ -349,6 +363,14 @@ def reads_states(call: Call) -> bool:
     return "conditioned" in call.drafter or call.drafter == "dflash"
 
 
+def uses(call: Call, *names: str) -> bool:
+    return any(name in call.strategies for name in names)
+
+
+def has_no_trees(call: Call) -> bool:
+    return call.drafter in ("scripted", "fails", "other tokenizer") or call.family == "lfm2"
+
+
 def is_beyond_plain(call: Call) -> bool:
     """Whether plain `generate` itself fails: Falcon's distances do not fit the masks of static caches."""
     return call.family == "falcon, ALiBi" and "static" in (call.cache or "")
@@ -381,6 +403,12 @@ REFUSALS: dict[str, Callable[[Call], bool]] = {
     ),
     "A Conversation keeps one text": lambda call: is_batch(call) and "conversation" in call.drafter,
     "prompt of .*`max_position_embeddings`=40": lambda call: call.family in TABLES and call.longest > 40,
+    "`(draft_tree|self_selection)`=.* is not possible": lambda call: (
+        uses(call, "tree", "drafts") and has_no_trees(call)
+    ),
+    "`overlap`=True is not possible": lambda call: (
+        uses(call, "overlap") and (reads_states(call) or call.drafter == "other tokenizer")
+    ),
     "`sliding_window`=16, which it has no mask for": lambda call: call.family == "moshi" and call.longest > 16,
 }
 
@@ -430,4 +458,7 @@ def calls(draw: st.DrawFn) -> Call:
         drafter=draw(st.just("scripted") | st.sampled_from([*DRAFTING])),
         right=draw(right),
         draft_length=draw(st.sampled_from([10, 3, 20])),
+        strategies=rarely(
+            st.lists(st.sampled_from([*STRATEGIES]), min_size=1, max_size=2, unique=True).map(tuple), ()
+        ),
     )
