@@ -43,3 +43,12 @@ def test_a_command_is_watched() -> None:
     assert outcome.status == 1 and 'pip install "hf_failfast[plots]"' in outcome.output
     assert outcome.first is not None and not outcome.imported_torch
     assert faults(Step(("experiment", "tau"), 1), outcome, seconds=60) == []
+
+
+@pytest.mark.parametrize("hidden", ["typer", "rich"])
+def test_an_installation_without_extras_names_the_one_of_the_commands(hidden: str) -> None:
+    """One line, no traceback, where not even the command's own library is there."""
+    outcome = run(Step(("--help",), 1, hides=(hidden,)))
+    assert outcome.status == 1 and not outcome.imported_torch
+    assert outcome.output.startswith(f'hf-failfast: This needs {hidden}: pip install "hf_failfast[demo]"')
+    assert "Traceback" not in outcome.output

@@ -52,10 +52,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def notebook(pictures: dict[str, bytes]) -> str:
     """The notebook as Markdown; its pictures are added to `pictures`, by name."""
     from nbconvert import MarkdownExporter
+    from nbconvert.filters import strip_ansi
 
     body, resources = MarkdownExporter().from_filename(str(EXECUTED if EXECUTED.is_file() else ROOT / NOTEBOOK))
     pictures |= resources["outputs"]
-    return str(body)
+    return str(strip_ansi(body))  # the colours of a terminal
 
 
 def place(path: str) -> str:

@@ -132,6 +132,7 @@ def steps(folder: Path) -> list[Step]:
     bundled = str(Path(__file__).parents[1] / "hf_failfast" / "assets" / "smollm2-135m-drafter")
     model, out = str(folder / "model"), folder / "out"
     pair = ("--target", model, "--drafter", model)
+    made = ("--target", model, "--output", str(out / "x"))
     short = ("--max-new-tokens", "8")
     plain = folder / "plain"
     plain.mkdir()
@@ -184,8 +185,15 @@ def steps(folder: Path) -> list[Step]:
         Step(("generate", "--prompt", "a", "--target", bundled, "--drafter", model), 2, "is a drafter, not a target"),
         Step(("generate", "--prompt", "a", "--target", model), 1, "must be given together"),
         Step(("generate", "--prompt", "a", "--target", "no/where", "--drafter", model), 1, "unset HF_HUB_OFFLINE"),
-        Step(("train", "--target", model, "--output", str(out / "x"), "--minutes", "0"), 2, "must be positive"),
+        Step(("train", *made, "--minutes", "0"), 2, "must be positive"),
+        Step(("train", *made, "--prompts", "nowhere.txt"), 2, "there is no file 'nowhere.txt'"),
+        Step(("train", *made, "--layers", "a"), 1, "`layers` must be layer numbers separated by commas"),
         Step(("train", "--target", bundled, "--output", str(out / "x")), 2, "is a drafter, not a target"),
+        Step(("adapt", model, model, "--prompts", "nowhere.txt"), 2, "there is none at 'nowhere.txt'"),
+        Step(("calibrate", *pair, "--prompts", "nowhere.txt"), 2, "there is none at 'nowhere.txt'"),
+        Step(("bench", *pair, "--replay", "nowhere.json"), 2, "there is no file 'nowhere.json'"),
+        Step(("trace", "--output", str(folder / "broken" / "config.json" / "x")), 2, "is a file, so that"),
+        Step(("doctor", "/no/where"), 2, "there is no folder '/no/where'"),
         Step(("push", "nouser", str(out)), 2, "'nouser' is not USER/NAME"),
         Step(("experiment", "nosuch"), 2, "'nosuch' is not one of"),
         Step(("inspect", str(plain)), 1, "has no weights"),
@@ -194,7 +202,7 @@ def steps(folder: Path) -> list[Step]:
         Step(("calibrate",), 1, "hf_failfast[eval]", hides=("lm_eval",)),
         Step(("experiment", "tau", "--no-plot"), 1, "hf_failfast[eval]", hides=("lm_eval",)),
         Step(("experiment", "tau"), 1, "hf_failfast[plots]", hides=("matplotlib",)),
-        Step(("train", "--target", model, "--output", str(out / "x")), 1, "hf_failfast[train]", hides=("tqdm",)),
+        Step(("train", *made), 1, "hf_failfast[train]", hides=("tqdm",)),
         Step(("bench", "--plots", str(out / "x")), 1, "hf_failfast[plots]", hides=("matplotlib",)),
         Step(("--help",), 1, "hf_failfast[demo]", hides=("typer",)),
         Step(("inspect", bundled), 1, "hf_failfast[demo]", hides=("rich",)),

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from ..drafters.checkpoints.families import find_family
-from ..drafters.checkpoints.reading import read_json
+from ..drafters.checkpoints.reading import CONFIGS, read_json
 from ..drafters.spec import SECTION
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -39,7 +39,7 @@ def check_reach(name: str) -> None:
     """Raises OSError if the Hub's repository is neither in the cache nor within reach, after seconds at most."""
     from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if any(isinstance(try_to_load_from_cache(name, config), str) for config in CONFIGS):
         return
     if is_offline_mode():
         raise OSError(
@@ -68,11 +68,11 @@ def check_parents(paths: Iterable[Path | None]) -> None:
 
 
 def _config(option: str, folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
+    paths = [folder / name for name in CONFIGS[: 1 if option == "target" else None] if (folder / name).is_file()]
+    if not paths:
         raise _bad(option, f"the folder {str(folder)!r} has no config.json: it holds no model.")
     try:
-        return read_json(path)
+        return read_json(paths[0])
     except ValueError as error:
         raise _bad(option, str(error)) from None
 

@@ -21,6 +21,7 @@ def inspect(
     shift: Annotated[int | None, typer.Option(min=0, max=1, help="As for load_drafter.")] = None,
     mask_token_id: Annotated[int | None, typer.Option(min=0, help="As for load_drafter.")] = None,
     block_size: Annotated[int | None, typer.Option(min=1, help="As for load_drafter.")] = None,
+    noise: Annotated[str | None, typer.Option(help="As for load_drafter: mask or random.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a drafter checkpoint is, and whether it fits a target. Reads headers, loads no weights."""
@@ -30,7 +31,7 @@ def inspect(
     from ..drafters.checkpoints.inspection import inspect_checkpoint
 
     spec = {"attention": attention, "shift": shift, "mask_token_id": mask_token_id, "block_size": block_size}
-    given: dict[str, Any] = {name: value for name, value in spec.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in {**spec, "noise": noise}.items() if value is not None}
     if not as_json:
         typer.echo(f"Reading {checkpoint} ...")
     if target is not None:

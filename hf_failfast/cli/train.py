@@ -91,10 +91,14 @@ def train(
 
 
 def _settings(given: dict[str, Any]) -> tuple[TrainingConfig, DataConfig]:
-    """Raises BadParameter on a value out of its range, ValueError on a text that cannot be read."""
+    """Raises BadParameter on a value out of its range and on a file that is not there, ValueError on a text that
+    cannot be read."""
     for _, each in options_of(TrainingConfig):
         if each.name in given:
             each.read(given[each.name])
+    for name in ("prompts", "source", "unseen"):
+        if Path(given.get(name, "")).suffix in (".txt", ".jsonl") and not Path(given[name]).is_file():
+            raise typer.BadParameter(f"there is no file {given[name]!r}.", param_hint=f"--{name}")
     try:
         training = configured(TrainingConfig, given)
         enough = max(64, (training.steps or DataConfig.questions) * training.batch_size)

@@ -17,7 +17,7 @@ from ..drafters import DiffusionDrafter, Draft, DrafterErrors, DraftRequest, Fal
 from ..engine.kernels.reference import RowOutcome
 from ..engine.positions import position_table, rope_change
 from ..engine.runner import EagerRunner, Forward, Head, TopLogits, WithTopLogits
-from ..engine.slot_cache import RowStates, SlotCache, store
+from ..engine.slot_cache import RowStates, SharedSlots, SlotCache, store
 from ..engine.window import Window
 from ..policies.base import LengthPolicy
 from .acceptance import Acceptance
@@ -159,7 +159,11 @@ def prepare(
         has_trees = bool(config.most_nodes) and takes_trees(model, stops.max_length)
         proposals = Proposals.of(config, stops, has_trees, policy.calibration)
     num_alternatives = 0 if proposals is None else proposals.num_alternatives
-    request = DraftRequest(model, stops.max_length, sequences.num_rows, stops.eos_token_ids, warp, num_alternatives)
+    # A draft that is abandoned at a timeout would go on writing in the target's slots, and one that is made ahead would
+    # write in them while the target does.
+    slots = SharedSlots() if drafter_timeout is None and not config.overlap else None
+    capacity, num_rows = stops.max_length, sequences.num_rows
+    request = DraftRequest(model, capacity, num_rows, stops.eos_token_ids, warp, num_alternatives, slots)
     started_session = drafter.start(request)
     if config.overlap:
         check_takes_back(drafter, started_session)
@@ -168,7 +172,9 @@ def prepare(
     past = model_kwargs[CACHE]
     asked = asked_layers(generation_config)
     runner = drafter.runners.target(model, session.target_layers, asked, config.exact)
-    cache = runner.new_cache(stops.max_length, sequences.num_rows)
+    cache = runner.new_cache(capacity, num_rows)
+    if slots is not None:
+        slots.show(cache)
     if past.get_seq_length():
         cache.load(past, [sequences.columns(row) for row in sequences.running])
     policy.start(sequences.num_rows, max(sequences.known.lengths))

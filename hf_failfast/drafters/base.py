@@ -16,6 +16,7 @@ from ..config import FailFastConfig
 from ..engine.ragged import RaggedIds
 from ..engine.runner import TopLogits
 from ..engine.runner_pool import RunnerPool
+from ..engine.slot_cache import SharedSlots
 from ..policies.base import LengthPolicy
 from .checkpoints.target_fit import MadeFor
 from .denoising import Alternatives, Warp
@@ -69,6 +70,8 @@ class DraftRequest:
     eos_token_ids: ids (n,) after which a draft need not go on; None: there are none.
     warp: None: drafts are the drafter's most likely tokens. Otherwise a session that can sample draws its tokens from
         the softmax of its warped logits, and returns the distributions in the draft's `probs`.
+    slots: the target's own in this generation. A session that drafts in them uses those after the text, and leaves
+        their lengths as they were. None: the loop has none, or cannot let a draft write there.
     """
 
     target: PreTrainedModel
@@ -77,6 +80,7 @@ class DraftRequest:
     eos_token_ids: torch.Tensor | None = None
     warp: Warp | None = None
     num_alternatives: int = 0
+    slots: SharedSlots | None = None
 
     def eos_on(self, device: torch.device) -> torch.Tensor | None:
         """The `eos_token_ids` on the drafter's device."""

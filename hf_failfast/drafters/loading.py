@@ -22,6 +22,7 @@ from .conditioned.dflash import load_dflash, load_dflash2, load_dflash_assistant
 from .denoising import Denoising
 from .diffusion_gemma import load_diffusion_gemma
 from .learning.stored import adapter_file, base_of, put_adapter
+from .lora.drafter import load_lora
 from .masked.session import DraftingMode, DraftingOptions, MaskedDrafter
 from .spec import OWN_WINDOW, Alignment, AttentionKind, DrafterSection, Noise
 
@@ -53,7 +54,8 @@ def load_drafter(
     runner: RunnerName = "auto",
     **hub_kwargs: Any,
 ) -> DiffusionDrafter:
-    """Loads a diffusion drafter from a checkpoint folder or Hub id, or from a folder of `Learning.save`.
+    """Loads a diffusion drafter from a checkpoint folder or Hub id (a LoRA in PEFT's format makes the target one), or
+    from a folder of `Learning.save`.
 
     How the checkpoint drafts comes from its config and the table of known families (`families.py`), or from the
     keyword arguments, which win: so any causal-LM checkpoint can be tried. See `DrafterSpec` for `attention` to
@@ -171,5 +173,6 @@ LOADERS: dict[str, Callable[[LoadRequest], DiffusionDrafter]] = {
     "dspark": load_dspark,
     "diffusion_gemma": load_diffusion_gemma,
     "dit": load_masked_dit,
+    "lora": load_lora,
     "muse_glimmer_assistant": load_dflash_assistant,
 }

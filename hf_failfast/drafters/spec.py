@@ -29,7 +29,7 @@ class DrafterSpec:
         most `block_size` positions with it; SDLM), `block_causal` (bidirectional inside a block of `block_size`,
         causal between blocks; Fast-dLLM v2, SDAR, BD3-LM) or `bidirectional`.
     shift: 1 if the row of position p - 1 predicts the token at p (as in the AR model it came from), 0 if row p does.
-    mask_token_id: the id fed at positions to be filled; None only with random noise.
+    mask_token_id: the id fed at positions to be filled; None only with random noise, whose tokens are those below it.
     noise: what stands at positions to be filled: the mask token or uniformly random tokens (DiffusionGemma).
     alignment: where the block that is drafted begins. `absolute`: at a multiple of the block size, as in training on
         packed text; `free`: right after the last token (models that were trained on left-padded prompts).
@@ -54,6 +54,11 @@ class DrafterSpec:
                 f"`mask_token_id` must be an id >= 0 for a drafter with mask noise, but is {self.mask_token_id!r}; "
                 "the checkpoint does not name one, so pass `mask_token_id=`."
             )
+        if self.noise == "random" and self.mask_token_id is not None and self.mask_token_id < 1:
+            raise ValueError(
+                "`mask_token_id` must be >= 1 with random noise, whose tokens are those below it, but is "
+                f"{self.mask_token_id!r}."
+            )
         if self.attention == "block_causal" and (self.block_size is None or self.block_size < 1):
             raise ValueError(
                 f"`block_size` must be an integer >= 1 for block_causal attention, but is {self.block_size!r}."
@@ -66,6 +71,10 @@ class DrafterSpec:
             raise ValueError(f"`alignment` must be one of {list(get_args(Alignment))}, but is {self.alignment!r}.")
         if self.alignment == "free" and (self.attention != "block_causal" or self.shift != 0):
             raise ValueError("`alignment` can be 'free' only for block_causal attention without shift.")
+
+    def num_noise_ids(self, vocab_size: int) -> int:
+        """How many ids, the lowest ones, random noise is drawn from."""
+        return vocab_size if self.mask_token_id is None else min(self.mask_token_id, vocab_size)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """K/V slots: written in place, rolled back by moving a length."""
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -225,6 +226,24 @@ class SlotCache(Cache):
                 slots.keys[index, :, slot] = layer.keys[index, :, kept]
                 slots.values[index, :, slot] = layer.values[index, :, kept]
         self.cursor.move([len(row) for row in visible])
+
+
+class SharedSlots:
+    """The slots of a generation's target, for a session that drafts with the target's own K/V.
+
+    The generation alone keeps them alive: `cache` is None before it has some, and after its end.
+    """
+
+    def __init__(self) -> None:
+        self._cache: weakref.ref[SlotCache] | None = None
+
+    def show(self, cache: SlotCache) -> None:
+        """The generation has made them."""
+        self._cache = weakref.ref(cache)
+
+    @property
+    def cache(self) -> SlotCache | None:
+        return None if self._cache is None else self._cache()
 
 
 def store(past: Cache, rows: Sequence[RowStates], columns: Sequence[torch.Tensor], length: int) -> None:

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from ..drafters import execution_device, load_drafter
-from ..drafters.checkpoints.reading import find_file
+from ..drafters.checkpoints.reading import CONFIGS, find_file
 from ..generate import generate as decode
 from ..version import __version__
 
@@ -32,7 +32,7 @@ def generate(model: Any, inputs: Any = None, *, assistant_model: Any = None, **k
 
 def _own_drafter(repository: Any, model: Any, hub: dict[str, Any]) -> Any:
     """The drafter whose weights lie in the repository, loaded once per dtype and device."""
-    if not isinstance(repository, str) or find_file(repository, "config.json", hub) is None:
+    if not isinstance(repository, str) or not any(find_file(repository, name, hub) for name in CONFIGS):
         raise ValueError(
             "This repository holds no drafter: pass `assistant_model`, the folder or Hub id of a diffusion drafter."
         )

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from ..drafters.checkpoints.reading import CONFIGS
 from .layout import CARD
 
 # A folder to upload holds one of these besides its card.
-KINDS = ("custom_generate/generate.py", "config.json")
+KINDS = ("custom_generate/generate.py", *CONFIGS)
 # A drafter's folder also holds the data it was trained on.
 LEFT_OUT = ("data", "__pycache__")
 

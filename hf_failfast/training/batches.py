@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .canvases import Canvases
-from .config import Attention
+from .config import CanvasAttention
 from .data.shards import Example
 from .losses import IGNORE
 
@@ -67,7 +67,7 @@ def batch_indices(lengths: Sequence[int], batch_size: int, seed: int, step: int)
 class CanvasPlan:
     """Where canvases lie: `anchors` per sequence, each of `canvas_length` draft positions."""
 
-    attention: Attention
+    attention: CanvasAttention
     canvas_length: int
     anchors: int
     extended: float = 0.0  # share of the causal canvases that go on with a draft: their first tokens are known
@@ -103,8 +103,8 @@ class CanvasPlan:
         known = torch.tensor([e.prompt_length - 1 for e in examples])[:, None]
         known = (known + torch.arange(max(e.answer_length for e in examples))).minimum(last)
         tokens = padded_tokens(examples)
-        if self.attention == "causal_canvas":
-            return Canvases(tokens, known, self.canvas_length), torch.zeros_like(known)
+        if self.attention != "block_causal":
+            return Canvases(tokens, known, self.canvas_length, self.attention), torch.zeros_like(known)
         # The first block's anchor is -1: what would draft its first token, which no answer begins with.
         anchors = (known + 1) // self.canvas_length * self.canvas_length - 1
         canvases = Canvases(tokens, anchors, self.canvas_length, self.attention)
@@ -127,7 +127,7 @@ class CanvasPlan:
 
     def _choices(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """First choice and number of choices, each [batch, 1]: positions, or blocks other than the first one."""
-        if self.attention == "causal_canvas":
+        if self.attention != "block_causal":
             first, end = [e.prompt_length - 1 for e in examples], [len(e.tokens) - 1 for e in examples]
         else:
             first = [max(e.prompt_length // self.canvas_length, 1) for e in examples]
@@ -136,7 +136,7 @@ class CanvasPlan:
         return starts, (ends - starts).clamp_min(1)
 
     def _position(self, choices: torch.Tensor) -> torch.Tensor:
-        return choices if self.attention == "causal_canvas" else choices * self.canvas_length - 1
+        return choices if self.attention != "block_causal" else choices * self.canvas_length - 1
 
 
 def padded_tokens(examples: Sequence[Example]) -> torch.Tensor:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .config import Attention
+from .config import CanvasAttention
 
 
 @dataclass(frozen=True)
 class Canvases:
     """tokens [batch, T] right-padded, anchors [batch, A] clean positions in [0, T).
 
-    attention: `causal_canvas` has K - 1 masked rows a canvas. In `block_causal` K is the block size, the anchor is the
+    attention: `causal_canvas` has K - 1 masked rows a canvas, which see each other; so has `causal`, where they see
+        those before them. In `block_causal` K is the block size, the anchor is the
         last position before a block, and the canvas is the whole block: K rows.
     revealed: [batch, A, rows], the canvas rows that hold their token in place of the mask. In a `causal_canvas` these
         are the first ones, what a conditioned drafter has drafted in earlier passes: each sees those before it only.
@@ -25,7 +26,7 @@ class Canvases:
     tokens: torch.Tensor
     anchors: torch.Tensor
     canvas_length: int
-    attention: Attention = "causal_canvas"
+    attention: CanvasAttention = "causal_canvas"
     revealed: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Canvases":
@@ -34,7 +35,7 @@ class Canvases:
 
     @property
     def rows_per_canvas(self) -> int:
-        return self.canvas_length - (self.attention == "causal_canvas")
+        return self.canvas_length - (self.attention != "block_causal")
 
     def canvas_positions(self) -> torch.Tensor:
         """[batch, A, rows]: a masked row has the position of the token that it stands for."""
@@ -87,9 +88,11 @@ class Canvases:
         of_column = torch.arange(self.anchors.shape[1], device=device).repeat_interleave(self.rows_per_canvas)
         of_row = torch.cat([torch.full((clean,), -1, device=device), of_column])
         own = (of_row[:, None] == of_column).expand(batch, -1, -1)
-        if self.attention == "block_causal" or self.revealed is None:
+        if self.attention == "block_causal" or (self.attention == "causal_canvas" and self.revealed is None):
             return own
         place = torch.arange(self.rows_per_canvas, device=device).repeat(self.anchors.shape[1])
-        known = torch.nn.functional.pad(self.revealed.flatten(1), (clean, 0))[:, :, None]
         of_row = torch.nn.functional.pad(place, (clean, 0))[:, None]
+        if self.attention == "causal" or self.revealed is None:
+            return own & (place <= of_row)
+        known = torch.nn.functional.pad(self.revealed.flatten(1), (clean, 0))[:, :, None]
         return own & (~known | (place <= of_row))

@@ -1,12 +1,13 @@
 """Settings of data synthesis and of training, checked where they are made; most are options of `hf-failfast train`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
 from .options import option
 
 Attention = Literal["causal_canvas", "block_causal"]
+CanvasAttention = Literal["causal_canvas", "block_causal", "causal"]  # the last is that of a LoRA
 LOSS_WEIGHTS = (
     "cross_entropy_weight",
     "focal_weight",
@@ -15,6 +16,9 @@ LOSS_WEIGHTS = (
     "soft_label_weight",
     "regression_weight",
 )
+MOST_RANK = 1024
+# The settings of drafters that have layers of their own.
+NOT_OF_LORA = ("attention", "conditioned", "layers", "intermediate_size", "draft_vocabulary", "coverage")
 SELF_WRITTEN, NATURAL = "self-written", "natural"
 SEED = "Decides the data and the training."  # one option of both
 
@@ -91,6 +95,8 @@ class TrainingConfig:
     minutes: float | None = option(None, "Training ends after this many minutes.", shown="60 without steps")
     attention: Attention = option("causal_canvas", "causal_canvas or block_causal.", kind=str)
     conditioned: bool = option(False, "Let the drafter read the target's hidden states.")
+    lora: bool = option(False, "Train a LoRA with which the target drafts for itself.")
+    lora_rank: int = option(32, "Rank of its updates; nothing without --lora.")
     # Nothing where the drafter is not conditioned.
     input_fusion: bool = option(True, "A conditioned drafter's input holds the target's states too.")
     extended: float = option(0.25, "Of a conditioned drafter's canvases: those that continue a draft.")
@@ -143,6 +149,7 @@ class TrainingConfig:
             raise ValueError(f"`attention` must be one of {list(get_args(Attention))}, got {self.attention!r}.")
         if self.conditioned and self.attention != "causal_canvas":
             raise ValueError("`conditioned` needs attention 'causal_canvas', got 'block_causal'.")
+        self._check_lora()
         if self.steps is not None:
             require("steps", self.steps, "at least 1", self.steps >= 1)
         if self.minutes is not None:
@@ -161,6 +168,20 @@ class TrainingConfig:
             require(name, share, "in [0, 1]", share is None or 0 <= share <= 1)
         require("head_fraction", self.head_fraction, "in (0, 1]", 0 < self.head_fraction <= 1)
         require("ema_decay", self.ema_decay, "in [0, 1)", 0 <= self.ema_decay < 1)
+
+    def _check_lora(self) -> None:
+        """Raises ValueError on a rank out of its range, and for a LoRA on a setting of drafters with own layers."""
+        require("lora_rank", self.lora_rank, f"in [1, {MOST_RANK}]", 1 <= self.lora_rank <= MOST_RANK)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if self.lora and each.name in NOT_OF_LORA and value != each.default:
+                raise ValueError(f"`{each.name}` does not fit `lora`, whose layers are the target's, got {value!r}.")
+
+    @property
+    def canvas_attention(self) -> CanvasAttention:
+        """What a canvas sees. A LoRA's is causal, so that a draft may be shorter than those it was trained on, and any
+        attention implementation of the target will do."""
+        return "causal" if self.lora else self.attention
 
     @property
     def needs_states(self) -> bool:

@@ -8,12 +8,14 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from ..drafters.checkpoints.reading import LORA_CONFIG, LORA_SECTION
 from ..drafters.checkpoints.target_fit import fingerprint
 from ..drafters.spec import SECTION, DrafterSection
 from .atomic_files import replacing, write_json
 from .config import LOSS_WEIGHTS, TrainingConfig
 from .data.shards import HELD_OUT_ONE_IN
 from .data.unseen import ANSWER_TOKENS
+from .lora import LORA_WEIGHTS, LoraCanvas, Trainable
 from .model import CanvasDrafter
 from .report import PLOT
 
@@ -68,6 +70,22 @@ def drafter_section(drafter: CanvasDrafter, target: str, config: TrainingConfig)
     )
 
 
+def lora_section(lora: LoraCanvas, target: str, config: TrainingConfig) -> DrafterSection:
+    """What PEFT's config does not say of it."""
+    length = config.canvas_length
+    return DrafterSection(
+        spec={"attention": config.canvas_attention, "shift": 1, "mask_token_id": lora.mask_token_id, "noise": "mask"},
+        # A pass costs as much as the verification: one a draft.
+        options={
+            "confidence_threshold": CONFIDENCE_THRESHOLD,
+            "chunk_length": length,
+            "max_draft_length": length,
+        },
+        target=target,
+        target_fingerprint=fingerprint(lora.target.get_input_embeddings().weight),
+    )
+
+
 def model_card(provenance: Provenance, record: dict[str, Any]) -> str:
     """README.md with the front matter the Hub reads; every number comes from `record`."""
     held_out, config = record["held_out"], record["config"]
@@ -76,19 +94,19 @@ def model_card(provenance: Provenance, record: dict[str, Any]) -> str:
     rows = "\n".join(f"| {k} | {right:.3f} | {accepted:.3f} |" for k, (right, accepted) in enumerate(figures, start=1))
     losses = ", ".join(f"{name.removesuffix('_weight')} {config[name]}" for name in LOSS_WEIGHTS if config[name])
     decoding = _decoding_lines(record["decoding"]) if "decoding" in record else ""
-    conditioned = ",\nand they read the target's hidden states of the text so far" if config["conditioned"] else ""
+    peft = "\nbase_model_relation: adapter" if config.get("lora") else ""
+    library = "peft" if config.get("lora") else "transformers"
     return f"""---
 license: {provenance.licence}
-base_model: {provenance.target}
-library_name: transformers
+base_model: {provenance.target}{peft}
+library_name: {library}
 tags: [speculative-decoding, diffusion-lm, hf_failfast]
 ---
 # Diffusion drafter for {provenance.target}
 
 Drafts for `{provenance.target}` in speculative decoding with `hf_failfast`; not a language model to use by itself.
 The text stays the target's own: under greedy decoding token by token in float32, in bfloat16 up to near ties.
-Its layers are copies of the target's layers {record["source_layers"]}, trained further{conditioned}.
-Embedding and head are the target's and are not stored. Attention: {config["attention"]}.
+{_what_it_is(record)}
 
 Training data: {_data_line(provenance.data)}; one prompt in {HELD_OUT_ONE_IN} is held out.
 Trained for {record["step"]} steps ({record["minutes"]} minutes; loss weights: {losses}) with
@@ -106,6 +124,21 @@ included): **{held_out["mean_acceptance_length"]:.2f}** over {held_out["drafts"]
 
 The weights derive from the target's and keep its licence.
 """
+
+
+def _what_it_is(record: dict[str, Any]) -> str:
+    config = record["config"]
+    if config.get("lora"):
+        return (
+            f"It is a LoRA of rank {config['lora_rank']} in PEFT's format, active on the positions to be filled only: "
+            "the target drafts for itself,\nwith its own K/V. Merged or switched on for the text, it would change the "
+            "target."
+        )
+    conditioned = ",\nand they read the target's hidden states of the text so far" if config["conditioned"] else ""
+    return (
+        f"Its layers are copies of the target's layers {record['source_layers']}, trained further{conditioned}.\n"
+        f"Embedding and head are the target's and are not stored. Attention: {config['attention']}."
+    )
 
 
 def _decoding_lines(decoding: dict[str, Any]) -> str:
@@ -126,18 +159,27 @@ def _data_line(data: dict[str, Any]) -> str:
     return f"{questions} prompts ({data['settings']['source']}), {answer_tokens} tokens of answers{loops}"
 
 
+def _configs(drafter: Trainable, target: str, config: TrainingConfig) -> dict[str, Any]:
+    """What `load_drafter` reads beside the weights, by file name."""
+    if not isinstance(drafter, LoraCanvas):
+        return {"config.json": drafter_json(drafter, target, config)}
+    return {LORA_CONFIG: drafter.peft_config(target), LORA_SECTION: lora_section(drafter, target, config).content()}
+
+
 def versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("torch", "transformers", "safetensors")}
     return {"python": platform.python_version(), **packages}
 
 
 def export(
-    folder: Path, drafter: CanvasDrafter, config: TrainingConfig, provenance: Provenance, record: dict[str, Any]
+    folder: Path, drafter: Trainable, config: TrainingConfig, provenance: Provenance, record: dict[str, Any]
 ) -> None:
     """Refreshes `folder`; the weights replace the older ones at once, so it can be loaded at any time."""
-    with replacing(folder / WEIGHTS) as partial:
+    is_lora = isinstance(drafter, LoraCanvas)
+    with replacing(folder / (LORA_WEIGHTS if is_lora else WEIGHTS)) as partial:
         save_file(drafter.stored_state(), partial, metadata={"format": "pt"})
-    write_json(folder / "config.json", drafter_json(drafter, provenance.target, config))
+    for name, content in _configs(drafter, provenance.target, config).items():
+        write_json(folder / name, content)
     write_json(folder / "training.json", record)
     with replacing(folder / "README.md") as partial:
         partial.write_text(model_card(provenance, record))

@@ -1,6 +1,6 @@
 """One packed batch and the drafter's outputs -> the training loss with its parts, or the held-out acceptance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch.nn.functional import linear, pad
 
 from .batches import Batch
 from .config import TrainingConfig
+from .lora import Trainable
 from .losses import (
     IGNORE,
     expected_accepted_length,
@@ -20,7 +21,6 @@ from .losses import (
     weighted_mean,
     weighted_regression,
 )
-from .model import CanvasDrafter
 
 Outputs = tuple[torch.Tensor, torch.Tensor]  # what `CanvasDrafter.forward` returns
 
@@ -46,21 +46,22 @@ class Rows:
 
 
 def training_loss(
-    drafter: CanvasDrafter, outputs: Outputs, batch: Batch, config: TrainingConfig, generator: torch.Generator
+    drafter: Trainable, outputs: Outputs, batch: Batch, config: TrainingConfig, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """`loss` and its parts, those of weight 0 left out.
 
     Every clean row of the answer trains draft position 1, the canvas rows positions 2 .. K. The losses that need
     logits see a random fraction of the clean rows and of the canvases.
     """
-    clean = _clean_rows(outputs[0], batch)
-    canvases = _canvases(outputs, batch, config)
+    # A LoRA leaves the clean rows as the target's.
+    rows_by_name = {} if config.lora else {"clean": _clean_rows(outputs[0], batch)}
+    rows_by_name["canvas"] = _canvases(outputs, batch, config)
     parts = {}
     if config.regression_weight:
-        for name, rows in {"clean": clean, "canvas": canvases}.items():
+        for name, rows in rows_by_name.items():
             assert rows.wanted is not None
             parts[f"{name}_regression"] = weighted_regression(rows.output, rows.wanted, rows.weights)
-    parts |= _head_losses(drafter, clean, canvases, batch, config, generator)
+    parts |= _head_losses(drafter, rows_by_name, batch, config, generator)
     weights = {
         "clean_regression": config.regression_weight * config.clean_weight,
         "canvas_regression": config.regression_weight,
@@ -77,17 +78,15 @@ def training_loss(
 
 
 def _head_losses(
-    drafter: CanvasDrafter,
-    clean: Rows,
-    canvases: Rows,
+    drafter: Trainable,
+    rows_by_name: Mapping[str, Rows],
     batch: Batch,
     config: TrainingConfig,
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
     parts = {}
-    clean, _ = clean.subset(config.head_fraction, generator)
-    canvases, chosen = canvases.subset(config.head_fraction, generator)
-    for name, rows in {"clean": clean, "canvas": canvases}.items():
+    for name, whole in rows_by_name.items():
+        rows, chosen = whole.subset(config.head_fraction, generator)
         logits = drafter.logits(rows.output)
         if config.cross_entropy_weight:
             losses, weights = token_losses(logits, rows.labels), rows.weights * (rows.labels != IGNORE)
@@ -100,9 +99,9 @@ def _head_losses(
             divergence = soft_label_divergence(logits, target_logits, rows.weights, config.soft_label_top)
             parts[f"{name}_soft_labels"] = divergence
     if config.focal_weight:
-        parts["focal"] = focal_cross_entropy(logits, canvases.labels)
+        parts["focal"] = focal_cross_entropy(logits, rows.labels)  # the canvases come last
     if config.chain_weight or config.streak_weight:
-        lengths = expected_accepted_length(logits, canvases.labels)
+        lengths = expected_accepted_length(logits, rows.labels)
         sampled = batch.sampled.repeat_interleave(batch.canvases.anchors.shape[1])[chosen]
         if config.chain_weight:
             parts["chain"] = (lengths * ~sampled).sum() / (~sampled).sum().clamp_min(1)
@@ -182,7 +181,7 @@ def _rounded(values: torch.Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def held_out_drafts(drafter: CanvasDrafter, batch: Batch) -> HeldOut:
+def held_out_drafts(drafter: Trainable, batch: Batch) -> HeldOut:
     logits = drafter.logits(draft_outputs(drafter(batch.canvases, batch.features), batch)).float()
     best, drafted = logits.max(dim=-1)
     matches = drafted == batch.drafted(batch.labels)

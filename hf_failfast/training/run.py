@@ -16,6 +16,7 @@ from .data.synthesis import load_data, synthesise
 from .data.unseen import unseen_examples
 from .data.words import wordnet_folder
 from .export import Provenance
+from .lora import check_lora_target
 from .model import check_target, default_layers
 from .precision import training_dtype
 from .trainer import Trainer, new_accelerator
@@ -50,9 +51,11 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
         raise ValueError(f"`target` must be a decoder-only causal LM, but {job.target} is an encoder-decoder.")
     dtype = training_dtype(accelerator.device)
     model = AutoModelForCausalLM.from_pretrained(job.target, dtype=dtype).to(accelerator.device).eval()
-    check_target(
-        model, training_config.layers or default_layers(model.config.num_hidden_layers, training_config.conditioned)
-    )
+    if training_config.lora:
+        check_lora_target(model)
+    else:
+        total = model.config.num_hidden_layers
+        check_target(model, training_config.layers or default_layers(total, training_config.conditioned))
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     with accelerator.main_process_first():
         manifest = synthesise(model, tokenizer, data_config, job.data, job.target_name, console)
@@ -63,7 +66,7 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
     console.print(f"{data.loops:.1%} of the answers' tokens are left out: they repeat themselves")
     provenance = Provenance(job.target_name, job.licence, job.command, manifest | {"loops": round(data.loops, 4)})
     trainer = Trainer(model, (data.training, data.held_out), training_config, job.output, provenance, unseen)
-    del model  # the drafter keeps the embedding and its part of the head
+    del model  # the drafter keeps what it needs of it
     record = trainer.train(console)
     if accelerator.is_main_process:
         _show(job, record, console)

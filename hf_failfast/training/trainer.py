@@ -27,6 +27,7 @@ from .config import TrainingConfig
 from .data.shards import Example
 from .decoding import Decoded, answers_of, decoding_figures
 from .export import WEIGHTS, Provenance, export, versions
+from .lora import LoraCanvas, Trainable
 from .model import CanvasDrafter, covered_share, covering_size, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
 from .precision import training_dtype
@@ -38,11 +39,13 @@ CHECKPOINT = "checkpoint.pt"
 # A run may be given more time or steps when it is resumed; everything else decides what the weights become.
 RESUMABLE = ("steps", "minutes")
 CONDITIONED_ONLY = ("input_fusion", "extended")
+LORA_ONLY = ("lora_rank",)
 BEFORE = {
     "input_fusion": False,
     "extended": 0.0,
     "coverage": None,
     "reach_alpha": None,
+    "lora": False,
 }  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
 
@@ -82,24 +85,14 @@ class Trainer:
         self._check_data()
         self.lengths = [len(example.tokens) for example in self.examples]
         extended = config.extended if config.conditioned else 0.0
-        self.plan = CanvasPlan(config.attention, config.canvas_length, config.anchors, extended)
+        self.plan = CanvasPlan(config.canvas_attention, config.canvas_length, config.anchors, extended)
         vocabulary = target.get_input_embeddings().weight.shape[0]
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = self._checkpoint()
-        initial = load_file(Path(config.initial) / WEIGHTS) if config.initial else {}
-        # A run that is resumed with more data keeps its vocabulary.
-        if checkpoint or initial:
-            draft_vocabulary = (checkpoint or initial).get("draft_vocabulary")
-        else:
-            draft_vocabulary = self._draft_vocabulary(target, vocabulary)
-        self.draft_index = draft_index(draft_vocabulary, vocabulary).to(self.accelerator.device)
-        layers = config.layers or default_layers(target.config.num_hidden_layers, config.conditioned)
-        fusion = config.conditioned and config.input_fusion
-        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
-        if initial:
-            drafter.load_stored_state(initial)
-        self.drafter = drafter.to(self.accelerator.device).eval()
-        self.teacher = self._teacher(target, layers)
+        drafter = self._new_lora(target) if config.lora else self._new_drafter(target, checkpoint)
+        self.draft_index = draft_index(drafter.draft_vocabulary, vocabulary).to(self.accelerator.device)
+        self.drafter: Trainable = drafter.to(self.accelerator.device).eval()
+        self.teacher = self._teacher(target, self.drafter.source_layers)
         self.parameters = [p for p in self.drafter.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.ema_decay)
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.95), weight_decay=0.0)
@@ -108,6 +101,27 @@ class Trainer:
         if checkpoint:
             self._resume(checkpoint)
         self.model = self.accelerator.prepare_model(self.drafter)
+
+    def _new_drafter(self, target: PreTrainedModel, checkpoint: dict[str, Any] | None) -> CanvasDrafter:
+        config = self.config
+        initial = load_file(Path(config.initial) / WEIGHTS) if config.initial else {}
+        # A run that is resumed with more data keeps its vocabulary.
+        if checkpoint or initial:
+            draft_vocabulary = (checkpoint or initial).get("draft_vocabulary")
+        else:
+            draft_vocabulary = self._draft_vocabulary(target, target.get_input_embeddings().weight.shape[0])
+        layers = config.layers or default_layers(target.config.num_hidden_layers, config.conditioned)
+        fusion = config.conditioned and config.input_fusion
+        drafter = CanvasDrafter(target, layers, draft_vocabulary, config.intermediate_size, fusion)
+        if initial:
+            drafter.load_stored_state(initial)
+        return drafter
+
+    def _new_lora(self, target: PreTrainedModel) -> LoraCanvas:
+        drafter = LoraCanvas(target, self.config.lora_rank)
+        if self.config.initial:
+            drafter.start_from(Path(self.config.initial))
+        return drafter
 
     def _check_data(self) -> None:
         if not self.examples or not self.held_out:
@@ -265,7 +279,8 @@ class Trainer:
         for examples in self._in_batches(self.unseen):
             canvases, starts = self.plan.every(examples)
             matches = self._drafts(examples, canvases).matches.unflatten(0, starts.shape)
-            answers += answers_of(matches, starts, examples, drafts_at_once=not self.config.conditioned)
+            at_once = not (self.config.conditioned or self.config.lora)
+            answers += answers_of(matches, starts, examples, drafts_at_once=at_once)
         return decoding_figures(answers, self.config.canvas_length)
 
     def _in_batches(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
@@ -320,6 +335,8 @@ class Trainer:
         stored = BEFORE | state["config"]
         for name, value in dataclasses.asdict(self.config).items():
             if name in RESUMABLE or (name in CONDITIONED_ONLY and not self.config.conditioned):
+                continue
+            if name in LORA_ONLY and not self.config.lora:
                 continue
             if stored.get(name) != value:
                 raise ValueError(f"`{name}` must be {stored.get(name)!r} as in {path}, got {value!r}.")

@@ -51,6 +51,7 @@ def test_inspecting_a_folder_needs_no_torch() -> None:
 
 
 PAIR = ("--target", BUNDLED, "--drafter", BUNDLED)
+TRAIN = ("--target", "any/target", "--output", "any-folder")
 MISTAKES: list[tuple[tuple[str, ...], int, str]] = [
     (("genrate",), 2, "No such command 'genrate'"),
     (("generate", "--prmpt", "a"), 2, "No such option: --prmpt"),
@@ -72,6 +73,8 @@ MISTAKES: list[tuple[tuple[str, ...], int, str]] = [
     (("generate", "--prompt", "a", *PAIR), 2, f"'{BUNDLED}' is a drafter, not a target: pass it as --drafter"),
     (("generate", "--prompt", "a", "--target", "docs"), 1, "must be given together"),
     (("generate", "--prompts", "no-such-file"), 2, "`prompts` must name a file, but there is none at 'no-such-file'"),
+    (("train", *TRAIN, "--prompts", "no.txt"), 2, "--prompts: there is no file 'no.txt'"),
+    (("train", *TRAIN, "--unseen", "no.jsonl"), 2, "--unseen: there is no file 'no.jsonl'"),
     (("generate",), 2, "there is nothing to answer: give --prompt TEXT, --prompts FILE or standard input"),
     (("generate", "--prompt", "a", "--target", "no/where", "--drafter", BUNDLED), 1, "unset HF_HUB_OFFLINE"),
     (("bench", "--replay", "no-such-file"), 2, "there is no file 'no-such-file'"),

@@ -1,5 +1,6 @@
 """The commands, as a user types them, on a tiny random pair."""
 
+import importlib.util
 import json
 import shutil
 import time
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import hf_failfast
 from hf_failfast.cli.app import app
 from hf_failfast.drafters.checkpoints.target_fit import fingerprint
+from hf_failfast.pairs import GGUF_FILE
 
 
 def run(*arguments):
@@ -73,6 +75,21 @@ def test_train_names_bad_layers(folder, tmp_path):
     result = run("train", "--target", folder, "--output", tmp_path / "trained", "--layers", "first,last")
     assert result.exit_code == 1
     assert "`layers` must be layer numbers separated by commas" in result.output
+
+
+def test_demo_without_the_reader_of_gguf_says_what_to_install(monkeypatch, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("hf_failfast.pairs.HF_HOME", str(tmp_path))
+    monkeypatch.setattr("hf_failfast.pairs.PACKAGE", "fake_smollm2")
+    package = tmp_path / "fake_smollm2"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / GGUF_FILE).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
+    result = run("demo")
+    assert result.exit_code == 1
+    assert 'needs gguf: pip install "hf_failfast[demo]"' in result.output
 
 
 def test_demo_without_the_model_file_says_how_to_get_it(monkeypatch, tmp_path):

@@ -112,6 +112,15 @@ PUBLISHED: dict[str, tuple[str, str, str]] = {
         "var_min",
         "adaln causal time_conditioning",
     ),
+    "RND1": (
+        "attention_bias attention_dropout decoder_sparse_step eos_token_id head_dim hidden_act hidden_size "
+        "intermediate_size mask_token_id max_position_embeddings mlp_only_layers moe_intermediate_size norm_topk_prob "
+        "num_attention_heads num_experts num_experts_per_tok num_hidden_layers num_key_value_heads "
+        "output_router_logits pad_token_id rms_norm_eps rope_scaling rope_theta router_aux_loss_coef sliding_window "
+        "tie_word_embeddings use_cache use_sliding_window vocab_size",
+        f"{BOOKKEEPING} moe_backend num_diffusion_steps",
+        "is_causal",
+    ),
     "CoDA": (
         f"{QWEN} attention_bias head_dim mask_token_id",
         f"{BOOKKEEPING} attention_kernel block_masking_probability mask_block_sizes prefix_probability sampling_eps "
@@ -132,6 +141,17 @@ PUBLISHED: dict[str, tuple[str, str, str]] = {
         "rope_parameters sliding_window tie_word_embeddings use_cache vocab_size",
         f"{BOOKKEEPING} ar_loss_weight attn_implementation dlm_loss_weight dlm_paradigm dp_varying_mask_ratio",
         "attention_bias mlp_bias",
+    ),
+    **dict.fromkeys(
+        ("Uno", "I-DLM"),
+        (
+            "alpha_pattern lora_alpha r rank_pattern target_modules use_rslora",
+            "auto_mapping base_model_name_or_path corda_config eva_config exclude_modules fan_in_fan_out "
+            "inference_mode layers_pattern layers_to_transform loftq_config lora_dropout megatron_core revision",
+            "alora_invocation_tokens arrow_config bias init_lora_weights layer_replication lora_bias "
+            "megatron_config modules_to_save peft_type target_parameters task_type trainable_token_indices "
+            "use_dora use_qalora",
+        ),
     ),
     "DiffusionGemma": ("canvas_length text_config vision_config", "architectures model_type", ""),
 }

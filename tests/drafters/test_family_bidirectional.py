@@ -174,12 +174,16 @@ def test_weights_keep_their_dtype() -> None:
         assert {parameter.dtype for parameter in drafter.model.parameters()} == {torch.bfloat16}
 
 
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+RND1 = {"moe_backend": "hf", "num_diffusion_steps": 256, "is_causal": False, "use_cache": False}
+RND1 |= {"sliding_window": False, "rope_scaling": False, "rope_theta": 10000.0, "rope_parameters": None}
 # Body, its options, keys of the public config, and the expected shift.
-PUBLIC = {
+PUBLIC: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
     "Qwen3-0.6B-diffusion-mdlm-v0.1": ("qwen3", {"head_dim": 8}, {"model_type": "a2d-qwen3"}, 0),
     "Qwen2.5-Coder-0.5B-Instruct-diffusion-mdlm-v0.1": ("qwen2", {}, {"model_type": "a2d-qwen2"}, 0),
     "open-dcoder-0.5B": ("qwen2", {}, {}, 1),
     "diffullama": ("llama", {}, {}, 1),
+    "RND1-Base-0910": ("qwen3_moe", MOE, {"model_type": "rnd1"} | RND1, 1),
 }
 
 

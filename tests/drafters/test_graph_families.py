@@ -10,12 +10,14 @@ import pytest
 import test_family_bidirectional as bidirectional
 import test_family_blocks as blocks
 import test_family_causal as causal
+import test_family_lora as loras
 import test_family_speculators as speculators
 import torch
 import transformers
 from conftest import DRAFTERS, drafter, failfast, shared_drafter, target
 from family_support import DATA, save_as, tiny_model
 from graph_support import Recorder
+from lora_support import save_lora
 from test_family_cross_tokenizer import drafter_with, tokenizer
 from training_support import PROVENANCE, random_examples, tiny_target
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -34,6 +36,7 @@ Pair = tuple[PreTrainedModel, DiffusionDrafter]
 # By kind, why its drafter stays eager. All others are captured.
 BIDIRECTIONAL = "a bidirectional drafter reads the whole text in every pass"
 HEADS = "the drafter's own heads are read token by token"
+LORAS = {"Uno": "uno-qwen3-8B", "I-DLM": "I-DLM-8B-lora-r128", "a LoRA of our own": "mine"}
 EAGER = {
     "DFlash 2": HEADS,
     "DSpark": HEADS,
@@ -50,6 +53,7 @@ EAGER = {
     **dict.fromkeys(bidirectional.PUBLIC, BIDIRECTIONAL),
     "reference": "`mode='reference'` reads every pass on the host",
     "DiffusionGemma": "DiffusionGemma's canvas reads slots of any number",
+    **dict.fromkeys(LORAS, "a LoRA drafts in the slots of the target's own graphs"),
 }
 
 
@@ -165,7 +169,16 @@ def windowed(_: Path) -> Pair:
     return target("qwen2"), found
 
 
+def lora_of(name: str) -> Callable[[Path], Pair]:
+    def load(path: Path) -> Pair:
+        model = target("llama")
+        return model, load_drafter(save_lora(path / name, model), **loras.FORMATS[name][0])
+
+    return load
+
+
 KINDS: dict[str, Callable[[Path], Pair]] = {
+    **{kind: lora_of(name) for kind, name in LORAS.items()},
     **{kind: lambda _, kind=kind: (target("qwen2"), copy.copy(drafter(kind))) for kind in DRAFTERS},
     "Fast-dLLM v2": stored("fastdllm_v2/case_1", 229, mask_token_id=229),
     "reference": stored("fastdllm_v2/case_1", 229, mask_token_id=229, mode="reference"),
@@ -241,6 +254,7 @@ def test_every_family_is_met() -> None:
         "JacobiForcing_Coder_7B_v1": "Jacobi forcing",
         "SDLM-3B-D8": "SDLM",
         "CoDA-v0-Instruct": "CoDA",
+        "RND1-Base-0910": "RND1",
     }
     optional = {"DFlash assistant of transformers", "DiffusionGemma"}  # not in every transformers
     assert {family.name for family in FAMILIES} - optional <= {folders.get(kind, kind) for kind in KINDS}

@@ -252,6 +252,22 @@ def test_functions_run_on_whole_vectors(count: int, dtype: torch.dtype) -> None:
             assert torch.equal(function(values.reshape(9, count).t()).t().flatten(), alone)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 7, 100])
+def test_arithmetic_is_rounded_in_one_way(count: int, dtype: torch.dtype) -> None:
+    """What runs as it is gives a number's result wherever it stands, too."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = [torch.rand(9 * count, generator=generator).to(dtype) + 0.1 for _ in range(2)]
+    operations_of_two = (torch.add, torch.sub, torch.rsub, torch.mul, torch.div, torch.maximum)
+    operations_of_one = (torch.reciprocal, torch.square, torch.sqrt, torch.neg, lambda x: 0.3 * x, lambda x: 3 / x)
+    with EachAlone():
+        for function in operations_of_two:
+            alone = torch.cat([function(a, b) for a, b in zip(*(each.split(count) for each in pairs), strict=True)])
+            assert torch.equal(function(*pairs), alone)
+        for each in operations_of_one:
+            assert torch.equal(each(pairs[0]), torch.cat([each(part) for part in pairs[0].split(count)]))
+
+
 @pytest.mark.parametrize("group", [1, 3])
 def test_attention_is_that_of_torch(group: int) -> None:
     """Up to rounding, with and without a mask, causal or not."""

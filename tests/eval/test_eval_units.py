@@ -28,6 +28,8 @@ from hf_failfast.eval.quantisation import take_quantisation
         ({"method": "fixed", "assistant": "x", "confidence_threshold": 0.5}, "`confidence_threshold` is for"),
         ({"assistant": "x", "confidence_threshold": 1.5}, r"`confidence_threshold` must be a number in \[0, 1\]"),
         ({"assistant": "x", "chunk_length": 0}, "`chunk_length` must be an integer >= 1"),
+        ({"assistant": "x", "exact": "yes"}, "`exact` must be True or False, but is 'yes'"),
+        ({"method": "plain", "exact": True}, "`exact` is for the methods"),
         ({"assistant": "x", "target_latency_ms": 5.0}, "must be given together"),
         ({"assistant": "x", "target_latency_ms": -5.0, "drafter_latency_ms": 1.0}, "milliseconds > 0"),
         ({"assistant": "x", "compare_plain": "yes"}, "`compare_plain` must be True or False"),

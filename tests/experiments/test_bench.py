@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from hf_failfast.cli.app import app
 from hf_failfast.compatibility import COMPILES_ASSISTED
-from hf_failfast.experiments.bench import RANDOM_PROMPTS
+from hf_failfast.experiments.bench import RANDOM_PROMPTS, measure_exact
 from hf_failfast.experiments.floor import bandwidth, bytes_per_forward, modelled_pass
 from hf_failfast.experiments.replay import ReplayDrafter, load, record, save
+from hf_failfast.measure.timing import Prompts
 
 SHORT = ["--max-new-tokens", 12, "--repeats", 1, "--dtype", "float32", "--json"]
 
@@ -109,6 +110,32 @@ def test_document_of_a_replay(acceptance: Path, configs: tuple[Path, Path], tmp_
         "accepted.svg", "speedup.svg", "time.svg", "verify.svg",
     ]  # fmt: skip
     assert "replayed acceptance" in (tmp_path / "plots" / "speedup.svg").read_text()
+
+
+def test_exact_forwards(folder: Path) -> None:
+    """`--exact` adds the forwards that round each token as if it were alone, without drafts and with them."""
+    arguments = ["--target", folder, "--drafter", folder, "--prompt", "a b", *SHORT[:4], "--dtype", "bfloat16"]
+    plainly = run(*arguments, "--json")
+    assert json.loads(plainly.stdout)["exact"] is None
+    result = run(*arguments, "--exact")
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 are those of the same forwards without drafts" in " ".join(result.stdout.split())
+    found = json.loads(result.stdout.strip().splitlines()[-1])["exact"]
+    assert [each["method"] for each in found["results"]] == [
+        "plain generate, exact",
+        "hf_failfast, exact",
+        "plain generate",
+    ]
+    assert [each["identical"] for each in found["results"][:2]] == [1, 1]
+    assert found["refused"] is None
+
+
+def test_targets_without_exact_forwards() -> None:
+    """The benchmark says why there are none."""
+    prompts = [Prompts.greedy(prompt(5), 4)]
+    found = measure_exact(tiny_model("gemma2"), drafter("canvas_shift"), {}, prompts, 1, lambda done: None)
+    assert found["results"] == []
+    assert "`attn_implementation`='eager'" in found["refused"]
 
 
 def test_the_table_says_that_it_is_a_replay(acceptance: Path, configs: tuple[Path, Path]) -> None:

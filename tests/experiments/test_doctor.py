@@ -119,6 +119,14 @@ def test_its_own_dtype_and_float32(target: Path, tmp_path: Path) -> None:
     assert found["exact"]
 
 
+def test_exact_forwards(target: Path, tmp_path: Path) -> None:
+    """With `exact` drafted texts are held against the same forwards without drafts: in bfloat16 none parts."""
+    asked = {"dtype": torch.bfloat16, "options": {"exact": True}}
+    for drafter in (save_drafter(tmp_path), None):
+        found = examined(target, drafter, **asked)
+        assert [each["identical"] for each in found["exactness"].values()] == [2, 2]
+
+
 def test_packed_weights_are_seen(target: Path, tmp_path: Path) -> None:
     drafter = save_drafter(tmp_path)
     for packs in (False, True):

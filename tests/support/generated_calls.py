@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer
 
-from hf_failfast import Conversation, FailFastConfig
+from hf_failfast import Conversation, FailFastConfig, Hierarchy
 from hf_failfast.compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
 from hf_failfast.drafters import DiffusionDrafter, DrafterSpec, DraftRequest, DraftSession, PerRow
 from hf_failfast.drafters.bodies.borrowed import SharedBody
@@ -54,8 +54,8 @@ class Call:
     returned: `output_*` of the returned dict; None: the call returns ids.
     cache: the one handed in; `plain, ...` and `drafted, ...`: one that an earlier call has filled.
     ends: (row, index) of tokens of the plain texts that end a row.
+    strategy: what a round proposes besides drafts, a name in `STRATEGIES`.
     drafter: a name in `DRAFTING`. right: how many tokens of each scripted draft are right, in turn.
-    strategies: names in `STRATEGIES`, what a round may propose besides the draft.
     """
 
     family: str = "llama"
@@ -73,10 +73,10 @@ class Call:
     ends: tuple[tuple[int, int], ...] = ()
     streams: bool = False
     runner: str = "eager"
+    strategy: str | None = None
     drafter: str = "scripted"
     right: tuple[int, ...] = (3,)
     draft_length: int = 10
-    strategies: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         changed = (
@@ -187,6 +187,15 @@ def stopping(call: Call, texts: list[list[int]]) -> dict[str, Any]:
     return {"stopping_criteria": [kind(ids, len(call.lengths))]}
 
 
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "tree": {"draft_tree": 16},
+    "lookup": {"draft_lookup": 5},
+    "reuse": {"draft_reuse": True},
+    "self-selection": {"self_selection": 3},
+    "diffuspec": {"length_policy": "diffuspec"},
+}
+
+
 class Columns(BaseStreamer):
     """Remembers what it is given."""
 
@@ -219,16 +228,6 @@ CACHES: dict[str, Callable[[PreTrainedModel, int], dict[str, Any]]] = {
 FILLED = [f"{method}, {kind}" for method in ("plain", "drafted") for kind in CACHES if kind != "named static"]
 
 
-# What a round may propose besides the draft
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "tail": {"draft_lookup": 4},
-    "reuse": {"draft_reuse": True},
-    "tree": {"draft_tree": 16},
-    "drafts": {"self_selection": 3},
-    "overlap": {"overlap": True},
-}
-
-
 # Drafters
 
 
@@ -248,8 +247,6 @@ class Guesses(DiffusionDrafter):
 
 
 class GuessingSession(ChunkedSession):
-    takes_back = True
-
     def __init__(self, drafter: Guesses, row: int, eos_token_ids: torch.Tensor | None) -> None:
         super().__init__(eos_token_ids if row % 2 else None)
         self.drafter, self.text, self.round = drafter, drafter.texts[row], row
@@ -320,6 +317,10 @@ DRAFTING: dict[str, Callable[[Call, list[torch.Tensor]], DiffusionDrafter]] = {
     "other tokenizer": lambda call, texts: CrossTokenizerDrafter(
         masked("canvas_shift", call), character_tokenizer(), character_tokenizer(1)
     ),
+    "hierarchy": lambda call, texts: Hierarchy(["lookup", masked("canvas_shift", call)]),
+    "hierarchy of two": lambda call, texts: Hierarchy([masked("block", call), masked("canvas_shift", call)]),
+    "hierarchy, conditioned": lambda call, texts: Hierarchy(["lookup", copy.copy(canvas())]),
+    "conversation, hierarchy": lambda call, texts: Conversation(Hierarchy(["lookup", masked("canvas_shift", call)])),
     "fails": lambda call, texts: Guesses(texts, call.right, fails_in=2),
 }
 RUNNERS: dict[str, Callable[[], RunnerPool]] = {
@@ -332,6 +333,8 @@ def make_drafter(call: Call, texts: list[torch.Tensor]) -> DiffusionDrafter:
     made = DRAFTING[call.drafter](call, texts)
     inner = getattr(made, "drafter", made)  # of a wrapper
     inner.runners = RUNNERS[call.runner]()
+    for level in getattr(inner, "drafters", ()):
+        level.runners = inner.runners
     return made
 
 
@@ -361,14 +364,6 @@ def asks(call: Call, *names: str) -> bool:
 
 def reads_states(call: Call) -> bool:
     return "conditioned" in call.drafter or call.drafter == "dflash"
-
-
-def uses(call: Call, *names: str) -> bool:
-    return any(name in call.strategies for name in names)
-
-
-def has_no_trees(call: Call) -> bool:
-    return call.drafter in ("scripted", "fails", "other tokenizer") or call.family == "lfm2"
 
 
 def is_beyond_plain(call: Call) -> bool:
@@ -401,14 +396,12 @@ REFUSALS: dict[str, Callable[[Call], bool]] = {
     "`output_attentions` with a static cache": lambda call: (
         asks(call, "attentions") and "static" in (call.cache or "")
     ),
+    "is not possible, only `(draft_tree|self_selection)`=": lambda call: call.strategy in ("tree", "self-selection"),
+    "`length_policy='diffuspec'`": lambda call: (
+        call.strategy == "diffuspec" and (call.drafter == "other tokenizer" or "hierarchy" in call.drafter)
+    ),
     "A Conversation keeps one text": lambda call: is_batch(call) and "conversation" in call.drafter,
     "prompt of .*`max_position_embeddings`=40": lambda call: call.family in TABLES and call.longest > 40,
-    "`(draft_tree|self_selection)`=.* is not possible": lambda call: (
-        uses(call, "tree", "drafts") and has_no_trees(call)
-    ),
-    "`overlap`=True is not possible": lambda call: (
-        uses(call, "overlap") and (reads_states(call) or call.drafter == "other tokenizer")
-    ),
     "`sliding_window`=16, which it has no mask for": lambda call: call.family == "moshi" and call.longest > 16,
 }
 
@@ -446,6 +439,7 @@ def calls(draw: st.DrawFn) -> Call:
         padding=padding,
         max_new_tokens=new,
         min_new_tokens=rarely(st.integers(1, new), 0),
+        strategy=rarely(st.sampled_from([*STRATEGIES]), None),
         counts_prompt=draw(st.booleans()),
         processors=processors,
         sampling=rarely(st.sampled_from([*SAMPLING]), None),
@@ -458,7 +452,4 @@ def calls(draw: st.DrawFn) -> Call:
         drafter=draw(st.just("scripted") | st.sampled_from([*DRAFTING])),
         right=draw(right),
         draft_length=draw(st.sampled_from([10, 3, 20])),
-        strategies=rarely(
-            st.lists(st.sampled_from([*STRATEGIES]), min_size=1, max_size=2, unique=True).map(tuple), ()
-        ),
     )

@@ -205,7 +205,10 @@ def arguments(call: Call, prompts: Prompts, new: torch.Tensor) -> dict[str, Any]
 def drafting(call: Call, drafter: DiffusionDrafter) -> dict[str, Any]:
     options = {"custom_generate": "hf_failfast", "assistant_model": drafter, "confidence_threshold": 0.05}
     options |= {"chunk_length": 3, "max_draft_length": call.draft_length}
-    options |= {name: value for chosen in call.strategies for name, value in STRATEGIES[chosen].items()}
+    if call.strategy is not None:
+        options |= STRATEGIES[call.strategy]
+    if "length_policy" in options:
+        del options["confidence_threshold"]
     return options | {"drafter_errors": "plain" if call.drafter == "fails" else "raise"}
 
 

@@ -60,6 +60,17 @@ MATRIX: dict[str, list[Row]] = {
         Row("reused drafts (`draft_reuse`), with trees and tails", "exact", "test_reuse::test_with_everything_else"),
         Row("several drafts of a pass (`self_selection`)", "exact", "test_self_selection::test_identical_to_plain"),
         Row("drafting while the target verifies (`overlap`)", "exact", "test_overlap::test_identical_to_plain"),
+        Row('searched paths (`length_policy="diffuspec"`)', "exact", "test_path_search::test_every_architecture"),
+        Row(
+            "stacks of drafters (`Hierarchy`), whichever levels are asked",
+            "exact",
+            "test_hierarchy::test_every_architecture",
+        ),
+        Row(
+            "sampling with searched paths and with stacks, both verifiers",
+            "same distribution",
+            "test_hierarchy::test_samples_follow_the_targets_distribution",
+        ),
         Row(
             "sampling with lookup tails, both verifiers",
             "same distribution",

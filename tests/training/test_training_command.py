@@ -37,7 +37,7 @@ OPTIONS = (
 # Every option of the command, with its default where it has one.
 COMMAND = """
 target output data threads licence=apache-2.0 as_json=False seed=0
-steps minutes attention=causal_canvas conditioned=False input_fusion=True extended=0.25
+steps minutes attention=causal_canvas conditioned=False lora=False lora_rank=32 input_fusion=True extended=0.25
 initial layers intermediate_size canvas_length=8
 draft_vocabulary=8192 coverage batch_size=4 accumulation=1 anchors=24 learning_rate=0.0015 ema_decay=0.0
 cross_entropy_weight=0.3 position_decay=4.5 focal_weight=0.0 chain_weight=0.0 streak_weight=0.0 soft_label_weight=0.0

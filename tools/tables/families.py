@@ -1,6 +1,6 @@
 """The table of drafter families, from the rows that load them."""
 
-from hf_failfast.drafters.checkpoints.families import FAMILIES, Family
+from hf_failfast.drafters.checkpoints.families import ANY_LORA, FAMILIES, Family
 
 from . import markdown
 
@@ -18,7 +18,7 @@ def table() -> str:
     """One line per family, in the order of the table."""
     rows = [
         (one.ids, one.targets, _how(family), one.chunk, one.checked, f"`{one.call}`")
-        for family in FAMILIES
+        for family in (*FAMILIES, ANY_LORA)
         if (one := family.listing) is not None
     ]
     header = ("Hub id", "targets (tokenizer)", "family", "chunk per pass", "checked", "call")
@@ -37,6 +37,8 @@ def _how(family: Family) -> str:
         "bidirectional": "bidirectional",
     }
     kind = kinds[family.spec["attention"]]
+    if family.body == "lora":
+        kind = f"the target itself with a LoRA, {kind}"
     if family.spec.get("noise") == "random":
         kind += ", random tokens"
     return f"{family.name}: {kind}" + (", shift" if family.spec.get("shift") else "")

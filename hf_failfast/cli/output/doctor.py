@@ -60,8 +60,9 @@ def _fit(found: dict[str, Any]) -> Rows:
     if fit["made_for"]:
         is_this = {True: "this target", False: "ANOTHER target", None: "not compared"}[fit["is_made_for_this_target"]]
         yield "made for", f"{fit['made_for']}: {is_this}"
-    yield "vocabulary", "{} entries, the drafter's {}".format(*fit["vocabulary"])
-    yield "width", "{}, the drafter's {}".format(*fit["hidden_size"])
+    if fit["vocabulary"][1] is not None:  # a LoRA has the target's
+        yield "vocabulary", "{} entries, the drafter's {}".format(*fit["vocabulary"])
+        yield "width", "{}, the drafter's {}".format(*fit["hidden_size"])
     yield "tokenizer", _tokenizer(fit)
     if fit["reads_layers"]:
         made_for = f", made for {fit['made_for_layers']}" if fit["made_for_layers"] else ""

@@ -14,6 +14,71 @@ from .family import Family, Listing, class_names
 QWEN2_MASK = 151665  # the first id after Qwen2.5's special tokens
 QWEN3_MASK = 151669  # the first id after Qwen3's special tokens
 
+# PEFT's adapter_config.json, what it says of a LoRA of linear layers. Settings that would change its output otherwise.
+LORA_KEYS = ("alpha_pattern", "lora_alpha", "r", "rank_pattern", "target_modules", "use_rslora")
+LORA_FIXED: dict[str, tuple[Any, ...]] = {
+    "alora_invocation_tokens": (),
+    "arrow_config": (),
+    "bias": ("none",),
+    # The others take a part out of the base model's weights.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+    "layer_replication": ([],),
+    "lora_bias": (False,),
+    "megatron_config": (),
+    "modules_to_save": ([],),
+    "peft_type": ("LORA",),
+    "target_parameters": ([],),
+    "task_type": ("CAUSAL_LM",),
+    "trainable_token_indices": (),
+    "use_bdlora": (False,),
+    "use_dora": (False,),
+    "use_qalora": (False,),
+}
+# Of the beginning of training, of merging, of how PEFT finds the layers whose updates the weight file names.
+LORA_OTHER = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+)
+# One pass a draft: each costs as much as a verification.
+LORA_OPTIONS = {"chunk_length": 8, "max_draft_length": 8}
+UNO_CALL = 'load_drafter(id, subfolder="adapter")'
+
+
+def _lora(name: str, spec: Mapping[str, Any], names: tuple[str, ...], listing: Listing) -> Family:
+    return Family(
+        name,
+        None,
+        "lora",
+        {"attention": "causal", "shift": 1, **spec},
+        names=names,
+        needs=("peft_type",),
+        own_keys=LORA_KEYS,
+        fixed=LORA_FIXED,
+        without_effect=LORA_OTHER,
+        weights="adapter_model",
+        options=LORA_OPTIONS,
+        native_body=False,
+        takes_drafting_options=False,
+        listing=listing,
+    )
+
+
 BLOCKS = {"attention": "block_causal", "shift": 0}
 FULL = {"attention": "bidirectional"}
 DLLM_MDLM = FULL | {"shift": 0}
@@ -362,6 +427,17 @@ FAMILIES = (
             "Dream-org/Dream-v0-\\*, Dream-Coder-v0-\\*; apple/DiffuCoder-7B-\\*", "Qwen2.5", "any", "data"
         ),
     ),
+    # Qwen3's MoE under its own names, read both ways: github.com/RadicalNumerics/RND1.
+    Family(
+        "RND1",
+        "rnd1",
+        "qwen3_moe",
+        FULL | {"shift": 1, "mask_token_id": QWEN3_MASK},
+        own_keys=("head_dim",),
+        fixed={"is_causal": (False,)},
+        without_effect=("moe_backend", "num_diffusion_steps"),
+        listing=Listing("radicalnumerics/RND1-Base-0910", "Qwen3", "any", "format; config as its class writes it"),
+    ),
     # arXiv 2510.03270. Its config leaves out that head and embedding are two.
     Family(
         "CoDA",
@@ -525,6 +601,19 @@ FAMILIES = (
         weight_keys={r"^encoder\.": "model.", r"^diffusion_head\.": "lm_head."},
         listing=Listing("nvidia/Nemotron-Labs-Diffusion-{3B,8B,14B}", "Ministral 3", "block - 1 (31)", "format"),
     ),
+    # The target itself with a LoRA on the positions to be filled. Uno: arXiv 2609.04010; I-DLM: arXiv 2604.11035.
+    _lora(
+        "Uno",
+        {"noise": "random", "mask_token_id": QWEN3_MASK},
+        ("uno",),
+        Listing("s-sahoo/uno-qwen3-8B", "Qwen3-8B itself", "any (16 trained)", "format", UNO_CALL),
+    ),
+    _lora(
+        "I-DLM",
+        {"mask_token_id": QWEN3_MASK},
+        ("idlm",),
+        Listing("yifanyu/I-DLM-8B-lora-r128", "Qwen3-8B itself", "any (4 trained)", "format; config not seen"),
+    ),
     # Random canvas instead of masks, native to transformers.
     Family(
         "DiffusionGemma",
@@ -541,6 +630,14 @@ FAMILIES = (
     ),
 )
 
+# Any other LoRA: how it drafts is in the file beside it, or is said by the caller.
+ANY_LORA = _lora(
+    "LoRA",
+    {"mask_token_id": None},
+    (),
+    Listing("LoRAs of `hf-failfast train --lora`, and others by arguments", "the target itself", "any", "format"),
+)
+
 
 def find_family(config: Mapping[str, Any], name: str) -> Family | None:
     """The family of a checkpoint with this config and this name (Hub id or folder); None if it is not a known one.
@@ -553,6 +650,8 @@ def find_family(config: Mapping[str, Any], name: str) -> Family | None:
             f"{name!r} could be of {len(found)} families: {' or '.join(family.name for family in found)}. Pass "
             "`attention=` and what else applies, or give the folder a name that says which."
         )
+    if not found and "peft_type" in config:
+        return ANY_LORA
     return found[0] if found else None
 
 

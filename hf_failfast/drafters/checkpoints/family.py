@@ -52,6 +52,7 @@ class Family:
     fixed: config keys that change what a model computes -> the values that are supported.
     without_effect: config keys that change nothing here: of training, of another sampler, of kernels.
 
+    weights: the name of the weight file, without its ending.
     weight_keys: regular expressions over weight names -> what the body calls them, applied in this order.
     ignored_weights: regular expressions over stored buffers that the body computes itself.
     options: FailFast options that suit the family, for checkpoints that name none.
@@ -80,6 +81,7 @@ class Family:
     own_keys: tuple[str, ...] | None = None
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     without_effect: tuple[str, ...] = ()
+    weights: str = "model"
     weight_keys: Mapping[str, str] = field(default_factory=dict)
     ignored_weights: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -77,7 +77,7 @@ class Inspection:
             ("body", self.body),
             ("attention", attention + (", free alignment" if spec.alignment == "free" else "")),
             ("token shift", str(spec.shift)),
-            ("mask id", "none (random canvas)" if spec.mask_token_id is None else str(spec.mask_token_id)),
+            ("mask id", _mask(spec)),
             ("conditioned", "on the target's hidden states" if self.conditioned else "no"),
             ("made for", self.made_for or "not recorded"),
             ("tau, N, N_max", ", ".join(str(self.options[name]) for name in RULE if name in self.options)),
@@ -85,6 +85,12 @@ class Inspection:
             ("parameters", f"{self.parameters / 1e6:,.1f} M"),
             ("weights", f"{self.weight_bytes / 2**20:,.1f} MiB as {', '.join(self.dtypes) or 'a pickle'}"),
         ]
+
+
+def _mask(spec: DrafterSpec) -> str:
+    if spec.mask_token_id is None:
+        return "none (random canvas)"
+    return f"none (random tokens below {spec.mask_token_id})" if spec.noise == "random" else str(spec.mask_token_id)
 
 
 def inspect_checkpoint(
@@ -121,6 +127,8 @@ def inspect_checkpoint(
 
 def _is_own(checkpoint: Checkpoint) -> bool:
     """Whether it is a checkpoint of this project's own, and not a folder without its weights."""
+    if checkpoint.is_listed:
+        return False
     is_local = Path(checkpoint.name).is_dir()
     return "attention" in checkpoint.section.spec and (not is_local or bool(weight_files(checkpoint)))
 
@@ -159,10 +167,14 @@ def _elements(checkpoint: Checkpoint) -> Counter[str]:
     """Elements per dtype over all weight files; from the Hub, without fetching the files; offline, from its cache."""
     counts: Counter[str] = Counter()
     if not Path(checkpoint.name).is_dir() and not is_offline_mode():
-        from huggingface_hub import get_safetensors_metadata
+        from huggingface_hub import get_safetensors_metadata, parse_safetensors_file_metadata
 
         access = {key: checkpoint.hub_kwargs[key] for key in ("revision", "token") if key in checkpoint.hub_kwargs}
-        counts.update(get_safetensors_metadata(checkpoint.name, **access).parameter_count)
+        if checkpoint.family.weights == "model":
+            counts.update(get_safetensors_metadata(checkpoint.name, **access).parameter_count)
+        else:
+            file = "/".join(filter(None, (checkpoint.hub_kwargs.get("subfolder"), checkpoint.safetensors[0])))
+            counts.update(parse_safetensors_file_metadata(checkpoint.name, file, **access).parameter_count)
         return counts
     for path in weight_files(checkpoint):
         for shape, dtype in weight_shapes(path).values():
@@ -174,10 +186,11 @@ def _elements(checkpoint: Checkpoint) -> Counter[str]:
 
 
 def weight_files(checkpoint: Checkpoint) -> list[str]:
-    single = checkpoint.file("model.safetensors")
+    whole, parts = checkpoint.safetensors
+    single = checkpoint.file(whole)
     if single is not None:
         return [single]
-    index = checkpoint.file("model.safetensors.index.json")
+    index = checkpoint.file(parts)
     if index is None:
         return []
     names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))

@@ -21,6 +21,13 @@ from .family import Family
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+LORA_CONFIG = "adapter_config.json"  # PEFT's
+CONFIGS = ("config.json", LORA_CONFIG)  # a checkpoint has one of them
+LORA_SECTION = "failfast.json"  # this project's section of a LoRA, which PEFT's config has no place for
+
+# Keys that some configs switch off with `false`, which transformers' config classes refuse.
+OFF = ("rope_scaling", "sliding_window")
+
 # Keys that would point transformers to the checkpoint's own code, to a class that is not there, or to an attention
 # kernel that does not take the runner's masks (SDAR asks for flex attention).
 DROPPED_KEYS = ("auto_map", "architectures", "model_type", "attn_implementation", "_attn_implementation")
@@ -43,6 +50,12 @@ class Checkpoint:
     section: DrafterSection
     hub_kwargs: dict[str, Any]
     is_listed: bool = True
+
+    @property
+    def safetensors(self) -> tuple[str, str]:
+        """What its weight file is called, and the index of several."""
+        name = f"{self.family.weights}.safetensors"
+        return name, f"{name}.index.json"
 
     def file(self, name: str) -> str | None:
         """The local path of one of its files; None if it has none of that name."""
@@ -71,14 +84,14 @@ def read_checkpoint(name_or_path: str | Path, given: dict[str, Any], hub_kwargs:
         raise ValueError(_no_body(family))
     config = family.renamed(config)
     spec = _spec(name, config, family, section, given, hub_kwargs)
-    for key in DROPPED_KEYS:
+    for key in (*DROPPED_KEYS, *(key for key in OFF if config.get(key) is False)):
         config.pop(key, None)
     return Checkpoint(name, config, family, spec, section, hub_kwargs, is_listed=known is not None)
 
 
 def _known_family(name: str, config: dict[str, Any], section: DrafterSection, given: dict[str, Any]) -> Family | None:
     """The row of the checkpoint; None for this project's own, and for what the caller's arguments must say."""
-    if "attention" in section.spec:
+    if "attention" in section.spec and "peft_type" not in config:
         return None
     try:
         return find_family(config, name)
@@ -178,9 +191,22 @@ def _folder_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
     path = find_file(name, "config.json", hub_kwargs)
     if path is not None:
         return read_json(path)
+    if lora := _lora_config(name, hub_kwargs):
+        return lora
     if find_file(name, "model.safetensors", hub_kwargs) is None:
         raise OSError(f"{name!r} is a folder without a config.json: it holds no checkpoint.")
     return {}
+
+
+def _lora_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What PEFT's config of a LoRA says, with this project's section if the LoRA has one; empty if it is none."""
+    path = find_file(name, LORA_CONFIG, hub_kwargs)
+    if path is None:
+        return {}
+    config = read_json(path)
+    section = find_file(name, LORA_SECTION, hub_kwargs)
+    own = {} if section is None else {SECTION: read_json(section)}
+    return config | own | {"_name_or_path": config.get("base_model_name_or_path")}
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -202,8 +228,17 @@ def _hub_config(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
         config: dict[str, Any] = PreTrainedConfig.get_config_dict(name, **hub_kwargs)[0]
         return config
     except OSError as error:
+        if lora := _lora_config_within_reach(name, hub_kwargs):
+            return lora
         if _is_out_of_reach(name, hub_kwargs):
             raise OSError(_out_of_reach(name, error)) from error
+        return {}
+
+
+def _lora_config_within_reach(name: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _lora_config(name, hub_kwargs)
+    except OSError:
         return {}
 
 

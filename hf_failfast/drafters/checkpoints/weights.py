@@ -43,8 +43,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,8 @@ class LoadRequest:
         if not self.headers_only or Path(self.checkpoint.name).is_dir():
             return False
         hub_kwargs = self.checkpoint.hub_kwargs | {"local_files_only": True}
-        return not any(find_file(self.checkpoint.name, name, hub_kwargs) for name in SAFETENSORS + PICKLES)
+        names = (*self.checkpoint.safetensors, *PICKLES)
+        return not any(find_file(self.checkpoint.name, name, hub_kwargs) for name in names)
 
 
 def load_native(request: LoadRequest, auto_class: Any = None) -> PreTrainedModel:
@@ -173,7 +173,7 @@ def load_into(module: nn.Module, request: LoadRequest, ignored: Iterable[str] = 
 def read_weights(checkpoint: Checkpoint, device: Any = "cpu", headers_only: bool = False) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint in one safetensors file; on the meta device if only its header is to be read."""
     _check_format(checkpoint, allow_pickle=False)
-    path = checkpoint.file("model.safetensors")
+    path = checkpoint.file(checkpoint.safetensors[0])
     if path is None:
         raise ValueError(f"{checkpoint.name!r} has its weights in several files; this family comes in one.")
     if headers_only:
@@ -216,11 +216,12 @@ def check_keys(missing: Iterable[str], unexpected: Iterable[str], ignored: Itera
 
 
 def _check_format(checkpoint: Checkpoint, allow_pickle: bool) -> None:
-    if any(checkpoint.file(name) for name in SAFETENSORS):
+    safetensors = checkpoint.safetensors
+    if any(checkpoint.file(name) for name in safetensors):
         return
     if not any(checkpoint.file(name) for name in PICKLES):
         raise FileNotFoundError(
-            f"{checkpoint.name!r} holds no weights that could be loaded (no {SAFETENSORS[0]}): it has no weights, "
+            f"{checkpoint.name!r} holds no weights that could be loaded (no {safetensors[0]}): it has no weights, "
             "only a config.json."
         )
     if not allow_pickle:

@@ -82,5 +82,5 @@ class Pupil:
     def noise(self, length: int, vocab_size: int, generator: torch.Generator) -> torch.Tensor:
         """(length,) what stands at positions to be filled."""
         if self.spec.noise == "random":
-            return torch.randint(vocab_size, (length,), generator=generator)
+            return torch.randint(self.spec.num_noise_ids(vocab_size), (length,), generator=generator)
         return torch.full((length,), cast(int, self.spec.mask_token_id))

@@ -305,7 +305,8 @@ class MaskedSession(ChunkedSession):
 
     def _noise(self, num_rows: int, length: int) -> torch.Tensor:
         if self.spec.noise == "random":
-            return torch.randint(self.vocab_size, (num_rows, length), generator=self.generator, device=self.device)
+            ids = self.spec.num_noise_ids(self.vocab_size)
+            return torch.randint(ids, (num_rows, length), generator=self.generator, device=self.device)
         return torch.full((num_rows, length), cast(int, self.spec.mask_token_id), device=self.device)
 
 

@@ -8,10 +8,10 @@ products in bfloat16 differ from one CPU to the next, and are the less precise o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 KEYS = 512  # torch walks over keys in blocks of this size, for calls of fewer than 192 rows
 ROWS = 8
@@ -36,12 +36,12 @@ def attend(
     if query.shape[-1] != value.shape[-1]:
         raise ValueError("attention whose values are not as wide as its keys")
     width, num_slots = query.shape[2], key.shape[2]
-    visible = attn_mask
-    if visible is None:
-        visible = torch.ones(width, num_slots, dtype=torch.bool, device=query.device)
-        visible = visible.tril() if is_causal else visible
-    visible = visible.expand(len(query), 1, width, num_slots)
-    rows = [_of_sequence(*each, scale) for each in zip(query, key, value, visible, strict=True)]
+    if attn_mask is None and is_causal:
+        attn_mask = torch.ones(width, num_slots, dtype=torch.bool, device=query.device).tril()
+    if len(query) == 1:
+        return _of_sequence(query[0], key[0], value[0], attn_mask, scale)[None].to(query.dtype)
+    masks = [None] * len(query) if attn_mask is None else attn_mask.expand(len(query), 1, width, num_slots)
+    rows = [_of_sequence(*each, scale) for each in zip(query, key, value, masks, strict=True)]
     return torch.stack(rows).to(query.dtype)
 
 
@@ -49,44 +49,57 @@ def _of_sequence(
     query: torch.Tensor,  # (H, q, D)
     key: torch.Tensor,  # (H / group, S, D)
     value: torch.Tensor,
-    visible: torch.Tensor,  # (1, q, S)
+    visible: torch.Tensor | None,  # (..., 1 or q, S), bool; None: every token sees all
     scale: float | None,
 ) -> torch.Tensor:
     num_heads, width, head_dim = query.shape
-    num_groups = len(key)
-    rows = query.float().reshape(num_groups, -1, head_dim)  # a group's heads are rows of one product
-    sees = visible[0].repeat(num_heads // num_groups, 1)
-    key, value = (_whole_blocks(states) for states in (key, value))
+    num_groups, num_slots, _ = key.shape
+    key, value = _whole_blocks(key), _whole_blocks(value)
+    num_rows = num_heads // num_groups * width  # a group's heads are rows of one product
+    num_blocks = -(-num_rows // ROWS)
+    rows = query.new_zeros(num_groups, num_blocks * ROWS, head_dim, dtype=torch.float32)
+    rows[:, :num_rows] = query.reshape(num_groups, num_rows, head_dim)
+    blocks = rows.view(num_groups, num_blocks, ROWS, head_dim).transpose(0, 1)
+    if visible is None:
+        mask = _sees_all(num_blocks, num_slots, key.shape[2])
+    else:
+        sees = visible.reshape(-1, num_slots).expand(width, num_slots).repeat(num_heads // num_groups, 1)
+        mask = _mask(sees, num_blocks, key.shape[2])
     attended = [
         scaled_dot_product_attention(
             block,
             key.expand(len(block), -1, -1, -1),
             value.expand(len(block), -1, -1, -1),
-            attn_mask=mask,
+            attn_mask=part,
             scale=scale,
         )
-        for block, mask in _blocks(rows, sees, key.shape[-2])
+        for block, part in zip(blocks.split(BLOCKS_AT_ONCE), mask.split(BLOCKS_AT_ONCE), strict=True)
     ]
-    together = torch.cat(attended).transpose(0, 1).reshape(num_groups, -1, head_dim)
-    return together[:, : rows.shape[1]].reshape(num_heads, width, head_dim)
+    together = attended[0] if len(attended) == 1 else torch.cat(attended)
+    together = together.transpose(0, 1).reshape(num_groups, -1, head_dim)[:, :num_rows]
+    return together.reshape(num_heads, width, head_dim)
 
 
 def _whole_blocks(states: torch.Tensor) -> torch.Tensor:
-    """Float32 states (1, groups, slots, D) of a multiple of `KEYS` slots."""
-    return pad(states.float(), (0, 0, 0, -states.shape[1] % KEYS)).contiguous()[None]
+    """The states in float32, (1, groups, slots, D), of a multiple of `KEYS` slots."""
+    num_groups, num_slots, head_dim = states.shape
+    whole = states.new_zeros(1, num_groups, num_slots + -num_slots % KEYS, head_dim, dtype=torch.float32)
+    whole[0, :, :num_slots] = states
+    return whole
 
 
-def _blocks(
-    rows: torch.Tensor,  # (groups, n, D)
-    sees: torch.Tensor,  # (n, S)
-    num_slots: int,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The rows as (m, groups, ROWS, D) with a mask (m, 1, ROWS, num_slots); padding sees the first slot."""
-    missing = -rows.shape[1] % ROWS
-    rows = pad(rows, (0, 0, 0, missing)).reshape(len(rows), -1, ROWS, rows.shape[-1]).transpose(0, 1)
-    mask = pad(sees, (0, num_slots - sees.shape[1], 0, missing))
-    mask[len(sees) :, 0] = True
-    mask = mask.reshape(-1, 1, ROWS, num_slots)
-    for start in range(0, len(rows), BLOCKS_AT_ONCE):
-        end = start + BLOCKS_AT_ONCE
-        yield rows[start:end].contiguous(), mask[start:end].contiguous()
+def _mask(sees: torch.Tensor, num_blocks: int, num_slots: int) -> torch.Tensor:
+    """What adds to the scores, (num_blocks, 1, ROWS, num_slots), of rows (n, S); padding sees the first slot."""
+    mask = torch.full((num_blocks * ROWS, num_slots), -torch.inf, device=sees.device)
+    mask[: sees.shape[0], : sees.shape[1]].masked_fill_(sees, 0.0)
+    mask[sees.shape[0] :, 0] = 0.0
+    return mask.view(num_blocks, 1, ROWS, num_slots)
+
+
+@lru_cache(maxsize=8)
+def _sees_all(num_blocks: int, num_seen: int, num_slots: int) -> torch.Tensor:
+    """The same of rows that see the first `num_seen` slots: all layers of a forward share it."""
+    with torch.inference_mode(False), torch.no_grad():
+        mask = torch.full((num_blocks * ROWS, num_slots), -torch.inf)
+        mask[:, :num_seen] = 0.0
+        return mask.view(num_blocks, 1, ROWS, num_slots)

@@ -39,7 +39,7 @@ _FACTS_AND_MOVES = """
 """
 _ARITHMETIC = """
     abs add clamp clamp_max clamp_min clip div divide dropout eq equal ge gt iadd imul isub itruediv le lt maximum
-    minimum mul multiply ne neg negative pos radd reciprocal relu rmul rsqrt rsub rtruediv sign sqrt square sub
+    minimum mul multiply ne neg negative pos radd rdiv reciprocal relu rmul rsub rtruediv sign sqrt square sub
     subtract true_divide truediv
 """
 _NORMS = "layer_norm rms_norm"
@@ -165,6 +165,11 @@ def _in_whole_vectors(func: Callable[..., Any], args: Sequence[Any], kwargs: Map
     return torch.cat(parts)[:count].reshape(values.shape)
 
 
+def _rsqrt(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Below float32 what fills no vector is rounded twice."""
+    return (_as_it_is if args[0].dtype == torch.float32 else _in_whole_vectors)(func, args, kwargs)
+
+
 def _matmul(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     first, second = args
     if not first.is_floating_point() or first.shape[-1] == 1:  # a single term has nothing to be added to
@@ -208,5 +213,6 @@ _OWN: dict[str, Form] = {
     "linear_pointwise": _packed,
     "matmul": _matmul,
     "mm": _matmul,
+    "rsqrt": _rsqrt,
     "scaled_dot_product_attention": _attention,
 }

@@ -1,0 +1,1 @@
+"""The target as its own drafter: a LoRA that is active on the positions to be filled and nowhere else."""
