@@ -159,7 +159,7 @@ def prepare(
         has_trees = bool(config.most_nodes) and takes_trees(model, stops.max_length)
         proposals = Proposals.of(config, stops, has_trees, policy.calibration)
     num_alternatives = 0 if proposals is None else proposals.num_alternatives
-    # A draft that is abandoned at a timeout would go on writing in the target's slots, and one that is made ahead would
+    # A draft that is abandoned at a timeout would go on writing in the target's slots; one that is made ahead would
     # write in them while the target does.
     slots = SharedSlots() if drafter_timeout is None and not config.overlap else None
     capacity, num_rows = stops.max_length, sequences.num_rows
