@@ -15,6 +15,8 @@ LENGTH_POLICIES = ("confidence", "goodput", "diffuspec")
 VERIFIERS = ("sample_and_match", "rejection")
 # The most nodes of a `draft_tree`: one bit of an integer says of each whether a token sees it.
 MOST_NODES = 64
+# The tokens that `goodput` lets the text suggest at most.
+LONGEST_TAIL = 32
 # (scores, draft ids (B, k), the distributions (B, k, V) they were drawn from or None) -> the target's tokens (B, m):
 # see `decoding.verification`.
 Verifier = Callable[[Any, "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
@@ -41,6 +43,8 @@ class FailFastConfig:
         `diffuspec` (arXiv 2510.02358), drafts of one chunk of N to N_max tokens by what was drafted and accepted of
         late (`policies.diffuspec`), in which the best path through the drafter's candidates takes the place of its
         most likely tokens (`decoding.path_search`). Or a `LengthPolicy` object.
+        `goodput` also chooses, round by round, among trees, tails and reuse where they are left out (None); with the
+        others, left out means off.
     draft_tree: 0, or up to 64: how many tokens a round verifies as a tree that has the draft as its stem and branches
         to the drafter's other likely tokens (`decoding.trees`). A draft of as many tokens stays a chain.
     draft_lookup: 0, or up to 64: how many tokens the text so far may add to a draft, if it has the draft's sure end
@@ -51,6 +55,8 @@ class FailFastConfig:
     draft_reuse: whether the rest of a rejected draft is proposed again where it meets the text (`decoding.reuse`).
     exact: whether the target's forwards round each token as if it were alone, so that in every dtype the text is,
         bit for bit, the one that the same forwards write without drafts (`engine.exact`). For chains, on a CPU.
+    overlap: whether the next draft is made while the target verifies this one, for the case that all of it is accepted
+        (`drafters.wrappers.overlap`); for `length_policy="confidence"`, and best on two devices.
     """
 
     confidence_threshold: float = 0.45
@@ -59,11 +65,12 @@ class FailFastConfig:
     verifier: str | Verifier = "sample_and_match"
     draft_temperature: float | None = None
     length_policy: str | object = "confidence"
-    draft_tree: int = 0
-    draft_lookup: int = 0
-    draft_reuse: bool = False
+    draft_tree: int | None = None
+    draft_lookup: int | None = None
+    draft_reuse: bool | None = None
     self_selection: int = 1
     exact: bool = False
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         tau = self.confidence_threshold
@@ -106,6 +113,8 @@ class FailFastConfig:
     def _check_strategies(self) -> None:
         for name, lowest in (("draft_tree", 0), ("draft_lookup", 0), ("self_selection", 1)):
             value: Any = getattr(self, name)
+            if value is None and name != "self_selection":
+                continue
             if isinstance(value, bool) or not isinstance(value, Integral) or not lowest <= int(value) <= MOST_NODES:
                 raise ValueError(f"`{name}` must be an integer from {lowest} to {MOST_NODES}, but is {value!r}.")
         if self.self_selection > 1 and self.draws_drafts:
@@ -113,9 +122,17 @@ class FailFastConfig:
                 f"`self_selection`={self.self_selection} needs `verifier='sample_and_match'`, whose drafts are no "
                 f"samples, but that is {self.verifier!r}."
             )
-        for name in ("draft_reuse", "exact"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"`{name}` must be True or False, but is {getattr(self, name)!r}.")
+        for name in ("draft_reuse", "exact", "overlap"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (value is None and name == "draft_reuse"):
+                raise ValueError(f"`{name}` must be True or False, but is {value!r}.")
+        if self.overlap and (self.length_policy != "confidence" or self.exact):
+            other = "exact" if self.exact else "length_policy"
+            needed = "`exact`=False" if self.exact else "`length_policy`='confidence'"
+            raise ValueError(
+                f"`overlap`=True needs {needed}, but that is {getattr(self, other)!r}: a draft is made before the "
+                "round before it is over."
+            )
         if self.exact and self.most_nodes:
             name = "draft_tree" if self.draft_tree else "self_selection"
             raise ValueError(
@@ -127,6 +144,20 @@ class FailFastConfig:
                 f"`draft_tree`={self.draft_tree} needs one of the verifiers {list(VERIFIERS)}: a function of your own "
                 "judges a chain."
             )
+
+    def settled(self, can_branch: bool) -> "FailFastConfig":
+        """The same with a value for every strategy that was left out: what `goodput` may choose up to, else off.
+
+        can_branch: whether the target can verify trees, and the drafter make them.
+        """
+        chooses = self.length_policy == "goodput"
+        branches = chooses and can_branch and not self.exact and self.verifier in VERIFIERS
+        left_out: dict[str, Any] = {
+            "draft_tree": MOST_NODES if branches else 0,
+            "draft_lookup": LONGEST_TAIL if chooses else 0,
+            "draft_reuse": chooses,
+        }
+        return replace(self, **{name: value for name, value in left_out.items() if getattr(self, name) is None})
 
     @property
     def most_nodes(self) -> int:

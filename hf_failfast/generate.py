@@ -19,20 +19,23 @@ from .config import FailFastConfig
 from .decoding.hierarchy import Hierarchy
 from .decoding.loop import failfast_decoding
 from .decoding.refusals import (
+    can_branch,
     check_arguments,
     check_chain,
+    check_overlap,
     check_own_loop,
     check_state,
     check_tree,
     warn_of_int8_outliers,
 )
-from .decoding.round_costs import measured_costs
+from .decoding.round_costs import known_of, measured_costs
 from .decoding.token_choice import draft_warp
 from .decoding.transformers_loop import FailFastCandidateGenerator
 from .drafters import Conversation, DiffusionDrafter, DrafterErrors, Learning, execution_device, load_drafter
 from .drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter
 from .engine.exact.forwards import check_possible
 from .policies import POLICIES, LengthPolicy
+from .policies.base import RoundCosts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +66,8 @@ def _generate(
         learn from the text; a `Hierarchy` of several.
     failfast_config: the chunk rule's numbers and the verifier; or pass them by name (`confidence_threshold`,
         `chunk_length`, `max_draft_length`, `verifier`, `draft_temperature`, `length_policy`, `draft_tree`,
-        `draft_lookup`, `draft_reuse`, `self_selection`, `exact`). Default: the drafter's own (`drafter.config`).
+        `draft_lookup`, `draft_reuse`, `self_selection`, `exact`, `overlap`). Default: the drafter's own
+        (`drafter.config`).
         `length_policy` and `verifier` take a name or an object: see `FailFastConfig`.
     drafter_errors: what to do if the drafter raises an error, runs out of memory or returns NaN: `plain` warns,
         decodes the rest plainly and counts it in the output's `speculation`; `raise` raises the error.
@@ -75,6 +79,7 @@ def _generate(
     """
     kwargs = with_cache_name(kwargs)
     drafter, config = _drafter_and_config(model, assistant_model, failfast_config, kwargs)
+    config = config.settled(can_branch=can_branch(model, drafter, kwargs))
     policy = _length_policy(config, model, drafter)
     check_arguments(model, kwargs)
 
@@ -167,6 +172,7 @@ def _drafter_and_config(
     check_tree(model, assistant_model, config, kwargs)
     if config.exact:
         check_possible(model)
+    check_overlap(model, assistant_model, config)
     check_state(model)
     warn_of_int8_outliers(model)
     return assistant_model, config
@@ -198,8 +204,13 @@ def _length_policy(config: FailFastConfig, model: PreTrainedModel, drafter: Diff
             f"`length_policy={config.length_policy!r}` is for one drafter: a Hierarchy chooses its levels itself, by "
             "measured times, and takes 'confidence' or a LengthPolicy object."
         )
-    measure = functools.partial(measured_costs, model, measured)
+
+    def measure(num_rows: int, num_tokens: int) -> RoundCosts:
+        return measured_costs(model, measured, num_rows, num_tokens, bool(config.most_nodes))
+
     policy = POLICIES[config.length_policy].for_pair(config, drafter, measure)
+    if policy.calibration is not None:
+        policy.calibration = known_of(model, measured).calibration
     policy.is_bounded = sum(weights.numel() for weights in model.get_decoder().parameters()) >= FEWEST_WEIGHTS
     return policy
 

@@ -79,6 +79,7 @@ _FAILFAST: dict[str, tuple[type, str]] = {
     "draft_reuse": (bool, "propose the rest of a rejected draft again"),
     "self_selection": (int, "drafts of one pass that are verified together, at most 64; 1: one"),
     "exact": (bool, "round each token as if it were alone: the text of such forwards without drafts; on a CPU"),
+    "overlap": (bool, "make the next draft while the target verifies this one"),
 }
 
 

@@ -21,7 +21,8 @@ from ..config import FailFastConfig
 from ..drafters import DiffusionDrafter, Draft, DraftRequest, DraftSession, PerRow, Wrapper
 from ..engine.ragged import RaggedIds
 from ..policies.base import Decision, LengthPolicy
-from ..policies.confidence import ConfidenceThreshold, FixedLength, Pace
+from ..policies.bound import Pace
+from ..policies.confidence import ConfidenceThreshold, FixedLength
 from ..policies.goodput import Mean
 from .lookup import SHORTEST_MATCH
 from .suffixes import Match, SuffixAutomaton

@@ -13,7 +13,7 @@ from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
 from ..compatibility import CACHE, with_cache_name
 from ..config import FailFastConfig
-from ..drafters import DiffusionDrafter, Draft, DrafterErrors, DraftRequest, FallbackSession
+from ..drafters import DiffusionDrafter, Draft, DrafterErrors, DraftRequest, FallbackSession, OverlapSession
 from ..engine.kernels.reference import RowOutcome
 from ..engine.positions import position_table, rope_change
 from ..engine.runner import EagerRunner, Forward, Head, TopLogits, WithTopLogits
@@ -23,7 +23,7 @@ from ..policies.base import LengthPolicy
 from .acceptance import Acceptance
 from .layer_outputs import LayerOutputs, asked_layers
 from .proposals import Proposals
-from .refusals import check_request, takes_trees
+from .refusals import check_request, check_takes_back, takes_trees
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import DraftRoom, StopRules
@@ -62,11 +62,14 @@ def failfast_decoding(
     `speculation` (`SpecDecodingStats`). Raises ValueError naming whatever is not supported.
     """
     generation = prepare(model, input_ids, logits_processor, stopping_criteria, generation_config, **arguments)
-    while generation.is_running:
-        draft = propose(generation)
-        verified = verify(generation, draft)
-        outcome = accept(generation, draft, verified)
-        commit(generation, draft, verified, outcome)
+    try:
+        while generation.is_running:
+            draft = propose(generation)
+            verified = verify(generation, draft)
+            outcome = accept(generation, draft, verified)
+            commit(generation, draft, verified, outcome)
+    finally:
+        generation.session.close()
     return finish(generation)
 
 
@@ -154,13 +157,18 @@ def prepare(
     proposals = None
     if config.proposes_more:
         has_trees = bool(config.most_nodes) and takes_trees(model, stops.max_length)
-        proposals = Proposals.of(config, stops, has_trees)
+        proposals = Proposals.of(config, stops, has_trees, policy.calibration)
     num_alternatives = 0 if proposals is None else proposals.num_alternatives
-    # A draft that is abandoned at a timeout would go on writing in the target's slots.
-    slots = SharedSlots() if drafter_timeout is None else None
+    # A draft that is abandoned at a timeout would go on writing in the target's slots; one that is made ahead would
+    # write in them while the target does.
+    slots = SharedSlots() if drafter_timeout is None and not config.overlap else None
     capacity, num_rows = stops.max_length, sequences.num_rows
     request = DraftRequest(model, capacity, num_rows, stops.eos_token_ids, warp, num_alternatives, slots)
-    session = FallbackSession(drafter.start(request), drafter_errors, drafter_timeout)
+    started_session = drafter.start(request)
+    if config.overlap:
+        check_takes_back(drafter, started_session)
+        started_session = OverlapSession(started_session, config, drafter_timeout)
+    session = FallbackSession(started_session, drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
     asked = asked_layers(generation_config)
     runner = drafter.runners.target(model, session.target_layers, asked, config.exact)
@@ -206,9 +214,13 @@ def propose(generation: Generation) -> Draft:
         0 if sequences.finished[row] else generation.rooms[row].after(sequences.lengths[row])
         for row in sequences.running
     ]
-    draft = generation.session.draft(sequences.known, generation.policy, room).to(sequences.device)
-    if generation.proposals is not None:
-        draft = generation.proposals.extend(draft, sequences.known, sequences.running, room)
+    policy, proposals = generation.policy, generation.proposals
+    if proposals is not None and policy.calibration is not None:
+        policy.offered(proposals.without_draft(sequences.known, sequences.running, room, policy.prices))
+    draft = generation.session.draft(sequences.known, policy, room).to(sequences.device)
+    if proposals is not None:
+        draft = proposals.extend(draft, sequences.known, sequences.running, room, policy.prices)
+        policy.proposed(draft.lengths, isinstance(draft, TreeDraft))
     generation.proposed = perf_counter()
     generation.drafting = generation.proposed - started if draft.passes or len(draft) else 0.0
     generation.stats.draft_seconds += generation.proposed - started
@@ -254,6 +266,8 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
         generation.proposals.observe(draft, outcome, generation.stats)
     if isinstance(draft, Proposal):
         confirmed = draft.confirmed(outcome)
+        more = [row.accepted - count for count, row in zip(confirmed, outcome, strict=True)]
+        generation.policy.overtaken(more)
         own = draft.accepted_own(outcome)
         kept = [min(count, row.cached) for count, row in zip(own, outcome, strict=True)]
     if isinstance(draft, TreeDraft):
@@ -334,6 +348,7 @@ def finish(generation: Generation) -> GenerateDecoderOnlyOutput | torch.Tensor:
     stats.runner = generation.runner.description
     stats.drafter_errors = int(generation.session.error is not None)
     stats.learned_steps = generation.session.learned_steps
+    stats.overlap_hits = generation.session.overlap_hits
     stats.other_seconds = perf_counter() - generation.started - stats.draft_seconds - stats.verify_seconds
     if generation.complete is not None:
         rows = range(sequences.num_rows)

@@ -15,7 +15,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from ..compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
 from ..config import MOST_NODES, FailFastConfig
-from ..drafters import DiffusionDrafter
+from ..drafters import DiffusionDrafter, DraftSession
 from ..engine.causal_lm import attention_name, has_several_states
 from ..engine.positions import counted_from, position_table, rope_change
 from ..engine.slot_cache import layer_windows, storing_layers
@@ -172,6 +172,17 @@ def check_tree(
     if not options.most_nodes:
         return
     name, off = ("draft_tree", 0) if options.draft_tree else ("self_selection", 1)
+    if (reason := _why_no_tree(model, drafter, arguments)) is not None:
+        raise ValueError(f"`{name}`={getattr(options, name)} is not possible, only `{name}`={off}: {reason}.")
+
+
+def can_branch(model: PreTrainedModel, drafter: DiffusionDrafter, arguments: dict[str, Any]) -> bool:
+    """Whether drafts of the call could be trees, if nobody asked for them."""
+    return _why_no_tree(model, drafter, arguments) is None and _why_chains(model, 0) is None
+
+
+def _why_no_tree(model: PreTrainedModel, drafter: DiffusionDrafter, arguments: dict[str, Any]) -> str | None:
+    """What keeps this target, drafter and cache from having trees; None: nothing."""
     config = model.config.get_text_config(decoder=True)
     cache = arguments.get(CACHE)
     given = arguments.get("generation_config") or model.generation_config
@@ -193,38 +204,65 @@ def check_tree(
             not drafter.has_alternatives
         ),
     }
+    return next((reason for reason, is_true in reasons.items() if is_true), None)
+
+
+def check_overlap(model: PreTrainedModel, drafter: DiffusionDrafter, options: FailFastConfig) -> None:
+    """Raises ValueError on a target and a drafter that cannot work at the same time."""
+    if not options.overlap:
+        return
+    reasons = {
+        "the target's weights are offloaded, and are moved by one forward at a time": any(
+            weights.device.type == "meta" for weights in model.parameters()
+        ),
+        f"a {type(drafter).__name__} decides on lengths itself": not drafter.drafts_by_chunks,
+    }
     for reason, is_true in reasons.items():
         if is_true:
-            raise ValueError(f"`{name}`={getattr(options, name)} is not possible, only `{name}`={off}: {reason}.")
+            raise ValueError(f"`overlap`=True is not possible, only `overlap`=False: {reason}.")
+
+
+def check_takes_back(drafter: DiffusionDrafter, session: DraftSession) -> None:
+    """Raises ValueError on a drafter that cannot draft before it knows what the target has verified."""
+    reason = "cannot take back what it has read of a text that turns out to be another one"
+    if session.target_layers:
+        reason = "reads the target's hidden states, which are there only after the verification"
+    elif session.top_logits:
+        reason = "learns from each round before it drafts again"
+    if session.target_layers or session.top_logits or not session.takes_back:
+        raise ValueError(f"`overlap`=True is not possible, only `overlap`=False: a {type(drafter).__name__} {reason}.")
 
 
 def check_chain(config: FailFastConfig) -> None:
     """Raises ValueError on options that transformers' own loop, which verifies chains, cannot honour."""
-    options = {"draft_tree": 0, "draft_lookup": 0, "draft_reuse": False, "self_selection": 1, "exact": False}
-    for name, off in options.items():
-        if (value := getattr(config, name)) != off:
+    options: dict[str, object] = {"draft_tree": 0, "draft_lookup": 0, "draft_reuse": False, "self_selection": 1}
+    for name, off in (options | {"exact": False, "overlap": False}).items():
+        if (value := getattr(config, name)) not in (off, None):
             raise ValueError(
                 f"`{name}`={value} is not possible with `assisted_generate`, only `{name}`={off}: transformers' own "
-                "loop verifies the drafter's chains."
+                "loop verifies the drafter's chains, one after the other."
             )
 
 
 def takes_trees(model: PreTrainedModel, max_length: int) -> bool:
     """Whether the target's attention takes a mask and positions of its own, as trees need; logs once why not."""
+    reason = _why_chains(model, max_length)
+    if reason is not None and model not in _told:
+        _told.add(model)
+        logger.warning("Trees (`draft_tree`, `self_selection`) fall back to chains: %s.", reason)
+    return reason is None
+
+
+def _why_chains(model: PreTrainedModel, max_length: int) -> str | None:
     config = model.config.get_text_config(decoder=True)
     attention, counted = attention_name(model), counted_from(config)
     if attention not in ("sdpa", "eager"):
-        reason = f"`attn_implementation`={attention!r} takes no mask of its own"
-    elif _has_alibi(model):
-        reason = f"`{config.model_type}` computes ALiBi from a mask of two dimensions"
-    elif counted is not None and max_length + MOST_NODES > counted:
-        reason = f"`{config.model_type}` counts positions itself"
-    else:
-        return True
-    if model not in _told:
-        _told.add(model)
-        logger.warning("Trees (`draft_tree`, `self_selection`) fall back to chains: %s.", reason)
-    return False
+        return f"`attn_implementation`={attention!r} takes no mask of its own"
+    if _has_alibi(model):
+        return f"`{config.model_type}` computes ALiBi from a mask of two dimensions"
+    if counted is not None and max_length + MOST_NODES > counted:
+        return f"`{config.model_type}` counts positions itself"
+    return None
 
 
 def fits_slots(model: PreTrainedModel) -> bool:

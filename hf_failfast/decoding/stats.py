@@ -7,8 +7,15 @@ from typing import NamedTuple
 from .advice import Doing, advise
 from .written import Written, as_html
 
-# Counts of what a round may propose besides drafts (docs/strategies.md).
-OF_STRATEGIES = ("nodes_verified", "accepted_depth", "lookup_accepted", "reused", "reuse_accepted")
+# Counts of what a round may propose besides drafts (docs/strategies.md), in words.
+OF_STRATEGIES = {
+    "nodes_verified": "nodes of trees verified",
+    "accepted_depth": "accepted in trees",
+    "lookup_accepted": "suggested by the text",
+    "reused": "proposed again",
+    "reuse_accepted": "of these accepted",
+    "overlap_hits": "drafts made ahead",
+}
 
 
 class RoundRecord(NamedTuple):
@@ -32,6 +39,7 @@ class SpecDecodingStats:
     lookup_accepted: accepted tokens that the text suggested (`draft_lookup`); they are part of `accepted`.
     reused, reuse_accepted: tokens of rejected drafts that were proposed again (`draft_reuse`), and those of them that
         were accepted.
+    overlap_hits: rounds whose draft was made while the target verified the one before (`overlap`).
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
     runner: how the target's forwards ran: `eager`, or `cuda_graphs` and what was captured.
@@ -49,6 +57,7 @@ class SpecDecodingStats:
     lookup_accepted: int = 0
     reused: int = 0
     reuse_accepted: int = 0
+    overlap_hits: int = 0
     host_reads: int = 0
     drafter_errors: int = 0
     learned_steps: int = 0
@@ -93,7 +102,9 @@ class SpecDecodingStats:
         total = sum(seconds.values())
         shares = ", ".join(f"{name} {value / total:.0%}" for name, value in seconds.items()) if total else "not timed"
         errors = f"; {self.drafter_errors} drafters given up" if self.drafter_errors else ""
-        return f"{tokens}; {drafts}; {shares}{errors}"
+        counts = [f"{value} {text}" for name, text in OF_STRATEGIES.items() if (value := getattr(self, name))]
+        strategies = f"; {', '.join(counts)}" if counts else ""
+        return f"{tokens}; {drafts}{strategies}; {shares}{errors}"
 
     def _repr_html_(self) -> str:
         """For notebooks: the counts, and the text, coloured by who wrote it, if `generate` was given `tokenizer=`."""

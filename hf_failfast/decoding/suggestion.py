@@ -67,6 +67,7 @@ class View(NamedTuple):
     drafted: list[int]
     sure: int | None  # tokens of the draft before the first unsure one; None: nothing may follow it
     room: int  # tokens that may follow the text
+    confidence: list[float]  # of the drafted tokens
 
 
 class Reader:
@@ -91,7 +92,7 @@ class Reader:
             ids, drafted = list(map(int, both[index][len(draft) :])), draft.lengths[index]
             text += ids[len(draft) :][len(text) - read : length - read]
             sure = self._sure(ids[:drafted], both[index][:drafted], room[index])
-            views.append(View(row, text, ids[:drafted], sure, room[index]))
+            views.append(View(row, text, ids[:drafted], sure, room[index], both[index][:drafted]))
         return views
 
     def _sure(self, drafted: list[int], confidence: list[float], room: int) -> int | None:

@@ -20,6 +20,7 @@ import torch
 from ..drafters import Draft
 from ..engine.kernels.reference import RowOutcome
 from ..engine.window import Tree
+from ..policies.base import Calibration, RowPrices
 from ..policies.calibration import OnlineCalibration
 from .lattice import MOST_ALTERNATIVES, Column, columns_of
 from .suggestion import Proposal, Source, Suggestion
@@ -170,16 +171,22 @@ class Trees:
         self.branches = branches
         self._chance = random.Random(0)  # its own: the text's samples do not depend on how it is drafted
         self.num_alternatives = min(max_nodes, MOST_ALTERNATIVES)
-        self.calibration = OnlineCalibration()
+        self.calibration: Calibration = OnlineCalibration()
         self._confidence: list[list[float]] = []
+        self._prices: RowPrices | None = None
+        self.won = 0.0  # tokens that the branches of the last trees are expected to add, per sequence
 
     def takes(self, draft: Draft) -> bool:
         """Whether there is a draft, and room for branches."""
         return draft.alternatives is not None and 0 < len(draft) < self.max_nodes
 
-    def grow(self, draft: Draft, suggestions: Sequence[Sequence[Suggestion]] = ()) -> TreeDraft:
-        """The draft with branches; the suggestions for each sequence, if any, are the first of them."""
+    def grow(
+        self, draft: Draft, suggestions: Sequence[Sequence[Suggestion]] = (), prices: RowPrices | None = None
+    ) -> TreeDraft:
+        """The draft with branches; the suggestions for each sequence, if any, are the first of them. With prices a
+        node must be worth its own."""
         columns = columns_of(draft)
+        self._prices, self.won = prices, 0.0
         self._confidence = [row.confidence[:length] for row, length in zip(columns, draft.lengths, strict=True)]
         rows = zip(columns, draft.lengths, suggestions or [()] * len(columns), strict=True)
         trees = tuple(self._tree(*row) for row in rows)
@@ -221,23 +228,33 @@ class Trees:
                     tree.suggested[len(tree)] = suggestion.source
                 node = tree.add(node, token_id)
         for number in range(self.num_drafts - 1):
-            self._add_sampled(tree, row, length, TEMPERATURES[number % len(TEMPERATURES)])
+            self._add_sampled(tree, row, frontier.chances, TEMPERATURES[number % len(TEMPERATURES)])
         while self.branches and len(tree) < self.max_nodes and (best := frontier.pop()) is not None:
+            if not self._is_worth(best.chance, tree):
+                break
+            self.won += best.chance / len(self._confidence)
             node = tree.add(best.parent, row.token_ids[best.depth][best.rank])
             frontier.offer(best.survival, best.parent, best.depth, best.rank + 1)
             frontier.offer(best.chance, node, best.depth + 1, 0)
         return tree
 
-    def _add_sampled(self, tree: TokenTree, row: Column, length: int, temperature: float) -> None:
-        """Adds a draft whose tokens are drawn place by place, until the tree is full."""
-        node = ROOT
-        for place in range(length):
+    def _is_worth(self, chance: float, tree: TokenTree) -> bool:
+        """Whether a node with this chance of being accepted may be added."""
+        return self._prices is None or self._prices.gain(chance, len(tree), in_tree=True) > 0
+
+    def _add_sampled(self, tree: TokenTree, row: Column, chances: list[list[float]], temperature: float) -> None:
+        """Adds a draft whose tokens are drawn place by place, until the tree is full or they are not worth a node."""
+        node, chance = ROOT, 1.0
+        for place in range(len(chances)):
             weights = [max(value, 0.0) ** (1 / temperature) for value in (row.confidence[place], *row.probs[place])]
             if not sum(weights) > 0:
                 return
-            (token_id,) = self._chance.choices(row.token_ids[place], weights)
-            if token_id not in tree.children[node + 1] and len(tree) == self.max_nodes:
-                return
+            (rank,) = self._chance.choices(range(len(weights)), weights)
+            token_id, chance = row.token_ids[place][rank], chance * chances[place][rank]
+            if token_id not in tree.children[node + 1]:
+                if len(tree) == self.max_nodes or not self._is_worth(chance, tree):
+                    return
+                self.won += chance / len(self._confidence)
             node = tree.add(node, token_id)
 
     def _chances(self, place: int, row: Column) -> list[float]:

@@ -100,12 +100,18 @@ class DraftSession(ABC):
     position; then `learn` hands it every round's, after `accept` and `observe`. `learned_steps` counts its steps.
 
     A session of one sequence that `judges` can tell in one pass what it would write after each of some guessed tokens.
+
+    takes_back: whether `accept` takes counts below 0, too: then tokens of the text that the last draft follows turned
+        out to be others. Only such a session may draft before its text is known (`overlap`); `overlap_hits` counts the
+        rounds that got such a draft.
     """
 
     target_layers: tuple[int, ...] = ()
     judges: bool = False
     top_logits: int = 0
     learned_steps: int = 0
+    takes_back: bool = False
+    overlap_hits: int = 0
 
     @abstractmethod
     def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
@@ -137,6 +143,9 @@ class DraftSession(ABC):
         what the target found likely in their places. Called only if the session asks for `top_logits`."""
         assert not self.top_logits, f"{type(self).__name__} asks for the target's logits and does not take them"
 
+    def close(self) -> None:  # noqa: B027
+        """The generation is over, however it ended; nothing of the session goes on."""
+
     def row(self, row: int) -> tuple[DraftSession, int]:
         """The session that remembers a sequence of this one, and its row there."""
         return self, row
@@ -157,6 +166,7 @@ class PerRow(DraftSession):
         self.sessions = sessions
         self.target_layers = sessions[0].target_layers
         self.top_logits = sessions[0].top_logits
+        self.takes_back = all(session.takes_back for session in sessions)
 
     @classmethod
     def of(cls, request: DraftRequest, start: Callable[[DraftRequest], DraftSession]) -> DraftSession:

@@ -58,6 +58,8 @@ class DiffusionGemmaDrafter(DiffusionDrafter):
 class DiffusionGemmaSession(ChunkedSession):
     """Encodes what is new, causally and for good, then reads a canvas of random tokens against the slots."""
 
+    takes_back = True
+
     def __init__(self, model: Any, vocab_size: int, request: DraftRequest) -> None:
         self.device = model.device
         super().__init__(request.eos_on(self.device))

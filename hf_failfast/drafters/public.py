@@ -9,6 +9,7 @@ from .wrappers.base import Wrapper
 from .wrappers.conversation import Conversation
 from .wrappers.fallback import DrafterErrors, FallbackSession
 from .wrappers.learning import Learning
+from .wrappers.overlap import OverlapSession
 
 __all__ = [
     "Conversation",
@@ -19,6 +20,7 @@ __all__ = [
     "DrafterErrors",
     "FallbackSession",
     "Learning",
+    "OverlapSession",
     "PerRow",
     "RaggedIds",
     "Warp",

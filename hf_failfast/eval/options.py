@@ -30,6 +30,7 @@ APPLIES_TO: dict[str, tuple[MethodName, ...]] = {
     "draft_reuse": ("failfast", "fixed"),
     "self_selection": ("failfast", "fixed"),
     "exact": ("failfast", "fixed"),
+    "overlap": ("failfast", "fixed"),
     "num_assistant_tokens": ("assisted", "prompt_lookup"),
     "target_latency_ms": ("failfast", "fixed"),
     "drafter_latency_ms": ("failfast", "fixed"),
@@ -54,6 +55,7 @@ class EvalOptions:
         a draft, and whether the rest of a rejected draft is proposed again; default: the drafter's own.
     self_selection: drafts of one pass that are verified together; default: the drafter's own.
     exact: whether each token is rounded as if it were alone, with `compare_plain` in plain decoding, too.
+    overlap: make the next draft while the target verifies this one; default: the drafter's own.
     num_assistant_tokens: draft length of `assisted` and `prompt_lookup`; default: transformers' own, and 10.
     target_latency_ms, drafter_latency_ms: forward latencies of the modelled speedup; both, or neither to have them
         measured, which needs `compare_plain`.
@@ -75,6 +77,7 @@ class EvalOptions:
     draft_reuse: bool | None = None
     self_selection: int | None = None
     exact: bool | None = None
+    overlap: bool | None = None
     num_assistant_tokens: int | None = None
     target_latency_ms: float | None = None
     drafter_latency_ms: float | None = None

@@ -1,5 +1,6 @@
 """How long a draft gets: when another chunk follows, and how much of it is verified."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,14 @@ class ChunkRule(Protocol):
     def max_draft_length(self) -> int: ...
 
 
+class Calibration(Protocol):
+    """What a confidence is worth: see `OnlineCalibration`."""
+
+    def probability(self, place: int, confidence: float) -> float: ...
+
+    def observe(self, place: int, confidence: float, is_confirmed: bool) -> None: ...
+
+
 class Drafter(Protocol):
     """What a policy asks of the drafter."""
 
@@ -39,14 +48,45 @@ class Drafter(Protocol):
 class RoundCosts:
     """Measured seconds: of a drafter pass by the tokens it reads besides the last one (the first pass reads the
     prompt), and of the rest of a round by the draft tokens it verifies. Points (count, seconds), ascending, at least
-    two; linear between and beyond them."""
+    two; linear between and beyond them.
+
+    tree: the same as `verify` for drafts that branch, the making of the tree included; empty: as `verify`.
+    """
 
     draft: tuple[tuple[int, float], ...]
     verify: tuple[tuple[int, float], ...]
+    tree: tuple[tuple[int, float], ...] = ()
 
 
 # (sequences of the batch, tokens of the longest one) -> what rounds of such a batch cost.
 MeasureCosts = Callable[[int, int], RoundCosts]
+
+
+@dataclass(frozen=True)
+class RowPrices:
+    """What the target's verification of more tokens costs, in plain rounds, and what it must bring.
+
+    rate: tokens that a plain round's time has to bring. chain, tree: the cost by the tokens verified. most: the
+    highest cost of the verification.
+    """
+
+    rate: float
+    chain: Sequence[float]
+    tree: Sequence[float]
+    most: float
+
+    def gain(self, chance: float, num_tokens: int, in_tree: bool) -> float:
+        """The tokens won by verifying one more token besides `num_tokens`, if it is confirmed so likely."""
+        costs = self.tree if in_tree else self.chain
+        if num_tokens + 1 >= len(costs) or costs[num_tokens + 1] > self.most:
+            return -math.inf
+        return chance - self.rate * (costs[num_tokens + 1] - costs[num_tokens])
+
+    def surplus(self, num_tree: int, num_chain: int) -> float:
+        """The tokens that a tree must win to be worth more than a chain, by the tokens of both."""
+        if num_tree >= len(self.tree) or self.tree[num_tree] > self.most or num_chain >= len(self.chain):
+            return math.inf
+        return self.rate * (self.tree[num_tree] - self.chain[num_chain])
 
 
 # What drafting may lose against plain rounds: 2.7 tokens at once, which may be the price of reading the prompt, and
@@ -60,8 +100,8 @@ class Account:
     """What drafting has won or lost against plain rounds, in tokens per sequence. The unit of time is a plain round,
     which makes one token; rounds draft while the balance holds what they may lose."""
 
-    def __init__(self) -> None:
-        self.balance = FIRST_CREDIT
+    def __init__(self, first_credit: float = FIRST_CREDIT) -> None:
+        self.balance = first_credit
         self.savings = 0.0
         self._num_emitted = 0.0
 
@@ -92,11 +132,14 @@ class LengthPolicy(ABC):
     `start_draft` before and `cut` after the drafting, and `observe` after the verification.
 
     options: the fields of `FailFastConfig` that the policy reads.
+    calibration: what a confidence of this pair is worth; such a policy also weighs what a round may propose besides
+        drafts. None: whatever is asked for is proposed.
     is_bounded: whether the target's rounds are long enough for their times to say what drafting loses.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
     is_bounded: bool = False
+    calibration: Calibration | None = None
 
     def __init__(self, chunk_length: int, max_draft_length: int) -> None:
         self.chunk_length = chunk_length
@@ -118,6 +161,21 @@ class LengthPolicy(ABC):
 
     def resume(self, num_read: int) -> None:  # noqa: B027
         """The drafter remembers `num_read` tokens of the text from an earlier call; called before the first draft."""
+
+    def offered(self, chances: Sequence[Sequence[float]]) -> None:  # noqa: B027
+        """What a round without a draft may propose: how likely the target confirms the first 1, 2, ... tokens that the
+        text suggests for each sequence. Called before `start_draft`, of policies with a calibration."""
+
+    @property
+    def prices(self) -> RowPrices | None:
+        """What more tokens than the draft's cost in this round; None: nothing that counts."""
+        return None
+
+    def proposed(self, num_tokens: Sequence[int], in_tree: bool) -> None:  # noqa: B027
+        """The target verifies `num_tokens[b]` tokens of sequence b: the draft, and what else is proposed."""
+
+    def overtaken(self, counts: Sequence[int]) -> None:  # noqa: B027
+        """Sequence b got `counts[b]` further tokens, which are not of its draft; called before `observe`."""
 
     def start_draft(self, num_rows: int, num_tokens: int, room: int) -> bool:
         """Whether to draft in this round, for `num_rows` sequences, the longest of `num_tokens` tokens.

@@ -6,6 +6,8 @@ import math
 # taken as it is.
 SLOPE_PRIOR, INTERCEPT_PRIOR = 8.0, 1.0
 PLACES = 64
+# Observations that are remembered: texts change.
+MOST_INFORMATION = 40.0
 
 
 class OnlineCalibration:
@@ -34,10 +36,17 @@ class OnlineCalibration:
         place, odds = min(place, PLACES - 1), _log_odds(confidence)
         expected = self.probability(place, confidence)
         surprise, information = float(is_confirmed) - expected, expected * (1 - expected)
-        self._slope_information += information * odds * odds
-        self._information[place] += information
+        self._slope_information = min(self._slope_information + information * odds * odds, 4 * MOST_INFORMATION)
+        self._information[place] = min(self._information[place] + information, MOST_INFORMATION)
         self.slope = max(self.slope + surprise * odds / self._slope_information, 0.0)
         self.intercepts[place] += surprise / self._information[place]
+
+    def fade(self, memory: float) -> None:
+        """Takes confidences a little more as they are again: 1 keeps all that was learned, 0 nothing."""
+        self.slope = 1 + memory * (self.slope - 1)
+        self.intercepts = [memory * intercept for intercept in self.intercepts]
+        self._slope_information = SLOPE_PRIOR + memory * (self._slope_information - SLOPE_PRIOR)
+        self._information = [INTERCEPT_PRIOR + memory * (each - INTERCEPT_PRIOR) for each in self._information]
 
 
 def _log_odds(probability: float) -> float:

@@ -13,11 +13,11 @@ from typing import Self
 
 import torch
 
-from .base import Account, ChunkRule, Decision, Drafter, LengthPolicy, MeasureCosts, first_ends
+from .base import Account, ChunkRule, Decision, Drafter, LengthPolicy, MeasureCosts, RowPrices, first_ends
+from .calibration import OnlineCalibration
 
 LONGEST_CHUNK = 16
 LONGEST_DRAFT = 64
-CONFIDENCE_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 # A draft begins if the account holds the drafter's pass and the verification of this many tokens.
 PROBE_LENGTH = 3
@@ -55,41 +55,9 @@ class Mean:
         return (self.prior * self.prior_weight + self.total) / (self.prior_weight + self.weight)
 
 
-class Calibration:
-    """How likely the target confirms a draft token after confirmed ones, given its confidence and place in its chunk.
-
-    At first the confidence itself; later times two ratios of confirmed to expected tokens: that of tokens about as
-    confident, and that of tokens in the same place.
-    """
-
-    def __init__(self) -> None:
-        self._by_confidence = [Mean(1.0, weight=2.0) for _ in range(len(CONFIDENCE_EDGES) + 1)]
-        self._by_place = [Mean(1.0, weight=2.0) for _ in range(LONGEST_CHUNK)]
-
-    def probability(self, place: int, confidence: float) -> float:
-        """In [0, 1]; 0 for a confidence that is not a number."""
-        if not confidence > 0:
-            return 0.0
-        by_confidence = self._by_confidence[bisect(CONFIDENCE_EDGES, confidence)]
-        return min(confidence * by_confidence.value * self._by_place[place].value, 1.0)
-
-    def observe(self, place: int, confidence: float, is_confirmed: bool) -> None:
-        """Learns whether the target confirmed such a token."""
-        if confidence > 0:
-            by_confidence = self._by_confidence[bisect(CONFIDENCE_EDGES, confidence)]
-            expected = min(confidence * by_confidence.value, 1.0)
-            by_confidence.add(float(is_confirmed), confidence)
-            self._by_place[place].add(float(is_confirmed), max(expected, 1e-6))
-
-    def fade(self) -> None:
-        """Trusts confidence a little more again."""
-        for mean in self._by_confidence + self._by_place:
-            mean.fade(TRUST_MEMORY)
-
-
 class RowDraft:
-    """A sequence's unfinished draft: of each token its place in its chunk, its confidence and its survival (how likely
-    it and all before it are confirmed); and the time that the passes took so far."""
+    """A sequence's unfinished draft: of each token its place, its confidence and its survival (how likely it and all
+    before it are confirmed); and the time that the passes took so far."""
 
     def __init__(self) -> None:
         self.tokens: list[tuple[int, float]] = []
@@ -97,9 +65,10 @@ class RowDraft:
         self.cost = 0.0
         self.is_ended = False
 
-    def add(self, confidence: Sequence[float], calibration: Calibration) -> None:
+    def add(self, confidence: Sequence[float], calibration: OnlineCalibration) -> None:
         survival = self.survival[-1] if self.survival else 1.0
-        for place, value in enumerate(confidence):
+        for value in confidence:
+            place = len(self.tokens)
             survival *= calibration.probability(place, value)
             self.tokens.append((place, value))
             self.survival.append(survival)
@@ -114,6 +83,10 @@ class Goodput(LengthPolicy):
     expected to make more tokens than the known rate makes in the same time. Whether a token is verified depends
     neither on it nor on anything after it, since later drawn tokens and their confidences depend on it.
 
+    What else a round may propose has the same price: a token that the text suggests, or a branch of a tree, is
+    verified if it is worth its row; and where the text suggests something that is likely enough, the drafter's pass is
+    spared. All of it is in the account.
+
     Decides on confidence and on earlier rounds, never on the tokens drafted. Draft lengths depend on measured times,
     so that under sampling a seed reproduces a text only while the measurement lasts (the process).
     """
@@ -121,6 +94,7 @@ class Goodput(LengthPolicy):
     def __init__(self, measure: MeasureCosts) -> None:
         super().__init__(1, LONGEST_DRAFT)
         self._measure = measure
+        self.calibration: OnlineCalibration = OnlineCalibration()
 
     @classmethod
     def for_pair(cls, config: ChunkRule, drafter: Drafter, measure: MeasureCosts) -> Self:
@@ -133,7 +107,6 @@ class Goodput(LengthPolicy):
 
     def start(self, num_rows: int, num_tokens: int) -> None:
         self.price(num_rows, num_tokens)
-        self.calibration = Calibration()
         self._account = Account()
         self._rate = Mean(1.0, memory=0.95)
         # By place: the gain in a round for the first chunk, the survival for later ones.
@@ -142,8 +115,16 @@ class Goodput(LengthPolicy):
         self._next = Mean(0.7, memory=0.99)  # how often the token after a confirmed one is confirmed
         self._length = 0  # tokens of this draft that are worth verifying
         self._num_read = 0  # tokens that the drafter had read when the last draft began
+        self._own = Mean(1.0, memory=0.95)  # tokens confirmed of a draft
+        self._begin_round()
+
+    def _begin_round(self) -> None:
         self._rows: list[RowDraft] = []  # the drafts in progress
         self._drafted: list[RowDraft] = []  # all drafts of the round
+        self._offered: Sequence[Sequence[float]] = []  # by sequence, the chances of what the text suggests
+        self._num_verified: int | None = None  # tokens of the longest sequence; None: those of its draft
+        self._in_tree = False
+        self._more = 0.0  # tokens per sequence that were confirmed besides the draft's
 
     def price(self, num_rows: int, num_tokens: int) -> None:
         """Takes over the costs of such a batch; keeps what was learned of confidences and gains."""
@@ -151,7 +132,9 @@ class Goodput(LengthPolicy):
         self.num_rows = num_rows
         plain = seconds_at(costs.verify, 0)
         self._draft_points = [(count, seconds / plain) for count, seconds in costs.draft]
-        self._verify = [seconds_at(costs.verify, count) / plain for count in range(LONGEST_DRAFT + 1)]
+        counts = range(LONGEST_DRAFT + 1)
+        self._verify = [seconds_at(costs.verify, count) / plain for count in counts]
+        self._tree = [seconds_at(costs.tree or costs.verify, count) / plain for count in counts]
         first, last = self._pass_cost(1), self._pass_cost(LONGEST_CHUNK)
         self._row_cost = max(last - first, 0.0) / (LONGEST_CHUNK - 1)
 
@@ -181,6 +164,8 @@ class Goodput(LengthPolicy):
         if room < 1 or not length or not self._can_afford(unread, length):
             return False
         cost = self._pass_cost(unread - 1 + length)
+        if self._spares(cost):
+            return False
         self.chunk_length = length
         self._num_read = num_tokens
         self._book(cost)
@@ -209,16 +194,45 @@ class Goodput(LengthPolicy):
 
     def observe(self, num_accepted: Sequence[int]) -> None:
         for row, accepted in zip(self._drafted, num_accepted, strict=True):
-            for index, (place, confidence) in enumerate(row.tokens[: accepted + 1]):
-                self.calibration.observe(place, confidence, index < accepted)
-        tokens = 1 + sum(num_accepted) / len(num_accepted)
+            for place, confidence in row.tokens[: accepted + 1]:
+                self.calibration.observe(place, confidence, place < accepted)
+        own = sum(num_accepted) / len(num_accepted)
+        tokens = 1 + own + self._more
         drafting = sum(row.cost for row in self._drafted) / len(self._drafted)
-        time = drafting + self._verify[max(len(row.tokens) for row in self._drafted)]
+        verified = self._num_verified
+        if verified is None:
+            verified = max(len(row.tokens) for row in self._drafted)
+        costs = self._tree if self._in_tree else self._verify
+        time = drafting + costs[min(verified, LONGEST_DRAFT)]
         self._rate.add(tokens, time)
-        if drafting and not any(row.tokens for row in self._drafted):
-            self.calibration.fade()
-        self._account.book(tokens, time, bool(drafting))
-        self._drafted = []
+        if drafting:
+            self._own.add(own)
+            if not any(row.tokens for row in self._drafted):
+                self.calibration.fade(TRUST_MEMORY)
+        self._account.book(tokens, time, has_drafted=bool(drafting or verified))
+        self._begin_round()
+
+    def offered(self, chances: Sequence[Sequence[float]]) -> None:
+        self._offered = chances
+
+    @property
+    def prices(self) -> RowPrices:
+        drafting = sum(row.cost for row in self._drafted) / max(len(self._drafted), 1)
+        return RowPrices(self.rate, self._verify, self._tree, self.account + 1 - drafting)
+
+    def proposed(self, num_tokens: Sequence[int], in_tree: bool) -> None:
+        self._num_verified, self._in_tree = max(num_tokens), in_tree
+
+    def overtaken(self, counts: Sequence[int]) -> None:
+        self._more = sum(counts) / len(counts)
+
+    def _spares(self, cost: float) -> bool:
+        """Whether the text suggests enough to do without a pass of this cost: what a draft usually brings counts only
+        where the text's first token is wrong."""
+        if not self._offered or not any(self._offered):
+            return False
+        wrong = sum(1 - (chances[0] if chances else 0.0) for chances in self._offered) / len(self._offered)
+        return wrong * self._own.value < self.rate * cost
 
     def _can_afford(self, unread: int, length: int) -> bool:
         """Whether the account covers a draft of one chunk of `length` tokens, whose pass reads `unread` new tokens."""

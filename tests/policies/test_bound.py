@@ -1,13 +1,17 @@
 """The default rule loses no more than a few per cent against plain decoding: in simulated time, and on a real pair."""
 
 import importlib
+import random
+import statistics
 import time
+from bisect import bisect
+from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
 from conftest import plain, prompt, target
-from goodput_support import COSTS, Text, simulate
+from goodput_support import COSTS, Clock, Text, simulate
 from scripted import ScriptedDrafter
 
 import hf_failfast
@@ -44,6 +48,78 @@ def test_a_good_drafter_keeps_its_gain(costs: str, rule: str, likelihood: float)
     assert free > 1.05
     assert speedup >= 0.97 * free
     assert share < 0.1
+
+
+# Clocks of machines that do something else, too
+
+
+def spikes(seed: int) -> Clock:
+    """One time in five takes up to eight times as long."""
+    chance = random.Random(seed)
+    return lambda seconds, now: seconds * (chance.uniform(2, 8) if chance.random() < 0.2 else 1.0)
+
+
+def shared(seed: int) -> Clock:
+    """Every time takes up to twice as long."""
+    chance = random.Random(seed)
+    return lambda seconds, now: seconds * chance.uniform(1, 2)
+
+
+def phases(seed: int) -> Clock:
+    """For some seconds all takes three times as long, then it does not; phases have any length."""
+    chance = random.Random(seed)
+    changes = list(accumulate(chance.expovariate(1 / 400) for _ in range(400)))
+    return lambda seconds, now: seconds * (3.0 if bisect(changes, now) % 2 else 1.0)
+
+
+def drift(seed: int) -> Clock:
+    """All gets slower, up to twice as slow, or faster again, over 300 rounds."""
+    return lambda seconds, now: seconds * (1 + abs((now / 6000 + seed / 8) % 2 - 1))
+
+
+CLOCKS = {"spikes": spikes, "shared": shared, "phases": phases, "drift": drift}
+SEEDS = range(20)
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("num_tokens", [64, 128, 512])
+@pytest.mark.parametrize("likelihood", [0.6, 0.75])
+def test_a_busy_machine_does_not_end_drafting(likelihood: float, num_tokens: int, clock: str) -> None:
+    """Where drafting wins, disturbed times leave most of the gain in nineteen of twenty texts, and on average."""
+    text, costs = Text(likelihood), COSTS["bfloat16"]
+    free, _ = simulate(policy("bundled", is_bounded=False), text, costs, num_tokens)
+    found = [
+        simulate(policy("bundled"), text, costs, num_tokens, clock=CLOCKS[clock](seed))[0] / free for seed in SEEDS
+    ]
+    assert free > 1.2
+    assert sorted(found)[1] > 0.7
+    assert statistics.mean(found) > 0.92
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("costs", ["bfloat16", "float32"])
+def test_a_busy_machine_still_ends_what_loses(costs: str, clock: str) -> None:
+    """A useless drafter is stopped there, too: it costs a few per cent."""
+    text = Text(0.5, is_useless=True)
+    found = [simulate(policy("bundled"), text, COSTS[costs], 512, clock=CLOCKS[clock](seed))[0] for seed in SEEDS]
+    assert min(found) > 0.9
+    assert statistics.mean(found) > 0.96
+
+
+def test_one_time_ends_nothing() -> None:
+    """However long one drafted round took, or however short one plain round, drafting goes on."""
+
+    def once(number: int, factor: float) -> Clock:
+        calls = iter(range(10**9))
+        return lambda seconds, now: seconds * (factor if next(calls) == number else 1.0)
+
+    text, costs = Text(0.75), COSTS["bfloat16"]
+    free, _ = simulate(policy("bundled", is_bounded=False), text, costs, 128)
+    for number in range(24):  # two times a round
+        for factor in (0.1, 20.0):
+            speedup, share = simulate(policy("bundled"), text, costs, 128, clock=once(number, factor))
+            assert speedup > 0.93 * free
+            assert share < 0.2
 
 
 def test_drafting_is_tried_again() -> None:

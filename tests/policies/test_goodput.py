@@ -1,5 +1,7 @@
 """Draft lengths by goodput, in simulated time: against every fixed rule, and never much slower than plain."""
 
+import math
+import random
 from itertools import product
 
 import pytest
@@ -7,7 +9,9 @@ import torch
 from goodput_support import COSTS, PROMPT, Text, goodput, ids, simulate
 
 from hf_failfast import ConfidenceThreshold, FailFastConfig
-from hf_failfast.policies.goodput import Calibration, Goodput, seconds_at
+from hf_failfast.policies.base import RoundCosts
+from hf_failfast.policies.calibration import OnlineCalibration
+from hf_failfast.policies.goodput import Goodput, seconds_at
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "gpu"])
@@ -75,16 +79,75 @@ def test_a_prompt_is_read_only_if_the_account_holds_it() -> None:
 
 
 def test_calibration() -> None:
-    """Probabilities begin as the confidence and learn from what was confirmed, by confidence and place."""
-    calibration = Calibration()
-    assert calibration.probability(0, 0.6) == 0.6
+    """Probabilities begin as the confidence and learn from what was confirmed, by place and for all together."""
+    calibration, chance = OnlineCalibration(), random.Random(0)
+    assert calibration.probability(0, 0.6) == pytest.approx(0.6)
     assert calibration.probability(0, float("nan")) == calibration.probability(0, 0.0) == 0.0
-    for step in range(400):
-        calibration.observe(0, 0.62, step % 10 < 9)  # too modest
-        calibration.observe(5, 0.97, step % 4 < 1)  # too sure
+    for _ in range(400):
+        calibration.observe(0, 0.62, chance.random() < 0.9)  # too modest
+        calibration.observe(5, 0.97, chance.random() < 0.25)  # too sure
     assert calibration.probability(0, 0.62) == pytest.approx(0.9, abs=0.05)
-    assert calibration.probability(5, 0.97) == pytest.approx(0.25, abs=0.05)
-    assert calibration.probability(0, 0.3) == pytest.approx(0.3, abs=0.05)
+    assert calibration.probability(5, 0.97) == pytest.approx(0.25, abs=0.07)
+    assert calibration.probability(9, 0.5) == pytest.approx(0.5)  # nothing was seen there
+    assert calibration.probability(0, 0.3) < calibration.probability(0, 0.62)
+
+
+def test_calibration_follows_the_text() -> None:
+    """What was true of an earlier text is forgotten as another one goes on."""
+    calibration, chance = OnlineCalibration(), random.Random(1)
+    for likelihood in (0.9, 0.3, 0.8):
+        for _ in range(600):
+            calibration.observe(0, 0.6, chance.random() < likelihood)
+        assert calibration.probability(0, 0.6) == pytest.approx(likelihood, abs=0.15)
+
+
+def test_calibration_of_a_drafter_that_is_too_sure() -> None:
+    """Log-odds twice as large as they should be halve the slope, at every place at once."""
+    calibration, chance = OnlineCalibration(), random.Random(2)
+    for _ in range(1500):
+        odds = chance.uniform(-3, 3)
+        calibration.observe(0, 1 / (1 + math.exp(-2 * odds)), chance.random() < 1 / (1 + math.exp(-odds)))
+    assert calibration.slope == pytest.approx(0.5, abs=0.15)
+    assert calibration.probability(3, 0.95) < 0.9
+    calibration.fade(0.0)
+    assert calibration.probability(3, 0.95) == pytest.approx(0.95)
+
+
+def test_all_rows_are_in_the_account() -> None:
+    """What is verified besides the draft is paid for, what it brings is booked, and no more is verified than the
+    account holds."""
+    policy, costs = goodput(COSTS["float32"]), COSTS["float32"]
+    policy.start(1, 64)
+    before, plain = policy.account, seconds_at(costs.verify, 0)
+    policy.start_draft(1, 64, 0)  # no room for a draft
+    policy.proposed([20], in_tree=False)
+    policy.overtaken([2])
+    policy.observe([0])
+    assert policy.account == pytest.approx(before + 1 + 2 - seconds_at(costs.verify, 20) / plain)
+    prices = policy.prices
+    rows = next(count for count in range(64) if seconds_at(costs.verify, count + 1) / plain - 1 > policy.account)
+    assert prices.gain(1.0, rows, in_tree=False) == -math.inf < prices.gain(1.0, rows - 1, in_tree=False)
+
+
+def test_a_tree_has_its_own_price() -> None:
+    """Rows of a tree cost what was measured for trees, and so does the tree as a whole."""
+    costs = RoundCosts(((1, 1.0), (32, 2.0)), ((0, 10.0), (32, 20.0)), tree=((8, 20.0), (32, 26.0)))
+    policy = goodput(costs)
+    policy.start(1, 64)
+    prices = policy.prices
+    assert prices.gain(0.5, 8, in_tree=False) == pytest.approx(0.5 - 10 / 32 / 10)
+    assert prices.gain(0.5, 8, in_tree=True) == pytest.approx(0.5 - 0.025)
+    assert prices.surplus(16, 4) == pytest.approx((22.0 - 11.25) / 10)
+    assert prices.surplus(65, 4) == math.inf
+
+
+def test_a_likely_suggestion_spares_the_pass() -> None:
+    """The drafter's pass is left out where the text suggests something likely, and only there."""
+    for chance, is_drafted in ((0.05, True), (0.5, True), (0.97, False)):
+        policy = goodput(COSTS["bfloat16"])
+        simulate(policy, Text(0.75), COSTS["bfloat16"], 300)
+        policy.offered([[chance, chance**2]])
+        assert policy.start_draft(1, 365, 100) == is_drafted
 
 
 def trained() -> Goodput:

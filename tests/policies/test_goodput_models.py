@@ -22,6 +22,8 @@ from hf_failfast.policies.goodput import Goodput
 generate_module = importlib.import_module("hf_failfast.generate")  # the attribute of that name is the function
 
 GOODPUT = {"length_policy": "goodput", "return_dict_in_generate": True}
+# Nothing but the drafter's own drafts.
+ALONE = {"draft_tree": 0, "draft_lookup": 0, "draft_reuse": False}
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -55,7 +57,7 @@ def test_mixed_rounds_are_identical(accept_lengths: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(generate_module, "measured_costs", lambda *_: COSTS["bfloat16"])
     reference = plain(target("llama"), prompt(9), max_new_tokens=150)
     script = ScriptedDrafter(reference, accept_lengths, confidence=lambda index: 0.8)
-    output = failfast(target("llama"), prompt(9), script, max_new_tokens=150, **GOODPUT)
+    output = failfast(target("llama"), prompt(9), script, max_new_tokens=150, **GOODPUT, **ALONE)
     assert torch.equal(output.sequences, reference)
     stats = output.speculation
     assert stats.plain_rounds == sum(record.drafter_passes == 0 for record in stats.records)
@@ -68,7 +70,8 @@ def test_host_reads(host_reads: list[str], monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(generate_module, "measured_costs", lambda *_: COSTS["gpu"])
     proposer = drafter("canvas_shift", "llama")
     count_from_the_start(proposer, host_reads, monkeypatch)
-    stats = failfast(target("llama"), prompt(20), proposer, max_new_tokens=60, eos_token_id=119, **GOODPUT).speculation
+    options = {"max_new_tokens": 60, "eos_token_id": 119} | GOODPUT | ALONE
+    stats = failfast(target("llama"), prompt(20), proposer, **options).speculation
     assert len(host_reads) == stats.host_reads == stats.rounds + stats.drafter_passes
 
 

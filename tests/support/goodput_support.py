@@ -1,6 +1,7 @@
 """Rounds of a length policy on a made text, in simulated time at given costs."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +60,21 @@ def ids(confidence: torch.Tensor, end: int = 0) -> torch.Tensor:
     return (places == end).long().expand_as(confidence)
 
 
+# From what something takes on a quiet machine, and the time at which it begins, to what it takes.
+Clock = Callable[[float, float], float]
+
+
+def quiet(seconds: float, now: float) -> float:
+    """Nothing else runs."""
+    return seconds
+
+
 def simulate(
-    policy: LengthPolicy, text: Text, costs: RoundCosts, num_tokens: int, prompt: int = PROMPT
+    policy: LengthPolicy, text: Text, costs: RoundCosts, num_tokens: int, prompt: int = PROMPT, clock: Clock = quiet
 ) -> tuple[float, float]:
-    """(speedup over plain rounds, share of plain rounds) in simulated time, after `prompt` tokens."""
+    """(speedup over plain rounds, share of plain rounds) in simulated time, after `prompt` tokens.
+
+    clock: what the policy is told of the times; the speedup is that on a quiet machine."""
     policy.start(1, prompt)
     time, length, read, rounds, plain_rounds = 0.0, 0, -prompt, 0, 0
     while length < num_tokens:
@@ -82,11 +94,11 @@ def simulate(
             (extend,) = policy.decide(ids(values), values, None, can_extend).extend
         if is_drafting:
             right = right[: policy.cut([len(right)])[0]]
-        drafting = time - started
-        time += seconds_at(costs.verify, len(right))
+        drafting, rest = time - started, seconds_at(costs.verify, len(right))
         accepted = min((right + [False]).index(False), num_tokens - length - 1)
         policy.observe([accepted])
-        policy.spent(drafting, time - started - drafting, [accepted + 1])
+        policy.spent(clock(drafting, started), clock(rest, time), [accepted + 1])
+        time += rest
         length += accepted + 1
         rounds += 1
     return length * seconds_at(costs.verify, 0) / time, plain_rounds / rounds

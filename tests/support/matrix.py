@@ -59,6 +59,7 @@ MATRIX: dict[str, list[Row]] = {
         Row("lookup tails (`draft_lookup`), as chains and branches", "exact", "test_lookup::test_every_architecture"),
         Row("reused drafts (`draft_reuse`), with trees and tails", "exact", "test_reuse::test_with_everything_else"),
         Row("several drafts of a pass (`self_selection`)", "exact", "test_self_selection::test_identical_to_plain"),
+        Row("drafting while the target verifies (`overlap`)", "exact", "test_overlap::test_identical_to_plain"),
         Row('searched paths (`length_policy="diffuspec"`)', "exact", "test_path_search::test_every_architecture"),
         Row(
             "stacks of drafters (`Hierarchy`), whichever levels are asked",

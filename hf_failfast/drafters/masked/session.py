@@ -104,6 +104,8 @@ class MaskedSession(ChunkedSession):
     vocab_size: ids from here on are unknown to the target.
     """
 
+    takes_back = True
+
     def __init__(
         self,
         runner: EagerRunner,

@@ -88,6 +88,7 @@ class ConversationSession(DraftSession):
         self.session = session
         self.target_layers = session.target_layers
         self.top_logits = session.top_logits
+        self.takes_back = session.takes_back
         self.previous = previous
         self.is_settled = True
         self.text: tuple[torch.Tensor, torch.Tensor] | None = None  # (1, n) accepted, (1, k) drafted after them

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from contextlib import suppress
+from typing import Literal, get_args
 
 import torch
 
@@ -13,6 +13,7 @@ from ...engine.ragged import RaggedIds
 from ...engine.runner import TopLogits
 from ...policies.base import LengthPolicy
 from ..base import Draft, DraftSession
+from .threads import InThread
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class FallbackSession(DraftSession):
             try:
                 if self.timeout is None:
                     return self.session.draft(text, policy, room)
-                return _call_in_thread(self.session.draft, (text, policy, room), self.timeout)
+                return InThread(self.session.draft, text, policy, room).result(self.timeout)
             except Exception as error:
                 self.give_up(error)
         policy.start_draft(len(text.lengths), max(text.lengths), 0)
@@ -72,12 +73,21 @@ class FallbackSession(DraftSession):
 
         self._tell(tell)
 
+    def close(self) -> None:
+        def tell(session: DraftSession) -> None:
+            self.overlap_hits = session.overlap_hits
+            session.close()
+
+        self._tell(tell)
+
     def give_up(self, error: BaseException) -> None:
         """Forgets the session, and with it the memory that it holds."""
         if self.on_error == "raise":
             raise error
         if self.session is not None:
             logger.warning("The drafter failed (%s: %s); the rest is decoded plainly.", type(error).__name__, error)
+            with suppress(Exception):  # the first error is the one that counts
+                self.session.close()
         self.session, self.error = None, _without_frames(error)
 
     def _tell(self, what: Callable[[DraftSession], None]) -> None:
@@ -96,24 +106,3 @@ def _without_frames(error: BaseException) -> BaseException:
         link.__traceback__ = None
         links += [each for each in (link.__cause__, link.__context__) if each is not None]
     return error
-
-
-def _call_in_thread(method: Callable[..., Draft], arguments: tuple[Any, ...], timeout: float) -> Draft:
-    results: list[Draft] = []
-    errors: list[BaseException] = []
-
-    @torch.no_grad()  # the mode is a thread's own
-    def run() -> None:
-        try:
-            results.append(method(*arguments))
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="hf_failfast drafter")
-    thread.start()
-    thread.join(timeout)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no draft within `drafter_timeout`={timeout} seconds")
-    return results[0]
