@@ -126,7 +126,8 @@ class FailFastConfig:
             value = getattr(self, name)
             if not isinstance(value, bool) and not (value is None and name == "draft_reuse"):
                 raise ValueError(f"`{name}` must be True or False, but is {value!r}.")
-        if self.overlap and (self.length_policy != "confidence" or self.exact):
+        is_other_rule = isinstance(self.length_policy, str) and self.length_policy != "confidence"
+        if self.overlap and (is_other_rule or self.exact):
             other = "exact" if self.exact else "length_policy"
             needed = "`exact`=False" if self.exact else "`length_policy`='confidence'"
             raise ValueError(

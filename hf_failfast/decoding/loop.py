@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -20,6 +20,7 @@ from ..engine.runner import EagerRunner, Forward, Head, TopLogits, WithTopLogits
 from ..engine.slot_cache import RowStates, SharedSlots, SlotCache, store
 from ..engine.window import Window
 from ..policies.base import LengthPolicy
+from ..policies.confidence import ConfidenceThreshold
 from .acceptance import Acceptance
 from .layer_outputs import LayerOutputs, asked_layers
 from .proposals import Proposals
@@ -167,7 +168,7 @@ def prepare(
     started_session = drafter.start(request)
     if config.overlap:
         check_takes_back(drafter, started_session)
-        started_session = OverlapSession(started_session, config, drafter_timeout)
+        started_session = OverlapSession(started_session, cast(ConfidenceThreshold, policy), drafter_timeout)
     session = FallbackSession(started_session, drafter_errors, drafter_timeout)
     past = model_kwargs[CACHE]
     asked = asked_layers(generation_config)

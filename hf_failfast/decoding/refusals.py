@@ -19,6 +19,7 @@ from ..drafters import DiffusionDrafter, DraftSession
 from ..engine.causal_lm import attention_name, has_several_states
 from ..engine.positions import counted_from, position_table, rope_change
 from ..engine.slot_cache import layer_windows, storing_layers
+from ..policies.confidence import ConfidenceThreshold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -208,10 +209,14 @@ def _why_no_tree(model: PreTrainedModel, drafter: DiffusionDrafter, arguments: d
 
 
 def check_overlap(model: PreTrainedModel, drafter: DiffusionDrafter, options: FailFastConfig) -> None:
-    """Raises ValueError on a target and a drafter that cannot work at the same time."""
+    """Raises ValueError on a target and a drafter that cannot work at the same time, and on a rule that has to know a
+    round's end before it drafts again."""
     if not options.overlap:
         return
+    policy = options.length_policy
     reasons = {
+        f"`length_policy` is a {type(policy).__name__}, and only a ConfidenceThreshold's drafts can be made before the "
+        "round before is over": not isinstance(policy, str) and type(policy) is not ConfidenceThreshold,
         "the target's weights are offloaded, and are moved by one forward at a time": any(
             weights.device.type == "meta" for weights in model.parameters()
         ),

@@ -21,6 +21,7 @@ from hf_failfast.drafters.chunks import Chunk, ChunkedSession
 from hf_failfast.drafters.masked.session import DraftingOptions, MaskedDrafter
 from hf_failfast.drafters.wrappers import overlap
 from hf_failfast.engine.ragged import RaggedIds
+from hf_failfast.policies.confidence import FixedLength
 
 RECORD = {"return_dict_in_generate": True}
 OPTIONS: dict[str, Any] = {"overlap": True, "chunk_length": 4, "max_draft_length": 8}
@@ -376,6 +377,7 @@ def test_what_cannot_overlap() -> None:
     reference = MaskedDrafter(block.model, block.spec, block.config, DraftingOptions(mode="reference"))
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (proposer, {"length_policy": "goodput"}, "needs `length_policy`='confidence', but that is 'goodput'"),
+        (proposer, {"length_policy": FixedLength(3)}, "`length_policy` is a FixedLength"),
         (proposer, {"exact": True}, "needs `exact`=False, but that is True"),
         (reference, {}, "a MaskedDrafter decides on lengths itself"),
         (dflash(), {}, "a DFlashDrafter reads the target's hidden states"),

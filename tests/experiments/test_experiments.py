@@ -158,6 +158,7 @@ def test_sweeps(name: str, options: tuple, axis: str, values: list[float], folde
         ("lookup", ("--values", "0,4"), "n", [0, 4, None]),
         ("reuse", ("--values", "0"), "reuse", ["no", "yes"]),
         ("self-selection", ("--values", "1,2"), "drafts", [1, 2]),
+        ("overlap", ("--values", "2"), "overlap", ["no", "yes"]),
         ("diffuspec", (), "method", ["FailFast", "fixed, 12 tokens", "lengths", "lengths, paths"]),
         ("hierarchy", (), "method", ["drafter", "drafter, tail of 8", "transformers' prompt lookup", *STACKS[:2]]),
     ],

@@ -38,16 +38,21 @@ class OverlapSession(DraftSession):
     already made; else the session takes it back and drafts anew. Which of the two happens depends on the text and the
     guess alone, never on the rest, so that drawn drafts stay what they are: draws from the distributions beside them.
 
+    rule: of the draft's length, which the guess comes on top of.
     timeout: seconds to wait for the thread at most; None: as long as it takes.
     overlap_hits: rounds whose draft had been made before.
     """
 
-    def __init__(self, session: DraftSession, config: FailFastConfig, timeout: float | None = None) -> None:
+    def __init__(self, session: DraftSession, rule: ConfidenceThreshold, timeout: float | None = None) -> None:
         self.session = session
         self.timeout = timeout
         self.overlap_hits = 0
-        numbers = {"chunk_length": config.chunk_length + 1, "max_draft_length": config.max_draft_length + 1}
-        self._policy = ConfidenceThreshold(config.with_options(numbers))
+        one_more = {
+            "confidence_threshold": rule.confidence_threshold,
+            "chunk_length": rule.chunk_length + 1,
+            "max_draft_length": rule.max_draft_length + 1,
+        }
+        self._policy = ConfidenceThreshold(FailFastConfig().with_options(one_more))
         self._ahead: Ahead | None = None
         self._guessed = 0  # tokens of the session's last draft that were part of the text before this round's
         self._wasted = 0  # passes for drafts that were taken back
