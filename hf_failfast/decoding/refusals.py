@@ -215,7 +215,7 @@ def check_overlap(model: PreTrainedModel, drafter: DiffusionDrafter, options: Fa
         return
     policy = options.length_policy
     reasons = {
-        f"`length_policy` is a {type(policy).__name__}, and only a ConfidenceThreshold's drafts can be made before the "
+        f"`length_policy` is a {type(policy).__name__}, and only a ConfidenceThreshold can draft before the "
         "round before is over": not isinstance(policy, str) and type(policy) is not ConfidenceThreshold,
         "the target's weights are offloaded, and are moved by one forward at a time": any(
             weights.device.type == "meta" for weights in model.parameters()

@@ -172,7 +172,7 @@ class Trees:
         self._chance = random.Random(0)  # its own: the text's samples do not depend on how it is drafted
         self.num_alternatives = min(max_nodes, MOST_ALTERNATIVES)
         self.calibration: Calibration = OnlineCalibration()
-        self._confidence: list[list[float]] = []
+        self._confidence: list[list[float]] = [[]]  # of each sequence's draft
         self._prices: RowPrices | None = None
         self.won = 0.0  # tokens that the branches of the last trees are expected to add, per sequence
 

@@ -26,7 +26,7 @@ def test_a_rest_is_aligned_by_its_longest_match() -> None:
     reuse.reject(0, [5, 6, 7, 6, 8, 9])
 
     def found(text: list[int], drafted: list[int], sure: int | None, room: int = 9) -> Any:
-        suggestion = reuse.suggest(View(0, text, drafted, sure, room))
+        suggestion = reuse.suggest(View(0, text, drafted, sure, room, [1.0] * len(drafted)))
         return suggestion and (suggestion.start, suggestion.token_ids, suggestion.match)
 
     assert found([1, 2, 6], [], 0) == (0, [7, 6, 8, 9], 1)

@@ -1,6 +1,7 @@
 """A trace tells what happened, and changes nothing."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -72,9 +73,12 @@ def test_sampled_drafts_are_traced_as_they_are_without() -> None:
     assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == alone[0].tolist()
 
 
+CHAINS: dict[str, Any] = {"draft_tree": 0, "draft_lookup": 0, "draft_reuse": False}
+
+
 def test_what_a_length_policy_drafts_to_measure_is_no_round() -> None:
     model, measuring = target("qwen2"), drafter("canvas_shift")
-    result = trace(model, prompt(9), measuring, max_new_tokens=20, do_sample=False, length_policy="goodput")
+    result = trace(model, prompt(9), measuring, max_new_tokens=20, do_sample=False, length_policy="goodput", **CHAINS)
     expected = plain(model, prompt(9), max_new_tokens=20)
     assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == expected[0].tolist()
     assert [len(r.draft_ids) for r in result.rounds] == [record.drafted for record in result.stats.records]

@@ -85,15 +85,17 @@ SEEDS = range(20)
 @pytest.mark.parametrize("num_tokens", [64, 128, 512])
 @pytest.mark.parametrize("likelihood", [0.6, 0.75])
 def test_a_busy_machine_does_not_end_drafting(likelihood: float, num_tokens: int, clock: str) -> None:
-    """Where drafting wins, disturbed times leave most of the gain in nineteen of twenty texts, and on average."""
+    """Where drafting wins, disturbed times leave most of the gain in nineteen of twenty texts, and on average; phases
+    of three times as slow a machine, which look like a drafter that loses, leave less."""
     text, costs = Text(likelihood), COSTS["bfloat16"]
     free, _ = simulate(policy("bundled", is_bounded=False), text, costs, num_tokens)
     found = [
         simulate(policy("bundled"), text, costs, num_tokens, clock=CLOCKS[clock](seed))[0] / free for seed in SEEDS
     ]
     assert free > 1.2
-    assert sorted(found)[1] > 0.7
-    assert statistics.mean(found) > 0.92
+    least, least_mean = (0.5, 0.8) if clock == "phases" else (0.7, 0.92)
+    assert sorted(found)[1] > least
+    assert statistics.mean(found) > least_mean
 
 
 @pytest.mark.parametrize("clock", CLOCKS)
