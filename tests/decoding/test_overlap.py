@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,8 +31,11 @@ NAME = "hf_failfast drafter"  # of the threads
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """Every test ends without a thread of the drafter's."""
+    """Every test ends without a thread of the drafter's, once an abandoned one has come to its end."""
     yield
+    until = time.monotonic() + 20
+    while time.monotonic() < until and any(thread.name == NAME for thread in threading.enumerate()):
+        time.sleep(0.01)
     assert not [thread for thread in threading.enumerate() if thread.name == NAME]
 
 
