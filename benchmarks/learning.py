@@ -116,7 +116,9 @@ def gain(on: Sequence[Sequence[int]], off: Sequence[Sequence[int]]) -> dict[str,
     return {"ratio": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
 
 
-def of_kind(target: Any, learner: Learning, answers: list[Answer], fixed: DiffusionDrafter, steps: int) -> Any:
+def of_kind(
+    target: Any, learner: Learning, answers: list[Answer], fixed: DiffusionDrafter, steps: int
+) -> dict[str, Any]:
     """Requests of one kind, one after the other, with steps between them."""
     off, on = [rounds(target, fixed, each) for each in answers], []
     for given in answers:

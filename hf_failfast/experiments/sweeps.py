@@ -15,7 +15,7 @@ from ..measure.timing import time_answers
 from ..policies import ConfidenceThreshold
 from . import plots
 from .base import Axis, Experiment, Outcome, Setup
-from .tables import SPEED, Column, Row
+from .tables import SPEED, VERIFIED, Column, Row
 
 # Of the stored runs; a forward costs these milliseconds there when nothing else runs.
 STORED = (
@@ -63,6 +63,14 @@ def sweep(
 ) -> Experiment:
     """An experiment that times one variant per value of its axis; `more` columns follow those of speed."""
     return Experiment(question, timing(variants), (axis, *SPEED, *more), plots.sweep(axis), axis, stored)
+
+
+METHOD = Column("method", "method")
+
+
+def comparison(question: str, variants: Callable[[Setup], Sequence[Variant]], stored: str = "") -> Experiment:
+    """An experiment that times methods which no number tells apart."""
+    return Experiment(question, timing(variants), (METHOD, *SPEED, VERIFIED), plots.bars(METHOD), stored=stored)
 
 
 def timing(variants: Callable[[Setup], Sequence[Variant]]) -> Callable[[Setup], Outcome]:

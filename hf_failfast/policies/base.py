@@ -217,6 +217,15 @@ class LengthPolicy(ABC):
         """The round is over: the seconds that drafting and all else took, and how many tokens each sequence got."""
 
 
+def check_drafts_by_chunks(name: str, drafter: Drafter) -> None:
+    """Raises ValueError on a drafter whose drafts have lengths of their own, which the named rule cannot decide."""
+    if not drafter.drafts_by_chunks:
+        raise ValueError(
+            f"`length_policy={name!r}` needs a drafter of the target's tokenizer that drafts by chunks: neither "
+            "`assistant_tokenizer` nor `mode='reference'` can be combined with it."
+        )
+
+
 def first_ends(token_ids: torch.Tensor, eos_token_ids: torch.Tensor | None) -> torch.Tensor:
     """Number of tokens, of (B, n), up to and with the first end of sequence, (B,); 0 without one."""
     if eos_token_ids is None:

@@ -5,7 +5,7 @@ from typing import Self
 
 import torch
 
-from .base import ChunkRule, Decision, Drafter, LengthPolicy, MeasureCosts, first_ends
+from .base import ChunkRule, Decision, Drafter, LengthPolicy, MeasureCosts, check_drafts_by_chunks, first_ends
 
 MEMORY = 0.5  # of the averages
 
@@ -31,11 +31,7 @@ class DiffuSpecLength(LengthPolicy):
 
     @classmethod
     def for_pair(cls, config: ChunkRule, drafter: Drafter, measure: MeasureCosts) -> Self:
-        if not drafter.drafts_by_chunks:
-            raise ValueError(
-                "`length_policy='diffuspec'` needs a drafter of the target's tokenizer that drafts by chunks: neither "
-                "`assistant_tokenizer` nor `mode='reference'` can be combined with it."
-            )
+        check_drafts_by_chunks("diffuspec", drafter)
         return cls(config.chunk_length, config.max_draft_length)
 
     def start(self, num_rows: int, num_tokens: int) -> None:

@@ -13,7 +13,17 @@ from typing import Self
 
 import torch
 
-from .base import Account, ChunkRule, Decision, Drafter, LengthPolicy, MeasureCosts, RowPrices, first_ends
+from .base import (
+    Account,
+    ChunkRule,
+    Decision,
+    Drafter,
+    LengthPolicy,
+    MeasureCosts,
+    RowPrices,
+    check_drafts_by_chunks,
+    first_ends,
+)
 from .calibration import OnlineCalibration
 
 LONGEST_CHUNK = 16
@@ -98,11 +108,7 @@ class Goodput(LengthPolicy):
 
     @classmethod
     def for_pair(cls, config: ChunkRule, drafter: Drafter, measure: MeasureCosts) -> Self:
-        if not drafter.drafts_by_chunks:
-            raise ValueError(
-                "`length_policy='goodput'` needs a drafter of the target's tokenizer that drafts by chunks: neither "
-                "`assistant_tokenizer` nor `mode='reference'` can be combined with it."
-            )
+        check_drafts_by_chunks("goodput", drafter)
         return cls(measure)
 
     def start(self, num_rows: int, num_tokens: int) -> None:

@@ -7,7 +7,17 @@ import pytest
 import torch
 from conftest import DRAFTERS, drafter, failfast, plain, prompt, target
 from goodput_support import COSTS
-from sampling_support import Pair, chi_square, draw, enumerate_distribution, small_pair
+from sampling_support import (
+    HOTTER,
+    VERIFIERS,
+    WARPING,
+    Pair,
+    chi_square,
+    draw,
+    enumerate_distribution,
+    small_pair,
+    suggest_likely,
+)
 from scripted import ScriptedDrafter
 from test_architectures import ARCHITECTURES
 from test_lookup import Circle
@@ -16,7 +26,6 @@ from test_trees import check_texts
 import hf_failfast
 from hf_failfast.decoding import lookup
 from hf_failfast.decoding.round_costs import known_of
-from hf_failfast.decoding.suffixes import Match, SuffixAutomaton
 from hf_failfast.policies.base import RoundCosts
 
 generate_module = importlib.import_module("hf_failfast.generate")  # the attribute of that name is the function
@@ -137,12 +146,6 @@ def test_turns_of_a_conversation() -> None:
 
 # Sampling
 
-WARPING = {"temperature": 1.3, "top_k": 0}
-VERIFIERS: dict[str, dict[str, Any]] = {
-    "sample_and_match": {"verifier": "sample_and_match"},
-    "rejection of hotter drafts": {"verifier": "rejection", "draft_temperature": 2.5},
-}
-
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
@@ -152,13 +155,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture
 def suggestive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every text suggests some of the likely tokens, which depend on all of it."""
-    likely = (3, 8, 4, 1)
-
-    def following(self: Any, tail: list[int], count: int) -> Match:
-        seed = 3 * sum(self.text) + 5 * sum(tail)
-        return Match(4, [likely[(seed + index) % 4] for index in range(count)])
-
-    monkeypatch.setattr(SuffixAutomaton, "following", following)
+    suggest_likely(monkeypatch)
 
 
 def fit(pair: Pair, **options: Any) -> float:
@@ -168,7 +165,7 @@ def fit(pair: Pair, **options: Any) -> float:
 
 @pytest.mark.usefixtures("cheap", "suggestive")
 @pytest.mark.parametrize("nodes", [0, None])
-@pytest.mark.parametrize("verifier", VERIFIERS)
+@pytest.mark.parametrize("verifier", ["sample_and_match", "rejection of hotter drafts"])
 def test_samples_follow_the_targets_distribution(pair: Pair, verifier: str, nodes: int | None) -> None:
     """Samples fit the enumerated distribution, with suggestions, trees and rounds without a pass."""
     assert fit(pair, draft_tree=nodes, **VERIFIERS[verifier]) > 1e-3
@@ -185,4 +182,4 @@ def test_the_proof_rejects_a_tail_that_peeks(pair: Pair, monkeypatch: pytest.Mon
         return None if agrees else suggestion._replace(trust=2.0)
 
     monkeypatch.setattr(lookup.Lookup, "suggest", peek)
-    assert fit(pair, draft_tree=0, **VERIFIERS["rejection of hotter drafts"]) < 1e-6
+    assert fit(pair, draft_tree=0, **HOTTER) < 1e-6

@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import VOCAB_SIZE, character_tokenizer, drafter, failfast, plain, prompt, shared_drafter, target
 from generated_calls import canvas, dflash
-from sampling_support import Pair, chi_square, draw, enumerate_distribution, small_pair
+from sampling_support import WARPING, Pair, chi_square, draw, enumerate_distribution, small_pair, suggest_likely
 from scripted import ScriptedDrafter
 from test_architectures import ARCHITECTURES, NEW, model_of
-from test_batch import LENGTHS, alone, batch, reference_of
+from test_batch import LENGTHS, alone, batch, padded, reference_of
 from test_lookup import Circle
 from test_parity import STATELESS, BanByCall
 
@@ -20,7 +20,6 @@ import hf_failfast
 from hf_failfast import Conversation, Hierarchy
 from hf_failfast.decoding import hierarchy
 from hf_failfast.decoding.hierarchy import RETRY, Plans
-from hf_failfast.decoding.suffixes import Match, SuffixAutomaton
 from hf_failfast.drafters import DraftRequest
 from hf_failfast.engine.ragged import RaggedIds
 from hf_failfast.policies.confidence import FixedLength
@@ -212,10 +211,8 @@ def test_rows_that_end_early(stack: str) -> None:
     model, (ids, mask) = target("llama"), batch()
     stop = int(reference_of(model)[0][0, LENGTHS[0] + 7])
     options: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": stop, "pad_token_id": 0}
-    expected = alone(model, **options)
     output = failfast(model, ids, STACKS[stack]("llama"), attention_mask=mask, **options, **RULE)
-    width = max(map(len, expected))
-    assert output[:, ids.shape[1] :].tolist() == [row + [0] * (width - len(row)) for row in expected]
+    assert output[:, ids.shape[1] :].tolist() == padded(alone(model, **options))
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -282,8 +279,6 @@ def test_transformers_own_loop() -> None:
 
 # Sampling
 
-WARPING = {"temperature": 1.3, "top_k": 0}
-
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
@@ -293,12 +288,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture
 def suggestive(monkeypatch: pytest.MonkeyPatch, every_plan: None) -> None:
     """Every text suggests some of the likely tokens, which depend on all of it; the rounds ask every set of levels."""
-    likely = (3, 8, 4, 1)
-
-    def following(self: Any, tail: list[int], count: int) -> Match:
-        return Match(4, [likely[(3 * sum(self.text) + index) % 4] for index in range(count)])
-
-    monkeypatch.setattr(SuffixAutomaton, "following", following)
+    suggest_likely(monkeypatch)
 
 
 def fit(pair: Pair, samples: int = 1500, **options: Any) -> float:

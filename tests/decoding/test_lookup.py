@@ -6,17 +6,27 @@ from typing import Any
 import pytest
 import torch
 from conftest import drafter, failfast, plain, prompt, target
-from sampling_support import Pair, chi_square, draw, enumerate_distribution, small_pair
+from sampling_support import (
+    HOTTER,
+    VERIFIERS,
+    WARPING,
+    Pair,
+    chi_square,
+    draw,
+    enumerate_distribution,
+    small_pair,
+    suggest_likely,
+)
 from scripted import ScriptedDrafter
 from test_architectures import ARCHITECTURES
-from test_batch import LENGTHS, alone, batch, reference_of
+from test_batch import LENGTHS, alone, batch, padded, reference_of
 from test_parity import STATELESS
 from test_trees import check_texts, rows_of, script
 from transformers import LogitsProcessor
 
 import hf_failfast
 from hf_failfast.decoding import lookup
-from hf_failfast.decoding.suffixes import Match, SuffixAutomaton
+from hf_failfast.decoding.suffixes import SuffixAutomaton
 
 RECORD = {"return_dict_in_generate": True}
 OPTIONS: dict[str, Any] = {"draft_lookup": 6, "chunk_length": 4, "max_draft_length": 4}
@@ -136,10 +146,8 @@ def test_rows_that_end_early() -> None:
     model, (ids, mask) = target("llama"), batch()
     stop = int(reference_of(model)[0][0, LENGTHS[0] + 7])
     options: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": stop, "pad_token_id": 0}
-    expected = alone(model, **options)
     output = failfast(model, ids, rows_of(reference_of(model)), attention_mask=mask, **options, **OPTIONS)
-    width = max(map(len, expected))
-    assert output[:, ids.shape[1] :].tolist() == [row + [0] * (width - len(row)) for row in expected]
+    assert output[:, ids.shape[1] :].tolist() == padded(alone(model, **options))
 
 
 @pytest.mark.parametrize("kind", ["canvas_shift", "block_shift"])
@@ -154,13 +162,6 @@ def test_turns_of_a_conversation(kind: str) -> None:
 
 # Sampling
 
-WARPING = {"temperature": 1.3, "top_k": 0}
-VERIFIERS: dict[str, dict[str, Any]] = {
-    "sample_and_match": {"verifier": "sample_and_match"},
-    "rejection": {"verifier": "rejection"},
-    "rejection of hotter drafts": {"verifier": "rejection", "draft_temperature": 2.5},
-}
-
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
@@ -170,13 +171,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture
 def suggestive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every text suggests some of the likely tokens, which depend on all of it."""
-    likely = (3, 8, 4, 1)
-
-    def following(self: Any, tail: list[int], count: int) -> Match:
-        seed = 3 * sum(self.text) + 5 * sum(tail)
-        return Match(4, [likely[(seed + index) % 4] for index in range(count)])
-
-    monkeypatch.setattr(SuffixAutomaton, "following", following)
+    suggest_likely(monkeypatch)
 
 
 def fit(pair: Pair, samples: int = 1500, **options: Any) -> float:
@@ -205,7 +200,7 @@ def test_the_proof_rejects_a_tail_that_peeks(pair: Pair, monkeypatch: pytest.Mon
         return None if agrees else suggestion._replace(trust=2.0)
 
     monkeypatch.setattr(lookup.Lookup, "suggest", peek)
-    assert fit(pair, **VERIFIERS["rejection of hotter drafts"]) < 1e-6
+    assert fit(pair, **HOTTER) < 1e-6
 
 
 # Refusals

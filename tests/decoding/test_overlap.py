@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import DRAFTERS, VOCAB_SIZE, drafter, failfast, plain, prompt, shared_drafter, target
 from generated_calls import canvas, dflash
-from sampling_support import Pair, kolmogorov_smirnov, sample, small_pair
+from sampling_support import VERIFIERS, WARPING, Pair, kolmogorov_smirnov, sample, small_pair
 from scripted import ScriptedDrafter
 from test_architectures import ARCHITECTURES, NEW, model_of
 from test_batch import LENGTHS, alone, batch, padded, reference_of
@@ -233,12 +233,6 @@ def test_with_other_strategies(others: dict[str, Any]) -> None:
 # Sampling
 
 NUM_TOKENS = 6  # so few that guesses are often right, and wrong drafts show in a text of some thousand tokens
-WARPING = {"temperature": 1.3, "top_k": 0}
-VERIFIERS: dict[str, dict[str, Any]] = {
-    "sample_and_match": {"verifier": "sample_and_match"},
-    "rejection": {"verifier": "rejection"},
-    "rejection of hotter drafts": {"verifier": "rejection", "draft_temperature": 2.5},
-}
 
 
 @pytest.fixture(scope="module")

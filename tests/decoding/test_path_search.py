@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import DRAFTERS, drafter, failfast, plain, prompt, target
-from sampling_support import Pair, chi_square, draw, enumerate_distribution, small_pair
+from sampling_support import WARPING, Pair, chi_square, draw, enumerate_distribution, small_pair
 from scripted import ScriptedDrafter
 from test_architectures import ARCHITECTURES
-from test_batch import LENGTHS, alone, batch, reference_of
+from test_batch import LENGTHS, alone, batch, padded, reference_of
 from test_lookup import Circle
 from test_parity import STATELESS
 from test_trees import check_texts, rows_of, script
@@ -184,10 +184,8 @@ def test_rows_that_end_early() -> None:
     model, (ids, mask) = target("llama"), batch()
     stop = int(reference_of(model)[0][0, LENGTHS[0] + 7])
     options: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": stop, "pad_token_id": 0}
-    expected = alone(model, **options)
     output = failfast(model, ids, rows_of(reference_of(model)), attention_mask=mask, **options, **OPTIONS)
-    width = max(map(len, expected))
-    assert output[:, ids.shape[1] :].tolist() == [row + [0] * (width - len(row)) for row in expected]
+    assert output[:, ids.shape[1] :].tolist() == padded(alone(model, **options))
 
 
 @pytest.mark.parametrize("kind", ["canvas_shift", "block_shift", "bidirectional"])
@@ -220,8 +218,6 @@ def test_a_broken_drafter_is_given_up() -> None:
 
 
 # Sampling
-
-WARPING = {"temperature": 1.3, "top_k": 0}
 
 
 @pytest.fixture(scope="module")

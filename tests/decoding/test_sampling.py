@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from sampling_support import (
+    HOTTER,
     LENGTH,
     SIZE,
+    VERIFIERS,
     Pair,
     chi_square,
     draw,
@@ -38,12 +40,6 @@ STACKS: dict[str, dict[str, Any]] = {
     "typical": {"typical_p": 0.8, "top_k": 0},
     "penalty and n-grams": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "top_k": 6},  # walked
 }
-VERIFIERS: dict[str, dict[str, Any]] = {
-    "sample_and_match": {"verifier": "sample_and_match"},
-    "rejection": {"verifier": "rejection"},
-    "rejection of hotter drafts": {"verifier": "rejection", "draft_temperature": 2.5},  # q far from p
-}
-HOTTER = VERIFIERS["rejection of hotter drafts"]
 CELLS = list(itertools.product(STACKS, VERIFIERS))
 
 

@@ -8,10 +8,21 @@ import pytest
 import torch
 from conftest import DRAFTERS, drafter, failfast, plain, prompt, target, tiny_model
 from graph_support import Recorder
-from sampling_support import Pair, chi_square, draw, enumerate_distribution, kolmogorov_smirnov, sample, small_pair
+from sampling_support import (
+    HOTTER,
+    VERIFIERS,
+    WARPING,
+    Pair,
+    chi_square,
+    draw,
+    enumerate_distribution,
+    kolmogorov_smirnov,
+    sample,
+    small_pair,
+)
 from scripted import ScriptedDrafter
 from test_architectures import ARCHITECTURES, CHANGING, NEW, READ_AGAIN, beyond, changing, model_of
-from test_batch import LENGTHS, ScriptedRows, alone, batch, reference_of
+from test_batch import LENGTHS, ScriptedRows, alone, batch, padded, reference_of
 from test_layer_outputs import ASKED, assert_same
 from test_other_targets import RECURRENT
 from test_parity import STATELESS, BanByCall
@@ -219,12 +230,11 @@ def test_rows_that_end_early() -> None:
     model, (ids, mask) = target("llama"), batch()
     stop = int(reference_of(model)[0][0, LENGTHS[0] + 7])
     options: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": stop, "pad_token_id": 0}
-    expected = alone(model, **options)
+    expected = padded(alone(model, **options))
     for extra in ({}, RECORD):
         output = failfast(model, ids, rows_of(reference_of(model)), attention_mask=mask, **options, **TREE, **extra)
         found = output.sequences if extra else output
-        width = max(map(len, expected))
-        assert found[:, ids.shape[1] :].tolist() == [row + [0] * (width - len(row)) for row in expected]
+        assert found[:, ids.shape[1] :].tolist() == expected
 
 
 @pytest.mark.parametrize("kind", ["canvas_shift", "block_shift", "bidirectional"])
@@ -293,19 +303,12 @@ def test_slots_are_moved_into_place() -> None:
 
 # Sampling
 
-WARPING = {"temperature": 1.3, "top_k": 0}
 SHAPE: dict[str, Any] = {"draft_tree": 12, "chunk_length": 2}
 STACKS: dict[str, dict[str, Any]] = {
     "temperature": WARPING,
     "top-k and top-p": {"temperature": 0.8, "top_k": 5, "top_p": 0.9},
     "penalty": {"repetition_penalty": 1.5, "top_k": 6},  # walked
 }
-VERIFIERS: dict[str, dict[str, Any]] = {
-    "sample_and_match": {"verifier": "sample_and_match"},
-    "rejection": {"verifier": "rejection"},
-    "rejection of hotter drafts": {"verifier": "rejection", "draft_temperature": 2.5},  # q far from p
-}
-HOTTER = VERIFIERS["rejection of hotter drafts"]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from family_support import DATA, check_parity, copy_checkpoint, read_json, save_dflash2
 from safetensors.torch import load_file, save_file
-from sampling_support import Pair, chi_square, draw, enumerate_distribution, small_pair
+from sampling_support import WARPING, Pair, chi_square, draw, enumerate_distribution, small_pair
 from sessions import draft_of, session_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -220,7 +220,6 @@ def drafter(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> DFlashDraft
     return found
 
 
-WARPING = {"temperature": 1.3, "top_k": 0}
 REJECTION = {"verifier": "rejection", "confidence_threshold": 0.0}
 
 

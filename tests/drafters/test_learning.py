@@ -29,7 +29,7 @@ from conftest import (
     tiny_model,
 )
 from graph_support import Recorder
-from sampling_support import SIZE, chi_square, draw, enumerate_distribution, small_pair
+from sampling_support import SIZE, WARPING, chi_square, draw, enumerate_distribution, small_pair
 from test_family_dflash import load as load_dflash
 
 from hf_failfast import Conversation, Learning, load_drafter
@@ -136,9 +136,6 @@ class TrainsOnItsDraft(Eager):
         self.session._forget([length - 1 for length in text.lengths])
         after = super().draft(text, policy, room)
         return replace(draft, probs=None if after.probs is None else after.probs[:, : len(draft)])
-
-
-WARPING = {"temperature": 1.3, "top_k": 0}
 
 
 def samples_fit(

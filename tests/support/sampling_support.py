@@ -4,17 +4,27 @@ import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from conftest import tiny_model
 from scipy import stats
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 import hf_failfast
+from hf_failfast.decoding.suffixes import Match, SuffixAutomaton
 from hf_failfast.drafters import DiffusionDrafter
 
 SIZE, LENGTH = 9, 3  # the small pair's vocabulary, mask token included, and the number of tokens enumerated
 ROWS = 100  # samples per call; each ends and is accepted on its own
 PROMPT = torch.tensor([[1, 5, 2]])
+
+WARPING: dict[str, Any] = {"temperature": 1.3, "top_k": 0}
+VERIFIERS: dict[str, dict[str, Any]] = {
+    "sample_and_match": {"verifier": "sample_and_match"},
+    "rejection": {"verifier": "rejection"},
+    "rejection of hotter drafts": {"verifier": "rejection", "draft_temperature": 2.5},  # q far from p
+}
+HOTTER = VERIFIERS["rejection of hotter drafts"]
 
 
 class Pair(NamedTuple):
@@ -33,6 +43,17 @@ def small_pair(folder: str, vocab_size: int = SIZE) -> Pair:
     target = tiny_model("llama", 3, **sizes, num_attention_heads=2, initializer_range=0.7)
     target.save_pretrained(folder)
     return Pair(target, folder)
+
+
+def suggest_likely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every text suggest some of the pair's likely tokens, which depend on all of it."""
+    likely = (3, 8, 4, 1)
+
+    def following(self: Any, tail: list[int], count: int) -> Match:
+        seed = 3 * sum(self.text) + 5 * sum(tail)
+        return Match(4, [likely[(seed + index) % 4] for index in range(count)])
+
+    monkeypatch.setattr(SuffixAutomaton, "following", following)
 
 
 def sample(pair: Pair, drafter: DiffusionDrafter, prompt: torch.Tensor = PROMPT, **arguments: Any) -> Any:

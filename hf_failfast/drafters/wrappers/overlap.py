@@ -47,12 +47,12 @@ class OverlapSession(DraftSession):
         self.session = session
         self.timeout = timeout
         self.overlap_hits = 0
-        one_more = {
-            "confidence_threshold": rule.confidence_threshold,
-            "chunk_length": rule.chunk_length + 1,
-            "max_draft_length": rule.max_draft_length + 1,
-        }
-        self._policy = ConfidenceThreshold(FailFastConfig().with_options(one_more))
+        with_guess = FailFastConfig(
+            confidence_threshold=rule.confidence_threshold,
+            chunk_length=rule.chunk_length + 1,
+            max_draft_length=rule.max_draft_length + 1,
+        )
+        self._policy = ConfidenceThreshold(with_guess)
         self._ahead: Ahead | None = None
         self._guessed = 0  # tokens of the session's last draft that were part of the text before this round's
         self._wasted = 0  # passes for drafts that were taken back

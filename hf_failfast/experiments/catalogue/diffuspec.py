@@ -1,10 +1,8 @@
 """What do DiffuSpec's draft lengths gain, and its search for coherent paths, over FailFast's drafts?"""
 
 from ...policies import DiffuSpecLength
-from .. import plots
-from ..base import Experiment, Setup
-from ..sweeps import STORED_FEW, Variant, drafted, fixed, timing
-from ..tables import SPEED, VERIFIED, Column
+from ..base import Setup
+from ..sweeps import STORED_FEW, Variant, comparison, drafted, fixed
 
 
 def variants(setup: Setup) -> list[Variant]:
@@ -20,11 +18,4 @@ def variants(setup: Setup) -> list[Variant]:
     ]
 
 
-METHOD = Column("method", "method")
-EXPERIMENT = Experiment(
-    question=__doc__,
-    run=timing(variants),
-    columns=(METHOD, *SPEED, VERIFIED),
-    plot=plots.bars(METHOD),
-    stored=STORED_FEW,
-)
+EXPERIMENT = comparison(__doc__, variants, STORED_FEW)

@@ -2,10 +2,8 @@
 
 from ...decoding.hierarchy import Hierarchy
 from ...measure.methods import prompt_lookup
-from .. import plots
-from ..base import Experiment, Setup
-from ..sweeps import STORED_FEW, Variant, drafted, timing
-from ..tables import SPEED, VERIFIED, Column
+from ..base import Setup
+from ..sweeps import STORED_FEW, Variant, comparison, drafted
 
 TAIL = 8
 
@@ -28,11 +26,4 @@ def variants(setup: Setup) -> list[Variant]:
     ]
 
 
-METHOD = Column("method", "method")
-EXPERIMENT = Experiment(
-    question=__doc__,
-    run=timing(variants),
-    columns=(METHOD, *SPEED, VERIFIED),
-    plot=plots.bars(METHOD),
-    stored=STORED_FEW,
-)
+EXPERIMENT = comparison(__doc__, variants, STORED_FEW)
