@@ -116,15 +116,16 @@ def test_the_loop_knows_no_family(module: str) -> None:
 
 IMPORT = """
 import gc, json, sys, time
+gc.disable()  # a collection of all that torch and transformers hold takes as long, and comes at any moment
+start = time.process_time()
 import transformers
 from transformers import GenerationMixin
-gc.collect()
-gc.disable()  # a collection of all that torch and transformers hold takes as long, and comes at any moment
+usual = time.process_time() - start
 modules, methods, level = set(sys.modules), dict(vars(GenerationMixin)), transformers.logging.get_verbosity()
 start = time.process_time()
 import hf_failfast
 print(json.dumps({
-    "seconds": time.process_time() - start,
+    "share": (time.process_time() - start) / usual,
     "modules": sorted(set(sys.modules) - modules),
     "methods": [name for name, value in vars(GenerationMixin).items() if methods.get(name) is not value],
     "same_verbosity": transformers.logging.get_verbosity() == level,
@@ -132,8 +133,8 @@ print(json.dumps({
 """
 
 
-# Processor time.
-IMPORT_SECONDS = 0.3
+# Of the processor time that importing transformers and torch takes, which no user can do without.
+IMPORT_SHARE = 0.1
 
 
 def import_once() -> dict[str, Any]:
@@ -144,7 +145,7 @@ def import_once() -> dict[str, Any]:
 
 
 def test_import() -> None:
-    """The import loads no heavy part, replaces one method of transformers, and takes less than IMPORT_SECONDS."""
+    """The import loads no heavy part, replaces one method of transformers, and takes less than IMPORT_SHARE."""
     report = import_once()
     heavy = {"typer", "rich", "accelerate", "lm_eval", "evaluate", "matplotlib", "gguf", "triton", "hypothesis"}
     assert "hf_failfast.decoding.loop" in report["modules"]
@@ -152,8 +153,8 @@ def test_import() -> None:
     assert report["methods"] == ["load_custom_generate"]
     assert report["same_verbosity"]
     # Processor time excludes other processes, but cold files and full caches still cost some: take the least of five.
-    seconds = report["seconds"]
+    share = report["share"]
     for _ in range(4):
-        if seconds >= IMPORT_SECONDS:
-            seconds = min(seconds, import_once()["seconds"])
-    assert seconds < IMPORT_SECONDS
+        if share >= IMPORT_SHARE:
+            share = min(share, import_once()["share"])
+    assert share < IMPORT_SHARE

@@ -419,8 +419,11 @@ def test_in_inference_mode() -> None:
     learner = Learning(make("canvas_shift"), learning_share=1.0)
     with torch.inference_mode():
         answer(learner)
-    answer(learner)
-    assert learner.learned_steps > 1 and learner.statistics.ended is None
+        learner.learn()
+    within = learner.learned_steps
+    answer(learner, 1)
+    learner.learn()
+    assert 0 < within < learner.learned_steps and learner.statistics.ended is None
 
 
 def test_random_numbers_are_the_requests_own() -> None:
