@@ -393,8 +393,9 @@ def test_a_failed_step_ends_learning_with_one_warning(
         assert output.speculation.records == answer(make("canvas_shift"), 2).speculation.records
 
 
-def test_requests_of_several_threads_share_a_learner() -> None:
+def test_requests_of_several_threads_share_a_learner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests at the same time get their own text; one learner takes the steps."""
+    monkeypatch.setattr(wrapper, "LearningSession", Eager)
     learner = Learning(make("conditioned"), learning_share=1.0)
     errors: list[BaseException] = []
 
