@@ -24,10 +24,11 @@ from ..policies.confidence import ConfidenceThreshold
 from .acceptance import Acceptance
 from .layer_outputs import LayerOutputs, asked_layers
 from .proposals import Proposals
-from .refusals import check_request, check_takes_back, takes_trees
+from .refusals import check_request
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import DraftRoom, StopRules
+from .strategy_refusals import check_takes_back, takes_trees
 from .suggestion import Proposal
 from .token_choice import TokenChoice, draft_warp
 from .trees import TreeDraft
