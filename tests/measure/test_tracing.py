@@ -89,12 +89,9 @@ def test_what_a_strategy_proposes_is_not_the_drafter_s(name: str) -> None:
     """Rounds hold the drafter's own drafts, whatever else was verified, and nothing that a policy drafts to measure;
     the accepted tokens are counted for all, and for the drafter alone."""
     model, ids = target("qwen2"), prompt(9).repeat(1, 4)
-    arguments = {"max_new_tokens": 40, "do_sample": False}
-    result = trace(model, ids, drafter("canvas_shift"), **arguments, **STRATEGIES[name])
-    assert (
-        result.prompt_ids + sum((r.emitted_ids for r in result.rounds), [])
-        == plain(model, ids, **arguments)[0].tolist()
-    )
+    result = trace(model, ids, drafter("canvas_shift"), max_new_tokens=40, do_sample=False, **STRATEGIES[name])
+    text = plain(model, ids, max_new_tokens=40)[0].tolist()
+    assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == text
     assert [r.accepted for r in result.rounds] == [record.accepted for record in result.stats.records]
     for each in result.rounds:
         own = each.accepted_own
