@@ -102,7 +102,7 @@ def test_what_a_strategy_proposes_is_not_the_drafter_s(name: str) -> None:
 
 
 def test_the_text_s_own_suggestions_count(text: torch.Tensor) -> None:
-    """A text that repeats itself is continued by a tail, of which the drafter's draft knows nothing."""
+    """A text that repeats itself is continued by a tail that the drafter knows nothing of."""
     ids = text[:, 7:31].repeat(1, 3)[:, :-5]
     model = target("llama")
     result = trace(model, ids, drafter("canvas_shift"), max_new_tokens=24, do_sample=False, draft_lookup=8)

@@ -21,8 +21,8 @@ def _bench() -> str:
     return (
         f"{ours['speedup']:.2f}x plain `generate` (95 % interval {interval}) and "
         f"{document['default_speedup_over_best_hf']:.2f}x the best of transformers' own methods: {document['target']} "
-        f"in {document['dtype']}{packed} on {hardware['threads']} cores of an {hardware['processor']}, {ours['prompts']} "
-        f"prompts, {document['max_new_tokens']} new tokens each. That is `{document['command']}` at commit "
+        f"in {document['dtype']}{packed} on {hardware['threads']} cores of an {hardware['processor']}, "
+        f"{ours['prompts']} prompts, {document['max_new_tokens']} new tokens each. That is `{document['command']}` at commit "
         f"{document['commit'][:10]} with transformers {document['versions']['transformers']}; {WEIGHTS_NOTE}."
     )
 
