@@ -18,17 +18,9 @@ from .compatibility import with_cache_name
 from .config import FailFastConfig
 from .decoding.hierarchy import Hierarchy
 from .decoding.loop import failfast_decoding
-from .decoding.refusals import (
-    can_branch,
-    check_arguments,
-    check_chain,
-    check_overlap,
-    check_own_loop,
-    check_state,
-    check_tree,
-    warn_of_int8_outliers,
-)
+from .decoding.refusals import check_arguments, check_own_loop, check_state, warn_of_int8_outliers
 from .decoding.round_costs import known_of, measured_costs
+from .decoding.strategy_refusals import can_branch, check_chain, check_overlap, check_tree
 from .decoding.token_choice import draft_warp
 from .decoding.transformers_loop import FailFastCandidateGenerator
 from .drafters import Conversation, DiffusionDrafter, DrafterErrors, Learning, execution_device, load_drafter

@@ -40,9 +40,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def evaluate(name: str, limit: int, max_new_tokens: int, dtype: str) -> list[dict[str, Any]]:
+def evaluate(name: str, limit: int, max_new_tokens: int, dtype: str, prepack: bool = False) -> list[dict[str, Any]]:
     """One row per task, and one of all answers: the task's scores beside the speed metrics."""
-    arguments = METHODS[name] | {"compare_plain": name != "plain"}
+    arguments = METHODS[name] | {"compare_plain": name != "plain", "prepack": prepack}
     model = HFFailFastLM(str(smollm2_folder()), device="cpu", dtype=dtype, **arguments)
     results = simple_evaluate(
         model,
@@ -76,18 +76,25 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
 def main(
     limit: Annotated[int, typer.Option(help="Questions per task.")] = 4,
     max_new_tokens: int = 96,
-    float32_limit: Annotated[int, typer.Option(help="Questions per task of the check in float32.")] = 2,
-    dtype: str = "bfloat16",
+    float32_limit: Annotated[
+        int, typer.Option(help="Questions per task of the check in float32, of another dtype.")
+    ] = 2,
+    dtype: str = "float32",
+    prepack: Annotated[bool, typer.Option(help="Pack the weights, for every method alike.")] = True,
     out: Path = RESULT,
 ) -> None:
     logging.set_verbosity_error()
-    rows = [row for name in METHODS for row in evaluate(name, limit, max_new_tokens, dtype)]
-    exact = evaluate("failfast", float32_limit, max_new_tokens, "float32")[-1]
+    found = {name: evaluate(name, limit, max_new_tokens, dtype, prepack) for name in METHODS}
+    rows = [row for of_method in found.values() for row in of_method]
+    exact = found["failfast"][-1]
+    if dtype != "float32":
+        exact = evaluate("failfast", float32_limit, max_new_tokens, "float32")[-1]
     setting = {
         "target": "SmolLM2-135M-Instruct",
         "drafter": BUNDLED_DRAFTER.name,
         "assistant": "the bundled drafter, one token per pass",
         "dtype": dtype,
+        "prepacked": prepack,
         "limit": limit,
         "max_new_tokens": max_new_tokens,
     }

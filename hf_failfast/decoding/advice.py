@@ -85,8 +85,8 @@ SIGNS = (
         (Remedy("the length policy expects little of drafting here: use a drafter trained for this kind of text"),),
     ),
     Sign(
-        lambda stats: stats.drafted > 0 and stats.acceptance_rate < 0.2,
-        lambda stats: f"{stats.acceptance_rate:.0%} of the drafted tokens were accepted",
+        lambda stats: _chain_acceptance(stats) < 0.2,
+        lambda stats: f"{_chain_acceptance(stats):.0%} of the drafted tokens were accepted",
         "acceptance under 20 %",
         (
             Remedy("ask `hf-failfast inspect` whether the drafter is made for this target", _tuned),
@@ -171,8 +171,15 @@ def _compared(speedup: float | None, other_speedup: float | None) -> list[str]:
 
 
 def _plain_rounds(stats: SpecDecodingStats) -> int:
-    """Rounds without a pass of the drafter."""
-    return sum(record.drafter_passes == 0 for record in stats.records)
+    """Rounds without a pass of the drafter, in which nothing else proposed tokens."""
+    return sum(record.drafter_passes == 0 and record.drafted == 0 for record in stats.records)
+
+
+def _chain_acceptance(stats: SpecDecodingStats) -> float:
+    """Accepted over drafted tokens of the drafts that were no trees, most of whose tokens exclude each other; 1 if
+    there were none."""
+    drafted = stats.drafted - stats.nodes_verified
+    return (stats.accepted - stats.accepted_depth) / drafted if drafted else 1.0
 
 
 def _share(stats: SpecDecodingStats, seconds: float) -> float:

@@ -24,10 +24,11 @@ from ..policies.confidence import ConfidenceThreshold
 from .acceptance import Acceptance
 from .layer_outputs import LayerOutputs, asked_layers
 from .proposals import Proposals
-from .refusals import check_request, check_takes_back, takes_trees
+from .refusals import check_request
 from .sequences import Sequences
 from .stats import RoundRecord, SpecDecodingStats
 from .stopping import DraftRoom, StopRules
+from .strategy_refusals import check_takes_back, takes_trees
 from .suggestion import Proposal
 from .token_choice import TokenChoice, draft_warp
 from .trees import TreeDraft
@@ -289,12 +290,12 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
         spans = zip(hidden_states, first, verified.seen, cached, strict=True)
         session.observe([states[None, start - offset : end - offset] for states, offset, start, end in spans])
     cache.rollback(cached)
-    if session.top_logits:
-        session.learn(sequences.known, emitted, _top_logits(draft, verified, outcome))
     rows = zip(draft.lengths, outcome, strict=True)
     generation.stats.observe(*(RoundRecord(k, row.accepted, row.emitted, draft.passes) for k, row in rows))
     generation.stats.host_reads += draft.host_reads
     generation.policy.spent(generation.drafting, perf_counter() - generation.proposed, emitted)
+    if session.top_logits:  # lessons have a budget of their own, and are no cost of the round
+        session.learn(sequences.known, emitted, _top_logits(draft, verified, outcome))
     _dismiss(generation, emitted)
 
 

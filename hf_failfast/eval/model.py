@@ -16,6 +16,7 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..engine.cpu.packed_weights import prepack
 from ..measure.exact_stops import NewCriterion
 from ..measure.methods import PLAIN, plain_exact
 from ..measure.metrics import summarise
@@ -48,6 +49,9 @@ class HFFailFastLM(HFLM):
             self._world_size = self.accelerator.num_processes
             self._device = self.accelerator.device
         self.method = load_method(self.options, self.model)
+        if self.options.prepack:
+            assistant = self.method.arguments.get("assistant_model")
+            prepack(self.model, *([] if assistant is None else [assistant]))
         self._plain = plain_exact() if self.method.is_exact else PLAIN
         self._order = random.Random(self.options.order_seed)
         self._is_warm = False

@@ -46,6 +46,7 @@ class EvalOptions:
     method: `failfast`, `fixed` (the drafter with drafts of one chunk, never extended), `plain` (the target alone),
         `assisted` (transformers' assisted generation) or `prompt_lookup` (transformers' n-gram drafts).
     compare_plain: run plain decoding on every prompt too, in random order, for paired speedups.
+    prepack: pack the weights of all models for a CPU, for every method alike.
     confidence_threshold, chunk_length, max_draft_length: tau, N, N_max; default: the drafter's own.
     length_policy: `confidence`, `goodput` or `diffuspec`; default: the drafter's own.
     verifier, draft_temperature: how samples verify a draft; default: the drafter's own.
@@ -65,6 +66,7 @@ class EvalOptions:
     assistant: str | None = None
     method: MethodName = "failfast"
     compare_plain: bool = False
+    prepack: bool = False
     confidence_threshold: float | None = None
     chunk_length: int | None = None
     max_draft_length: int | None = None
@@ -86,8 +88,9 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.method not in get_args(MethodName):
             raise ValueError(f"`method` must be one of {list(get_args(MethodName))}, but is {self.method!r}.")
-        if not isinstance(self.compare_plain, bool):
-            raise ValueError(f"`compare_plain` must be True or False, but is {self.compare_plain!r}.")
+        for name in ("compare_plain", "prepack"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, but is {value!r}.")
         for name, methods in APPLIES_TO.items():
             if getattr(self, name) is not None and self.method not in methods:
                 raise ValueError(f"`{name}` is for the methods {list(methods)}, but `method` is {self.method!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile, zip_longest
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 class TracedRound:
     """One round. A draft token has been judged if it was accepted or is the first one that was not.
 
-    draft_ids, confidence: of the d drafted tokens. accepted: how many of them were emitted.
-    emitted_ids: the accepted tokens and, unless the text ended inside the draft, the target's own bonus token.
+    draft_ids, confidence: of the d tokens that the drafter drafted.
+    accepted: how many of the emitted tokens had been proposed: by the drafter, or by a strategy beside it (a tree's
+        branches, the text itself).
+    emitted_ids: the accepted tokens and, unless the text ended inside the proposal, the target's own bonus token.
     probability: the target's of each emitted token, from its raw logits in fp32.
     draft_seconds, verify_seconds: wall clock; verifying includes accepting.
     """
@@ -42,11 +45,19 @@ class TracedRound:
         return len(self.emitted_ids) > self.accepted
 
     @property
+    def accepted_own(self) -> int:
+        """How many of the accepted tokens are the drafter's draft, from its first on."""
+        pairs = zip(self.draft_ids, self.emitted_ids[: self.accepted], strict=False)
+        return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    @property
     def judged(self) -> list[tuple[float, bool]]:
         """(confidence, whether it was accepted) of every judged draft token. After a rejection the target answered
         another prefix than the drafter's, and after the end of the text nothing: no verdict on those."""
-        first_rejected = self.accepted < len(self.draft_ids) and self.has_bonus
-        verdicts = [True] * self.accepted + [False] * first_rejected
+        own = self.accepted_own
+        instead = self.emitted_ids[own : own + 1]
+        first_rejected = bool(instead) and self.draft_ids[own : own + 1] not in ([], instead)
+        verdicts = [True] * own + [False] * first_rejected
         return list(zip(self.confidence, verdicts, strict=False))
 
 
@@ -67,8 +78,12 @@ class Trace:
 def trace(target: PreTrainedModel, input_ids: torch.Tensor, drafter: DiffusionDrafter, **arguments: Any) -> Trace:
     """Answers one prompt (1, n) with `target.generate` through this package, and remembers every round.
 
-    arguments: of `generate`, FailFast options among them.
+    arguments: of `generate`, FailFast options among them. Raises ValueError on `overlap`: of drafts that are made
+        ahead some are never verified.
     """
+    config = arguments.get("failfast_config") or drafter.config
+    if arguments.get("overlap", config.overlap):
+        raise ValueError("`overlap`=True cannot be traced, only `overlap`=False: some of its drafts are in no round.")
     recorder = RecordingDrafter(drafter)
     output = target.generate(
         input_ids,
@@ -89,18 +104,18 @@ def _rounds(
     drafts: list[_RecordedDraft], stats: SpecDecodingStats, new_ids: list[int], probability: list[float]
 ) -> list[TracedRound]:
     rounds, start = [], 0
-    for recorded, record in zip(drafts, stats.records, strict=True):
+    for recorded, record in zip_longest(drafts, stats.records):  # a drafter that failed is not asked again
         end = start + record.emitted
         rounds.append(
             TracedRound(
-                draft_ids=recorded.draft.token_ids[0].tolist(),
-                confidence=recorded.draft.confidence[0].tolist(),
+                draft_ids=recorded.draft.token_ids[0].tolist() if recorded else [],
+                confidence=recorded.draft.confidence[0].tolist() if recorded else [],
                 accepted=record.accepted,
                 emitted_ids=new_ids[start:end],
                 probability=probability[start:end],
                 passes=record.drafter_passes,
-                draft_seconds=recorded.drafted_at - recorded.started_at,
-                verify_seconds=recorded.accepted_at - recorded.drafted_at,
+                draft_seconds=recorded.drafted_at - recorded.started_at if recorded else 0.0,
+                verify_seconds=recorded.accepted_at - recorded.drafted_at if recorded else 0.0,
             )
         )
         start = end

@@ -104,6 +104,28 @@ def test_the_strip_shows_every_draft(page: str) -> None:
     assert rounds[0][4] == f"{WORDS[3]!r} 73% rejected"
 
 
+def test_what_strategies_suggested_has_a_colour_of_its_own(tokenizer: PreTrainedTokenizerFast, page: str) -> None:
+    """Tokens after the drafter's own, and in a round without a draft, are no drafts; the legend names them."""
+    rounds = [
+        TracedRound([1, 2], [0.91, 0.82], 4, [1, 5, 6, 7, 8], [0.5] * 5, 1, 0.01, 0.03),
+        TracedRound([], [], 2, [3, 4, 5], [0.5] * 3, 0, 0.0, 0.03),
+    ]
+    stats = SpecDecodingStats(verify_seconds=0.1)
+    for traced in rounds:
+        stats.observe(RoundRecord(6, traced.accepted, len(traced.emitted_ids), traced.passes))
+    html = trace_page(
+        Trace([1], rounds, stats), tokenizer, prompt="p", names={"target": "t", "drafter": "d"}, facts={}
+    )
+    reader = Reader(html)
+    assert [kind for _, kind, _ in reader.tokens()] == [
+        "accepted", "suggested", "suggested", "suggested", "bonus", "suggested", "suggested", "bonus",
+    ]  # fmt: skip
+    assert reader.tokens()[1][2][-1] == f"drafted instead: {WORDS[2]!r}, confidence 82.0%"
+    cells = [attributes["class"] for tag, attributes in reader.elements if tag == "b"]
+    assert cells == ["accepted", "rejected", "suggested", "suggested", "suggested", "suggested", "suggested"]
+    assert "suggested by a strategy" in html and "suggested by a strategy" not in page
+
+
 def test_code_between_fences_has_a_font_of_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
     """Fences included, whatever tokens they are cut into; prose before and after has none."""
     words = ["<end>", "Try ", "```", "py\n", "x = 1", "\n``", "`", " and so on"]

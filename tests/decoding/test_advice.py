@@ -47,6 +47,24 @@ def test_most_rounds_are_plain() -> None:
     assert [line for line in mixed.advice() if "30 of 42 rounds did without the drafter" in line]
 
 
+def test_rounds_that_the_text_serves_are_not_plain() -> None:
+    """A lookup's proposal takes the place of a pass: nothing is amiss where it is accepted."""
+    mixed = stats(rounds=12)
+    for _ in range(30):
+        mixed.observe(RoundRecord(6, 5, 6, 0))
+    assert mixed.advice() == []
+
+
+def test_most_nodes_of_a_tree_are_rejected() -> None:
+    """Of a tree one path is accepted at most: its share says nothing, that of the chains beside it does."""
+    trees = stats(drafted=16, accepted=2)
+    trees.observe_trees([16] * 40, [2] * 40)
+    assert trees.acceptance_rate < 0.2 and trees.advice() == []
+    for _ in range(20):
+        trees.observe(RoundRecord(10, 1, 2, 1))
+    assert any("10% of the drafted tokens" in line for line in trees.advice())
+
+
 def test_every_sign_has_a_case() -> None:
     assert {sign.meaning for sign in SIGNS} == {*SEEN, "most rounds are plain"}
 

@@ -12,6 +12,7 @@ pytest.importorskip("lm_eval")
 
 from eval_support import evaluate_tasks, save_models
 
+from hf_failfast.engine.cpu.packed_weights import is_prepacked
 from hf_failfast.eval.model import HFFailFastLM
 from hf_failfast.eval.task import SpeedResponse
 from hf_failfast.measure.records import difference_margin, record_of
@@ -65,6 +66,17 @@ def test_every_method_answers_as_plain_and_has_speed_rows(method: str, load: Any
     assert row["mean_acceptance_length,speed"] >= 1
     assert row["tokens_per_second,speed"] > 0
     assert "exact_match,last-number" in row
+
+
+@pytest.mark.parametrize("method", ["failfast", "assisted", "plain"])
+def test_packed_weights_serve_every_method(method: str, load: Any, plain_texts: list[str]) -> None:
+    """The target's layers and the draft model's are packed, and the answers stay."""
+    model = load(method, compare_plain=method != "plain", prepack=True)
+    assistant = model.method.arguments.get("assistant_model")
+    assert is_prepacked(model.model) and (assistant is None or is_prepacked(assistant))
+    results = evaluate_tasks(model, [TASK])
+    assert responses(results) == plain_texts
+    assert results["results"][TASK].get("identical,speed", 1.0) == 1.0
 
 
 def test_failfast_rows_add_up_with_the_records(load: Any) -> None:

@@ -33,6 +33,7 @@ from hf_failfast.eval.quantisation import take_quantisation
         ({"assistant": "x", "target_latency_ms": 5.0}, "must be given together"),
         ({"assistant": "x", "target_latency_ms": -5.0, "drafter_latency_ms": 1.0}, "milliseconds > 0"),
         ({"assistant": "x", "compare_plain": "yes"}, "`compare_plain` must be True or False"),
+        ({"method": "plain", "prepack": 1}, "`prepack` must be True or False, but is 1"),
         ({"method": "prompt_lookup", "runner": "cuda_graphs"}, "`runner` is for the methods"),
         ({"method": "plain", "runner": "cuda"}, "`runner` must be one of .* but is 'cuda'"),
         ({"method": "prompt_lookup", "num_assistant_tokens": 0}, "`num_assistant_tokens` must be an integer >= 1"),

@@ -1,6 +1,7 @@
 """A trace tells what happened, and changes nothing."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,15 +74,73 @@ def test_sampled_drafts_are_traced_as_they_are_without() -> None:
     assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == alone[0].tolist()
 
 
-CHAINS: dict[str, Any] = {"draft_tree": 0, "draft_lookup": 0, "draft_reuse": False}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "tail": {"draft_lookup": 6},
+    "tree": {"draft_tree": 12},
+    "tree and tail": {"draft_tree": 12, "draft_lookup": 6},
+    "reuse": {"draft_reuse": True},
+    "self-selection": {"self_selection": 3},
+    "diffuspec": {"length_policy": "diffuspec"},
+    "goodput": {"length_policy": "goodput"},
+}
 
 
-def test_what_a_length_policy_drafts_to_measure_is_no_round() -> None:
-    model, measuring = target("qwen2"), drafter("canvas_shift")
-    result = trace(model, prompt(9), measuring, max_new_tokens=20, do_sample=False, length_policy="goodput", **CHAINS)
-    expected = plain(model, prompt(9), max_new_tokens=20)
-    assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == expected[0].tolist()
-    assert [len(r.draft_ids) for r in result.rounds] == [record.drafted for record in result.stats.records]
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_what_a_strategy_proposes_is_not_the_drafter_s(name: str) -> None:
+    """Rounds hold the drafter's own drafts, whatever else was verified, and nothing that a policy drafts to measure;
+    the accepted tokens are counted for all, and for the drafter alone."""
+    model, ids = target("qwen2"), prompt(9).repeat(1, 4)
+    result = trace(model, ids, drafter("canvas_shift"), max_new_tokens=40, do_sample=False, **STRATEGIES[name])
+    text = plain(model, ids, max_new_tokens=40)[0].tolist()
+    assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == text
+    assert [r.accepted for r in result.rounds] == [record.accepted for record in result.stats.records]
+    for each in result.rounds:
+        own = each.accepted_own
+        assert each.draft_ids[:own] == each.emitted_ids[:own] and own <= each.accepted
+        assert [verdict for _, verdict in each.judged[:own]] == [True] * own
+        assert not any(verdict for _, verdict in each.judged[own:])
+
+
+def test_the_text_s_own_suggestions_count(text: torch.Tensor) -> None:
+    """A text that repeats itself is continued by a tail that the drafter knows nothing of."""
+    ids = text[:, 7:31].repeat(1, 3)[:, :-5]
+    model = target("llama")
+    result = trace(model, ids, drafter("canvas_shift"), max_new_tokens=24, do_sample=False, draft_lookup=8)
+    suggested = sum(each.accepted - each.accepted_own for each in result.rounds)
+    assert suggested >= result.stats.lookup_accepted
+
+
+def test_drafts_made_ahead_are_refused_by_name() -> None:
+    """Whether the option comes by name, in a config, or is the drafter's own."""
+    model, own = target("qwen2"), drafter("canvas_shift")
+    config = replace(own.config, overlap=True)
+    asked: list[dict[str, Any]] = [{"overlap": True}, {"failfast_config": config}]
+    for options in asked:
+        with pytest.raises(ValueError, match="`overlap`=True cannot be traced"):
+            trace(model, prompt(9), own, max_new_tokens=4, **options)
+
+
+def test_a_drafter_that_fails_drafts_nothing_more(text: torch.Tensor) -> None:
+    """Its rounds are traced up to its error, and those after it are plain ones."""
+
+    class Failing(ScriptedDrafter):
+        def start(self, request: Any) -> Any:
+            session = super().start(request)
+            draft, calls = session.draft, []
+
+            def fails_later(*arguments: Any) -> Any:
+                calls.append(1)
+                if len(calls) > 2:
+                    raise RuntimeError("gone")
+                return draft(*arguments)
+
+            session.draft = fails_later
+            return session
+
+    failing = Failing(text, config=CONFIG, accept_lengths=[2])
+    result = trace(target("llama"), prompt(7), failing, max_new_tokens=24, do_sample=False)
+    assert result.prompt_ids + sum((r.emitted_ids for r in result.rounds), []) == text[0].tolist()
+    assert [bool(r.draft_ids) for r in result.rounds] == [True, True] + [False] * (len(result.rounds) - 2)
 
 
 def test_a_real_drafter_is_not_disturbed() -> None:

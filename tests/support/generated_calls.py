@@ -193,6 +193,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "reuse": {"draft_reuse": True},
     "self-selection": {"self_selection": 3},
     "diffuspec": {"length_policy": "diffuspec"},
+    "goodput": {"length_policy": "goodput"},
+    "overlap": {"overlap": True},
+    "tree, lookup and reuse": {"draft_tree": 12, "draft_lookup": 5, "draft_reuse": True},
 }
 
 
@@ -366,6 +369,10 @@ def reads_states(call: Call) -> bool:
     return "conditioned" in call.drafter or call.drafter == "dflash"
 
 
+def decides_on_lengths(call: Call) -> bool:
+    return call.drafter == "other tokenizer" or "hierarchy" in call.drafter
+
+
 def is_beyond_plain(call: Call) -> bool:
     """Whether plain `generate` itself fails: Falcon's distances do not fit the masks of static caches."""
     return call.family == "falcon, ALiBi" and "static" in (call.cache or "")
@@ -396,9 +403,15 @@ REFUSALS: dict[str, Callable[[Call], bool]] = {
     "`output_attentions` with a static cache": lambda call: (
         asks(call, "attentions") and "static" in (call.cache or "")
     ),
-    "is not possible, only `(draft_tree|self_selection)`=": lambda call: call.strategy in ("tree", "self-selection"),
-    "`length_policy='diffuspec'`": lambda call: (
-        call.strategy == "diffuspec" and (call.drafter == "other tokenizer" or "hierarchy" in call.drafter)
+    "is not possible, only `(draft_tree|self_selection)`=": lambda call: (
+        call.strategy in ("tree", "self-selection", "tree, lookup and reuse")
+    ),
+    "`length_policy='(diffuspec|goodput)'`": lambda call: (
+        call.strategy in ("diffuspec", "goodput") and decides_on_lengths(call)
+    ),
+    "`overlap`=True is not possible": lambda call: (
+        call.strategy == "overlap"
+        and (decides_on_lengths(call) or reads_states(call) or call.drafter in ("scripted", "fails"))
     ),
     "A Conversation keeps one text": lambda call: is_batch(call) and "conversation" in call.drafter,
     "prompt of .*`max_position_embeddings`=40": lambda call: call.family in TABLES and call.longest > 40,

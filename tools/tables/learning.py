@@ -1,4 +1,4 @@
-"""What learning did to the bundled drafter: by kind of prompt, or by quarter of long answers."""
+"""What learning did to the bundled drafter: by kind of prompt, by quarter of long answers, or by the clock."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ from . import markdown, result
 
 
 def table(part: str) -> str:
+    if part == "clock":
+        return _clock()
     document = result("results/learning.json")
     if part == "kinds":
         titles = ("learned from", "requests", "without", "with", "change", "another kind afterwards")
@@ -25,3 +27,21 @@ def _pair(row: dict[str, Any]) -> tuple[str, str]:
 
 def _gain(gain: dict[str, float]) -> str:
     return f"{gain['ratio']:.2f}x ({gain['low']:.2f} to {gain['high']:.2f})"
+
+
+def _clock() -> str:
+    document = result("results/learning_clock.json")
+    titles = ("requests", "number", "tokens", "speed", "speed, second half", "tokens per round", "time for steps")
+    rows = [
+        (
+            name,
+            row["requests"],
+            row["tokens"],
+            _gain(row["speed"]),
+            _gain(row["speed_second_half"]),
+            _gain(row["tokens_per_round"]),
+            f"{row['share_of_time']:.0%}",
+        )
+        for name, row in document["kinds"].items()
+    ]
+    return markdown(titles, rows)

@@ -20,8 +20,8 @@ _FENCE = "```"  # begins and ends code in a model's Markdown
 
 @dataclass(frozen=True)
 class _Token:
-    """A token of the text. kind: accepted, bonus or plain; tip: what hovering shows, as JSON; is_code: whether it
-    stands between fences."""
+    """A token of the text. kind: see `_kind`; tip: what hovering shows, as JSON; is_code: whether it stands between
+    fences."""
 
     text: str
     kind: str
@@ -42,7 +42,8 @@ def trace_page(
     """The page's HTML. All text is escaped, whatever the models wrote; nothing is fetched."""
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text("utf-8"))
     tokens = list(_tokens(trace, tokenizer))
-    longest = max((len(traced.draft_ids) for traced in trace.rounds), default=0)
+    rounds = [_column(index, traced, tokenizer) for index, traced in enumerate(trace.rounds)]
+    longest = max((len(each["cells"]) for each in rounds if each["cells"] != ["plain"]), default=0)
     return template.render(
         title=f"hf_failfast trace: {prompt[:60]}",
         prompt=prompt,
@@ -51,7 +52,8 @@ def trace_page(
         figures=_figures(trace),
         tokens=tokens,
         has_plain=any(token.kind == "plain" for token in tokens),
-        rounds=[_column(index, traced, tokenizer) for index, traced in enumerate(trace.rounds)],
+        has_suggested=any(token.kind == "suggested" for token in tokens),
+        rounds=rounds,
         longest=longest,
         cell_height=min(_CELL_HEIGHT, _STRIP_HEIGHT // max(longest, 1)) or 1,
         times=_times(trace),
@@ -63,13 +65,13 @@ def _tokens(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Token
     pieces = TextPieces(tokenizer)
     special = set(tokenizer.all_special_ids)
     for number, traced in enumerate(trace.rounds):
+        own = traced.accepted_own
         for index, (token_id, probability) in enumerate(zip(traced.emitted_ids, traced.probability, strict=True)):
-            is_accepted = index < traced.accepted
-            kind = "accepted" if is_accepted else "bonus" if traced.draft_ids else "plain"
+            kind = _kind(traced, index)
             lines = [f"{kind}, round {number + 1}", f"target's probability {probability:.1%}"]
-            if is_accepted:
+            if index < own:
                 lines.append(f"drafter's confidence {traced.confidence[index]:.1%}")
-            elif index < len(traced.draft_ids):
+            elif index == own and traced.judged[own:]:
                 refused = tokenizer.decode([traced.draft_ids[index]])
                 lines.append(f"drafted instead: {refused!r}, confidence {traced.confidence[index]:.1%}")
             is_special = token_id in special
@@ -78,6 +80,13 @@ def _tokens(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Token
             text = name if is_special else pieces.add(token_id)
             is_code = was_code or _ends_in_code(pieces.text)
             yield _Token(text, kind, number, json.dumps([repr(name), *lines]), is_special, is_code)
+
+
+def _kind(traced: TracedRound, index: int) -> str:
+    """How an emitted token came: accepted, suggested (by a strategy, unlike the draft), bonus or plain."""
+    if index < traced.accepted:
+        return "accepted" if index < traced.accepted_own else "suggested"
+    return "bonus" if traced.draft_ids or traced.accepted else "plain"
 
 
 def _ends_in_code(text: str) -> bool:
@@ -89,12 +98,16 @@ def _column(number: int, traced: TracedRound, tokenizer: PreTrainedTokenizerBase
     verdicts = [verdict for _, verdict in traced.judged]
     judged = ["accepted" if verdict else "rejected" for verdict in verdicts]
     cells = judged + ["unjudged"] * (len(traced.draft_ids) - len(verdicts))
+    suggested = traced.accepted - traced.accepted_own
     drafted = [
         f"{tokenizer.decode([token_id])!r} {confidence:.0%} {kind}"
         for token_id, confidence, kind in zip(traced.draft_ids, traced.confidence, cells, strict=True)
     ]
-    title = f"round {number + 1}: {len(traced.draft_ids)} drafted, {traced.accepted} accepted"
+    title = f"round {number + 1}: {len(traced.draft_ids)} drafted, {traced.accepted_own} accepted"
+    if suggested:
+        title += f", {suggested} suggested and accepted"
     times = f"draft {1000 * traced.draft_seconds:.1f} ms, verify {1000 * traced.verify_seconds:.1f} ms"
+    cells += ["suggested"] * suggested
     return {"cells": cells or ["plain"], "tip": json.dumps([title, times, *drafted])}
 
 

@@ -26,19 +26,17 @@ def run(setup: Setup) -> Outcome:
 def run_lengths(rounds: Sequence[TracedRound]) -> list[int]:
     """Lengths of the runs of tokens in which the drafter was not found wrong.
 
-    Accepted tokens make up runs. A bonus token after a whole accepted draft continues one, since the drafter was not
-    asked for it; after a rejected token it ends one and belongs to none, as does one of a round without a draft.
+    Accepted draft tokens make up runs, and so do tokens after a whole accepted draft, for which the drafter was not
+    asked. A token drafted otherwise ends a run and belongs to none, as does one of a round without a draft.
     """
     lengths, current = [], 0
     for traced in rounds:
-        current += traced.accepted
-        if not traced.has_bonus:
-            continue
-        if traced.draft_ids and traced.accepted == len(traced.draft_ids):
-            current += 1
+        own, num_emitted = traced.accepted_own, len(traced.emitted_ids)
+        if own == num_emitted or own == len(traced.draft_ids) > 0:
+            current += num_emitted
         else:
-            lengths.append(current)
-            current = 0
+            lengths.append(current + own)
+            current = num_emitted - own - 1
     return [length for length in [*lengths, current] if length]
 
 

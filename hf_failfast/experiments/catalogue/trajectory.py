@@ -22,7 +22,7 @@ def _row(prompt: int, index: int, traced: TracedRound) -> Row:
         "prompt": prompt,
         "round": index,
         "drafted": len(traced.draft_ids),
-        "accepted": traced.accepted,
+        "accepted": traced.accepted_own,
         "emitted": len(traced.emitted_ids),
         "passes": traced.passes,
         "lowest_confidence": min(traced.confidence, default=None),
