@@ -290,12 +290,12 @@ def commit(generation: Generation, draft: Draft, verified: Verified, outcome: Se
         spans = zip(hidden_states, first, verified.seen, cached, strict=True)
         session.observe([states[None, start - offset : end - offset] for states, offset, start, end in spans])
     cache.rollback(cached)
-    if session.top_logits:
-        session.learn(sequences.known, emitted, _top_logits(draft, verified, outcome))
     rows = zip(draft.lengths, outcome, strict=True)
     generation.stats.observe(*(RoundRecord(k, row.accepted, row.emitted, draft.passes) for k, row in rows))
     generation.stats.host_reads += draft.host_reads
     generation.policy.spent(generation.drafting, perf_counter() - generation.proposed, emitted)
+    if session.top_logits:  # lessons have a budget of their own, and are no cost of the round
+        session.learn(sequences.known, emitted, _top_logits(draft, verified, outcome))
     _dismiss(generation, emitted)
 
 

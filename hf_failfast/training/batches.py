@@ -39,12 +39,12 @@ class Batch:
         return rows[torch.arange(len(rows), device=rows.device)[:, None, None], index]
 
 
-def step_generator(seed: int, *numbers: int) -> torch.Generator:
+def step_generator(seed: int, *numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator that depends on its arguments alone, so a resumed run needs no saved generator state."""
     mixed = seed
     for number in numbers:
         mixed = (mixed * 1_000_003 + number + 1) % 2**63
-    return torch.Generator().manual_seed(mixed)
+    return torch.Generator(device).manual_seed(mixed)
 
 
 def batch_indices(lengths: Sequence[int], batch_size: int, seed: int, step: int) -> list[int]:

@@ -11,6 +11,7 @@ from .options import option
 Attention = Literal["causal_canvas", "block_causal"]
 Form = Literal["canvas", "dflash"]
 Layout = Literal["z-lab", "speculators"]
+Optimizer = Literal["adamw", "adamw8bit"]
 DRAFT_VOCABULARY = 8192
 CanvasAttention = Literal["causal_canvas", "block_causal", "causal"]  # the last is that of a LoRA
 LOSS_WEIGHTS = (
@@ -163,6 +164,7 @@ class TrainingConfig:
     batch_size: int = option(4, "Sequences per process and micro-step.")
     accumulation: int = option(1, "Micro-steps per optimizer step.")
     anchors: int = option(24, "Canvases per sequence and step.")
+    optimizer: Optimizer = option("adamw", "adamw, or adamw8bit for a third of the checkpoint.", kind=str)
     learning_rate: float = option(1.5e-3, "Peak learning rate.")
     warmup_steps: int = 50
     clip: float = 1.0  # gradient norm
@@ -216,7 +218,8 @@ class TrainingConfig:
         require("ema_decay", self.ema_decay, "in [0, 1)", 0 <= self.ema_decay < 1)
 
     def _check_form(self) -> None:
-        for name, known in {"form": get_args(Form), "layout": get_args(Layout)}.items():
+        known_values = {"form": get_args(Form), "layout": get_args(Layout), "optimizer": get_args(Optimizer)}
+        for name, known in known_values.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {list(known)}, got {getattr(self, name)!r}.")
         if self.form == "dflash" and (self.conditioned or self.attention != "causal_canvas"):

@@ -33,6 +33,7 @@ from .export import WEIGHTS, Provenance, export, versions
 from .lora import LoraCanvas, Trainable
 from .model import CanvasDrafter, covered_share, covering_size, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
+from .optimizers import compact, new_optimizer, round_at_random
 from .precision import training_dtype
 from .progress import Progress, deferred_interrupt
 from .report import LOG, write_report
@@ -52,6 +53,7 @@ BEFORE = {
     "layout": "z-lab",
     "lora": False,
     "drafter_window": OWN_WINDOW,  # their drafters have it all the same
+    "optimizer": "adamw",
 }  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
 
@@ -101,7 +103,7 @@ class Trainer:
         self.teacher = self._teacher(target)
         self.parameters = [p for p in self.drafter.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.ema_decay)
-        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizer = new_optimizer(config.optimizer, self.parameters)
         self.step, self.seconds = 0, 0.0
         self.losses: Counter[str] = Counter()  # sums since the last evaluation
         if checkpoint:
@@ -263,6 +265,9 @@ class Trainer:
             parts.update({name: value.item() / config.accumulation for name, value in losses.items()})
         torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
         self.optimizer.step()
+        if config.optimizer == "adamw8bit":
+            own = step_generator(config.seed, self.step, self._batches_per_step, device=self.accelerator.device)
+            round_at_random(self.parameters, own)
         self.optimizer.zero_grad()
         self.average.update()
         self.step += 1
@@ -344,7 +349,7 @@ class Trainer:
             "losses": dict(self.losses),
             "draft_vocabulary": self.drafter.draft_vocabulary,
             "mask_token_id": getattr(self.drafter, "mask_token_id", None),
-            "parameters": [p.detach() for p in self.parameters],
+            "parameters": [compact(p.detach()) for p in self.parameters],
             "averaged": self.average.values,
             "optimizer": self.optimizer.state_dict(),
         }

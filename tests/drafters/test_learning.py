@@ -6,6 +6,7 @@ import logging
 import math
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ from hf_failfast.drafters.wrappers import learning as wrapper
 from hf_failfast.drafters.wrappers.learning import LearningSession
 from hf_failfast.engine.runner import TopLogits
 from hf_failfast.engine.runner_pool import RunnerPool
+from hf_failfast.policies.confidence import ConfidenceThreshold
 
 KINDS = [*DRAFTERS, "shared", "reduced", "conditioned"]
 NEW = 60
@@ -255,6 +257,23 @@ def test_learning_stays_within_its_share(share: float, monkeypatch: pytest.Monke
         answer(learner, seed)
     stats = learner.statistics
     assert 0 < stats.learning_seconds <= share * stats.decoding_seconds
+
+
+def test_lessons_are_no_cost_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow step does not make drafting look dear: the rule that stops drafts is not billed for it."""
+
+    class Billed(ConfidenceThreshold):
+        def spent(self, drafting: float, rest: float, num_emitted: Any) -> None:
+            bills.append(rest)
+
+    bills: list[float] = []
+    monkeypatch.setattr(wrapper, "LearningSession", Eager)
+    monkeypatch.setattr(learning.Learner, "study", lambda self, max_steps=1: time.sleep(0.25) or 1)
+    learner = Learning(make("canvas_shift"), learning_share=1.0)
+    options = {"max_new_tokens": 6, "return_dict_in_generate": True}
+    output = failfast(target("llama"), prompt(30), learner, length_policy=Billed(learner.config), **options)
+    assert output.speculation.learned_steps == len(bills) > 0
+    assert max(bills) < 0.25 < output.speculation.other_seconds
 
 
 def test_between_requests_no_round_waits() -> None:

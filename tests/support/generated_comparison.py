@@ -38,6 +38,11 @@ from hf_failfast.drafters import DiffusionDrafter
 from hf_failfast.engine.slot_cache import storing_layers
 
 outcomes: Counter[str] = Counter()
+# Numbers of the confidence rule that another length policy does not read.
+UNREAD = {
+    "diffuspec": ("confidence_threshold",),
+    "goodput": ("confidence_threshold", "chunk_length", "max_draft_length"),
+}
 CLOSE = {"atol": 2e-3, "rtol": 1e-3}
 BESIDE_A_TABLE = (IndexError, RuntimeError)  # what plain `generate` ends with where positions come from a table
 
@@ -207,8 +212,8 @@ def drafting(call: Call, drafter: DiffusionDrafter) -> dict[str, Any]:
     options |= {"chunk_length": 3, "max_draft_length": call.draft_length}
     if call.strategy is not None:
         options |= STRATEGIES[call.strategy]
-    if "length_policy" in options:
-        del options["confidence_threshold"]
+    for name in UNREAD.get(options.get("length_policy", ""), ()):
+        del options[name]
     return options | {"drafter_errors": "plain" if call.drafter == "fails" else "raise"}
 
 

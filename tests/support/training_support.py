@@ -74,3 +74,14 @@ def random_examples(count: int, hidden_size: int = 32, sampled: bool = False) ->
         states = torch.randn(len(tokens) - 4, hidden_size, generator=generator)
         examples.append(Example(tokens, 4, states, sampled))
     return examples
+
+
+def greedy_answers(count: int, length: int) -> list[Example]:
+    """Of the tiny target, whose own answers a drafter learns well in a few steps."""
+    target = tiny_target()
+    examples = []
+    for seed in range(count):
+        prompt = torch.randint(5, VOCABULARY, (1, 6), generator=torch.Generator().manual_seed(seed))
+        tokens = target.generate(prompt, do_sample=False, max_new_tokens=length)[0]
+        examples.append(Example(tokens, 6, None))
+    return examples

@@ -10,7 +10,7 @@ from conftest import failfast
 from sessions import draft_of, session_of
 from training_support import (
     PROVENANCE,
-    VOCABULARY,
+    greedy_answers,
     random_examples,
     talkative_target,
     text_and_image_target,
@@ -43,19 +43,8 @@ KINDS = {
 }
 
 
-def greedy_answers(count: int) -> list[Example]:
-    """Of the tiny target, whose own answers a drafter learns well in a few steps."""
-    target = tiny_target()
-    examples = []
-    for seed in range(count):
-        prompt = torch.randint(5, VOCABULARY, (1, 6), generator=torch.Generator().manual_seed(seed))
-        tokens = target.generate(prompt, do_sample=False, max_new_tokens=TOKENS)[0]
-        examples.append(Example(tokens, 6, None))
-    return examples
-
-
 def overfitted(folder: Path, config: TrainingConfig) -> Trainer:
-    examples = greedy_answers(6)
+    examples = greedy_answers(6, TOKENS)
     trainer = Trainer(tiny_target(), (examples, examples[:2]), config, folder, PROVENANCE, examples)
     trainer.train()
     return trainer
