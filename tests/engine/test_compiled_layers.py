@@ -115,8 +115,9 @@ def test_generation(name: str, is_built: bool, has_all_widths: bool, monkeypatch
     with counted_launches(is_built) as launches:
         assert write(model, used) == COMPILED
     assert len(compiled_of(used, model).artifacts) == FAMILIES[name][1] * len(widths_of(used, model))
-    layer = launches_of_a_layer(model)
-    assert 0 < max(launches) < 0.7 * layer, (launches, layer)
+    assert launches
+    if name in QUICK:  # LayerNorm is one launch as it is: elsewhere there is less to merge
+        assert max(launches) < 0.7 * launches_of_a_layer(model)
     with no_compilation():
         assert write(model, used) == COMPILED
 
@@ -332,6 +333,15 @@ def replace(model: Any) -> None:
     mlp.forward = lambda states: -type(mlp).forward(mlp, states)
 
 
+class Packed(nn.Parameter):
+    """A weight that is not what it seems, as those of quantised layers."""
+
+
+def pack(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight = Packed(layer.mlp.up_proj.weight.detach())
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -339,6 +349,7 @@ def replace(model: Any) -> None:
         (hold, "Tensor"),
         (differ, "its 6 layers are of 6 kinds"),
         (replace, "a Olmo2MLP has another forward"),
+        (pack, "a layer has or is given a Packed"),
     ],
 )
 def test_layers_that_cannot_be_compiled(change: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
