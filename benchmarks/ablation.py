@@ -16,16 +16,16 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from trainers import AutoregressiveTrainer, MuonTrainer
 from transformers.utils import logging
 
 from hf_failfast.measure.provenance import provenance
 from hf_failfast.pairs import load_smollm2
-from hf_failfast.training.batches import Batch
 from hf_failfast.training.config import LOSS_WEIGHTS, TrainingConfig
 from hf_failfast.training.data.shards import Example
 from hf_failfast.training.data.synthesis import load_examples
 from hf_failfast.training.export import Provenance
-from hf_failfast.training.objective import HeldOut
+from hf_failfast.training.precision import training_dtype
 from hf_failfast.training.report import LOG
 from hf_failfast.training.trainer import Trainer
 
@@ -45,29 +45,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full vocabulary": REGRESSION | {"draft_vocabulary": 0},
     "block-causal": REGRESSION | {"attention": "block_causal"},
     "autoregressive": REGRESSION,
+    "Muon": REGRESSION,
 }
+TRAINERS: dict[str, type[Trainer]] = {"autoregressive": AutoregressiveTrainer, "Muon": MuonTrainer}
 FIXED_SHAPE = {"conditioned", "full vocabulary", "block-causal", "autoregressive"}  # cannot start from a drafter
-
-
-class AutoregressiveTrainer(Trainer):
-    """The matched opponent: the same layers, data, losses and steps without canvases, drafting token by token.
-
-    A token counts as accepted only after accepted ones, where the drafter has read exactly the answer: so the
-    teacher-forced clean rows say what its own rollout would.
-    """
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.plan = dataclasses.replace(self.plan, anchors=0)
-
-    @torch.no_grad()
-    def held_out_drafts(self, batch: Batch) -> HeldOut:
-        clean, _ = self.drafter(batch.canvases, batch.features)
-        logits = self.drafter.logits(clean).float()
-        best, drafted = torch.nn.functional.pad(logits, (0, 0, 0, batch.canvases.canvas_length)).max(dim=-1)
-        confidence = (best - torch.nn.functional.pad(logits.logsumexp(-1), (0, batch.canvases.canvas_length))).exp()
-        matches = batch.drafted(drafted) == batch.drafted(batch.labels)
-        return HeldOut(matches.flatten(0, 1), batch.drafted(confidence).flatten(0, 1))
 
 
 def cut(examples: list[Example], answer_tokens: int) -> list[Example]:
@@ -87,11 +68,10 @@ Sides = tuple[list[Example], list[Example]]
 
 def run_variant(name: str, config: TrainingConfig, data: Sides, output: Path | None = None) -> dict[str, Any]:
     """Trains one variant; its held-out figures before and after."""
-    target, _ = load_smollm2(torch.bfloat16)
+    target, _ = load_smollm2(training_dtype(torch.device("cpu")))
     with tempfile.TemporaryDirectory() as folder:
         place = Provenance("SmolLM2-135M-Instruct", "apache-2.0", "", {"settings": {"source": ""}, "shards": []})
-        kind = AutoregressiveTrainer if name == "autoregressive" else Trainer
-        trainer = kind(target, data, config, output or Path(folder), place)
+        trainer = TRAINERS.get(name, Trainer)(target, data, config, output or Path(folder), place)
         after = trainer.train()
         before = json.loads((trainer.output / LOG).read_text().splitlines()[0])
     figures = {key: after["held_out"][key] for key in ("mean_acceptance_length", "acceptance_by_position", "drafts")}

@@ -77,7 +77,7 @@ def train(
     if not given.keys() & {"steps", "minutes"}:
         given["minutes"] = 60
     training, synthesis = _settings(given)
-    _check(target, output, data)
+    _check(target, output, data, training)
     begin(f"Training a drafter for {target} in {output}")
     from ..training.run import Job, run
 
@@ -108,9 +108,11 @@ def _settings(given: dict[str, Any]) -> tuple[TrainingConfig, DataConfig]:
         raise typer.BadParameter(str(error)) from None
 
 
-def _check(target: str, output: Path, data: Path | None) -> None:
+def _check(target: str, output: Path, data: Path | None, training: TrainingConfig) -> None:
     """Raises what can be known before torch is imported."""
     require("train", "tqdm", "matplotlib", "accelerate")
+    if training.optimizer == "adamw8bit":
+        require("quantised", "bitsandbytes")
     check_folder("target", target)
     check_parents([output / "config.json", data])
     if not Path(target).is_dir() and "/" in target:

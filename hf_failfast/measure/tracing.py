@@ -78,8 +78,12 @@ class Trace:
 def trace(target: PreTrainedModel, input_ids: torch.Tensor, drafter: DiffusionDrafter, **arguments: Any) -> Trace:
     """Answers one prompt (1, n) with `target.generate` through this package, and remembers every round.
 
-    arguments: of `generate`, FailFast options among them.
+    arguments: of `generate`, FailFast options among them. Raises ValueError on `overlap`: of drafts that are made
+        ahead some are never verified.
     """
+    config = arguments.get("failfast_config") or drafter.config
+    if arguments.get("overlap", config.overlap):
+        raise ValueError("`overlap`=True cannot be traced, only `overlap`=False: some of its drafts are in no round.")
     recorder = RecordingDrafter(drafter)
     output = target.generate(
         input_ids,

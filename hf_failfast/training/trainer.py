@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ..drafters.checkpoints.reading import read_checkpoint
+from ..drafters.spec import OWN_WINDOW
 from .atomic_files import replacing
 from .averaging import WeightAverage, copy_tensors
 from .batches import Batch, CanvasPlan, aligned, batch_indices, draft_index, step_generator
@@ -32,6 +33,7 @@ from .export import WEIGHTS, Provenance, export, versions
 from .lora import LoraCanvas, Trainable
 from .model import CanvasDrafter, covered_share, covering_size, default_layers, frequent_tokens
 from .objective import HeldOut, held_out_drafts, training_loss
+from .optimizers import compact, new_optimizer, round_at_random
 from .precision import training_dtype
 from .progress import Progress, deferred_interrupt
 from .report import LOG, write_report
@@ -50,6 +52,8 @@ BEFORE = {
     "form": "canvas",
     "layout": "z-lab",
     "lora": False,
+    "drafter_window": OWN_WINDOW,  # their drafters have it all the same
+    "optimizer": "adamw",
 }  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
 
@@ -89,7 +93,7 @@ class Trainer:
         self._check_data()
         self.lengths = [len(example.tokens) for example in self.examples]
         extended = config.extended if config.conditioned else 0.0
-        self.plan = CanvasPlan(config.canvas_attention, config.canvas_length, config.anchors, extended)
+        self.plan = CanvasPlan(config.canvas_attention, config.canvas_length, config.anchors, extended, config.window)
         vocabulary = target.get_input_embeddings().weight.shape[0]
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = self._checkpoint()
@@ -99,7 +103,7 @@ class Trainer:
         self.teacher = self._teacher(target)
         self.parameters = [p for p in self.drafter.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.ema_decay)
-        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizer = new_optimizer(config.optimizer, self.parameters)
         self.step, self.seconds = 0, 0.0
         self.losses: Counter[str] = Counter()  # sums since the last evaluation
         if checkpoint:
@@ -116,7 +120,8 @@ class Trainer:
             draft_vocabulary = stored_vocabulary(initial)
         else:
             draft_vocabulary = self._draft_vocabulary(target, target.get_input_embeddings().weight.shape[0])
-        layers = config.layers or default_layers(target.config.num_hidden_layers, config.reads_states)
+        total = target.config.get_text_config(decoder=True).num_hidden_layers
+        layers = config.layers or default_layers(total, config.reads_states)
         drafter: CanvasDrafter | BlockDrafter
         if config.form == "dflash":
             mask = checkpoint["mask_token_id"] if checkpoint else self._mask_token(target)
@@ -157,7 +162,7 @@ class Trainer:
             assert mask_token_id is not None
             return mask_token_id
         texts = [example.tokens for example in self.examples]
-        return rarest_token(texts, target.config.vocab_size, _end_tokens(target))
+        return rarest_token(texts, target.config.get_text_config(decoder=True).vocab_size, _end_tokens(target))
 
     def _teacher(self, target: PreTrainedModel) -> Teacher | None:
         if isinstance(self.drafter, BlockDrafter):
@@ -260,6 +265,9 @@ class Trainer:
             parts.update({name: value.item() / config.accumulation for name, value in losses.items()})
         torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
         self.optimizer.step()
+        if config.optimizer == "adamw8bit":
+            own = step_generator(config.seed, self.step, self._batches_per_step, device=self.accelerator.device)
+            round_at_random(self.parameters, own)
         self.optimizer.zero_grad()
         self.average.update()
         self.step += 1
@@ -341,7 +349,7 @@ class Trainer:
             "losses": dict(self.losses),
             "draft_vocabulary": self.drafter.draft_vocabulary,
             "mask_token_id": getattr(self.drafter, "mask_token_id", None),
-            "parameters": [p.detach() for p in self.parameters],
+            "parameters": [compact(p.detach()) for p in self.parameters],
             "averaged": self.average.values,
             "optimizer": self.optimizer.state_dict(),
         }

@@ -260,7 +260,7 @@ def test_learning_stays_within_its_share(share: float, monkeypatch: pytest.Monke
 
 
 def test_lessons_are_no_cost_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow step does not make drafting look dear: the rule that stops drafts that do not pay is not billed for it."""
+    """A slow step does not make drafting look dear: the rule that stops drafts is not billed for it."""
 
     class Billed(ConfidenceThreshold):
         def spent(self, drafting: float, rest: float, num_emitted: Any) -> None:

@@ -1,6 +1,7 @@
 """A trace tells what happened, and changes nothing."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,12 +102,22 @@ def test_what_a_strategy_proposes_is_not_the_drafter_s(name: str) -> None:
 
 
 def test_the_text_s_own_suggestions_count(text: torch.Tensor) -> None:
-    """A text that repeats itself is continued by a tail, of which the drafter's draft knows nothing."""
+    """A text that repeats itself is continued by a tail that the drafter knows nothing of."""
     ids = text[:, 7:31].repeat(1, 3)[:, :-5]
     model = target("llama")
     result = trace(model, ids, drafter("canvas_shift"), max_new_tokens=24, do_sample=False, draft_lookup=8)
     suggested = sum(each.accepted - each.accepted_own for each in result.rounds)
     assert suggested >= result.stats.lookup_accepted
+
+
+def test_drafts_made_ahead_are_refused_by_name() -> None:
+    """Whether the option comes by name, in a config, or is the drafter's own."""
+    model, own = target("qwen2"), drafter("canvas_shift")
+    config = replace(own.config, overlap=True)
+    asked: list[dict[str, Any]] = [{"overlap": True}, {"failfast_config": config}]
+    for options in asked:
+        with pytest.raises(ValueError, match="`overlap`=True cannot be traced"):
+            trace(model, prompt(9), own, max_new_tokens=4, **options)
 
 
 def test_a_drafter_that_fails_drafts_nothing_more(text: torch.Tensor) -> None:

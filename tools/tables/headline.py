@@ -17,12 +17,14 @@ def _bench() -> str:
     ours = next(row for row in document["results"] if row["method"] == TITLES["failfast"])
     hardware = document["hardware"]
     interval = f"{ours['speedup_low']:.2f} to {ours['speedup_high']:.2f}"
+    packed = " with packed weights, plain decoding too," if document["prepacked"] else ""
+    machine = f"{hardware['threads']} cores of an {hardware['processor']}"
     return (
         f"{ours['speedup']:.2f}x plain `generate` (95 % interval {interval}) and "
         f"{document['default_speedup_over_best_hf']:.2f}x the best of transformers' own methods: {document['target']} "
-        f"in {document['dtype']} on {hardware['threads']} cores of an {hardware['processor']}, {ours['prompts']} "
-        f"prompts, {document['max_new_tokens']} new tokens each. That is `{document['command']}` at commit "
-        f"{document['commit'][:10]} with transformers {document['versions']['transformers']}; {WEIGHTS_NOTE}."
+        f"in {document['dtype']}{packed} on {machine}, {ours['prompts']} prompts, {document['max_new_tokens']} new "
+        f"tokens each. That is `{document['command']}` at commit {document['commit'][:10]} with transformers "
+        f"{document['versions']['transformers']}; {WEIGHTS_NOTE}."
     )
 
 
