@@ -20,6 +20,7 @@ from torch import nn
 from triton_support import Launches
 
 from hf_failfast.engine import kernels
+from hf_failfast.engine.causal_lm import IS_OWN
 from hf_failfast.engine.cuda import compiled_layers, slot_attention, static_slots
 from hf_failfast.engine.cuda.compiled_layers import CompiledLayers
 from hf_failfast.engine.cuda.graph_runner import CudaGraphRunner
@@ -333,6 +334,15 @@ def replace(model: Any) -> None:
     mlp.forward = lambda states: -type(mlp).forward(mlp, states)
 
 
+def hook(model: Any) -> None:
+    def halve(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output / 2
+
+    setattr(halve, IS_OWN, True)
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(halve)
+
+
 class Packed(nn.Parameter):
     """A weight that is not what it seems, as those of quantised layers."""
 
@@ -349,6 +359,7 @@ def pack(model: Any) -> None:
         (hold, "Tensor"),
         (differ, "its 6 layers are of 6 kinds"),
         (replace, "a Olmo2MLP has another forward"),
+        (hook, "a layer has hooks"),
         (pack, "a layer has or is given a Packed"),
     ],
 )
