@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from gpu_sections.compiled import measure_compiled
 from gpu_sections.correctness import compare_generations
 from gpu_sections.end_to_end import measure_smollm2
 from gpu_sections.kernel_times import measure_kernels
@@ -57,6 +58,7 @@ def sections(machine: Machine) -> dict[str, Callable[[], Any]]:
         "kernels": lambda: measure_kernels(machine),
         "memory": lambda: measure_memory(machine),
         "batch": lambda: measure_batches(machine, drafter(), "7B"),
+        "compiled": lambda: measure_compiled(machine),
         "quantised": lambda: measure_quantised(machine, "7B"),
         "14B": lambda: measure_pair(machine, drafter(), "14B"),
         "32B": lambda: measure_pair(machine, drafter(), "32B"),

@@ -121,7 +121,7 @@ def smollm2_folder() -> Path:
     """
     folder = _folder()
     if not folder.is_dir():
-        _dequantise(smollm2_source(), folder)
+        dequantise(smollm2_source() / GGUF_FILE, folder)
     return folder
 
 
@@ -149,13 +149,14 @@ def _folder() -> Path:
     return Path(HF_HOME) / "hf_failfast" / "SmolLM2-135M-Instruct"
 
 
-def _dequantise(source: Path, folder: Path) -> None:
+def dequantise(file: Path, folder: Path) -> None:
+    """Makes a checkpoint folder in bfloat16 of a GGUF file's model and tokenizer; an unfinished one is no folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with redirect_stderr(io.StringIO()):  # a progress bar per kind of tensor
-        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     config = loaded.config
     del config.quantization_config  # the weights in memory are not quantised, and a quantised model cannot be saved
     model = type(loaded)(config).to(torch.bfloat16)

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,15 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, database=No
 hypothesis.settings.load_profile("repeatable")
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def quick_first(values: Iterable[Any], num_quick: int = 1) -> list[Any]:
+    """Values of a parameter: the first ones for every run, the others for exhaustive runs only."""
+    return [
+        pytest.param(value, marks=() if index < num_quick else pytest.mark.exhaustive)
+        for index, value in enumerate(values)
+    ]
+
 
 VOCAB_SIZE = 120  # ids a target knows
 MASK_ID = 121  # only in the drafters' vocabulary

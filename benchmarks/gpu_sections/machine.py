@@ -59,19 +59,23 @@ class Machine:
     def model(self, name: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
         """A Qwen2 of the shape, random weights made on the device."""
         shape = SHAPES[name] if self.is_gpu else TINY
-        config = AutoConfig.for_model(
-            "qwen2",
-            hidden_size=shape["hidden"],
-            num_hidden_layers=shape["layers"],
-            num_attention_heads=shape["heads"],
-            num_key_value_heads=shape["kv_heads"],
-            intermediate_size=shape["inter"],
-            vocab_size=shape["vocab"],
-            tie_word_embeddings=shape["tied"],
-            max_position_embeddings=32768,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
+        options = {
+            "hidden_size": shape["hidden"],
+            "num_hidden_layers": shape["layers"],
+            "num_attention_heads": shape["heads"],
+            "num_key_value_heads": shape["kv_heads"],
+            "intermediate_size": shape["inter"],
+            "vocab_size": shape["vocab"],
+            "tie_word_embeddings": shape["tied"],
+        }
+        return self.model_of("qwen2", options, dtype)
+
+    def model_of(
+        self, model_type: str, options: dict[str, Any], dtype: torch.dtype = torch.bfloat16
+    ) -> PreTrainedModel:
+        """A model of any family, random weights made on the device."""
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        config = AutoConfig.for_model(model_type, max_position_embeddings=32768, **ids, **options)
         with torch.device(self.device):
             return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_failfast.engine.cuda import fused_decoder, graph_runner, slot_attention
+from hf_failfast.engine.cuda.compiled_layers import CompiledLayers
 from hf_failfast.engine.cuda.graph_runner import CudaGraphRunner, KeptGraphs
 from hf_failfast.engine.runner import EagerRunner, Head, raw_logits
 from hf_failfast.engine.window import Window
@@ -44,15 +45,21 @@ def measure_passes(machine: Machine, model: PreTrainedModel) -> dict[str, Any]:
     return found
 
 
-def _runner(machine: Machine, model: PreTrainedModel, kind: str) -> EagerRunner:
-    return EagerRunner(model) if kind == "eager" else CudaGraphRunner(model, (), KeptGraphs(machine.graphs()))
-
-
 def forward_pass(
-    machine: Machine, model: PreTrainedModel, kind: str, rows: int, head: Head = raw_logits, batch: int = 1
+    machine: Machine,
+    model: PreTrainedModel,
+    kind: str,
+    rows: int,
+    head: Head = raw_logits,
+    batch: int = 1,
+    compiled: CompiledLayers | None = None,
 ) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """A forward of `rows` tokens of each of `batch` sequences after a filled context, which forgets them again."""
-    runner = _runner(machine, model, kind)
+    """A forward of `rows` tokens of each of `batch` sequences after a filled context, which forgets them again.
+
+    compiled: where compiled layers are kept, which are then captured.
+    """
+    kept = KeptGraphs(machine.graphs(), compiled)
+    runner = EagerRunner(model) if kind == "eager" else CudaGraphRunner(model, (), kept)
     cache = runner.new_cache(machine.context + graph_runner.MAX_WIDTH, batch)
     with torch.no_grad():
         prompt = torch.zeros(batch, machine.context, dtype=torch.long, device=machine.device)

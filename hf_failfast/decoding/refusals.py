@@ -13,7 +13,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from ..compatibility import CACHE, READS_WHOLE_TEXT_AGAIN
 from ..engine.causal_lm import attention_name, has_several_states
-from ..engine.positions import counted_from, position_table, rope_change
+from ..engine.positions import GOES_BY_DISTANCES, LEAVES_OUT_HIDDEN, counted_from, position_table, rope_change
 from ..engine.slot_cache import layer_windows, storing_layers
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def check_request(
     }
     refusals |= _attention_refusals(model, config, model_kwargs.get(CACHE))
     refusals |= _window_refusals(model, config.max_length)
-    refusals |= _batch_refusals(model, input_ids.shape[0], config.max_length)
+    refusals |= _place_refusals(model, input_ids.shape[0], mask, config.max_length)
     refusals |= _rope_refusals(model, input_ids, mask, config, model_kwargs.get(CACHE))
     refusals |= _cache_refusals(model_kwargs.get(CACHE), input_ids, config.max_length)
     # For a prompt without images, image models put an empty dict there.
@@ -271,22 +271,38 @@ def _window_refusals(model: PreTrainedModel, max_length: int) -> dict[str, bool]
     }
 
 
-def _batch_refusals(model: PreTrainedModel, num_rows: int, max_length: int) -> dict[str, bool]:
-    """Refuses batches where the attention cannot take a 4-D mask with each sequence's own positions."""
+def _place_refusals(
+    model: PreTrainedModel, num_rows: int, mask: torch.Tensor | None, max_length: int
+) -> dict[str, bool]:
+    """Refuses batches where the attention cannot take a 4-D mask with each sequence's own positions, and padding where
+    plain `generate` counts it, for the loop leaves it out."""
     config = model.config.get_text_config(decoder=True)
     attention = attention_name(model)
     counted = counted_from(config)
+    # A row's tokens are taken for at most as many places later as a draft is long.
+    counts = counted is not None and 2 * max_length > counted
     return {
         f"a batch of {num_rows} prompts for `{config.model_type}` with ALiBi, which it computes from a mask of two "
         "dimensions (one prompt at a time is fine)": num_rows > 1 and has_alibi(model),
         f"a batch of {num_rows} prompts with `attn_implementation`={attention!r} (only 'sdpa' and 'eager' take the "
         "mask of a batch; one prompt at a time is fine)": num_rows > 1 and attention not in ("sdpa", "eager"),
-        # A row's tokens are taken for at most as many places later as a draft is long.
         f"a batch of {num_rows} prompts with `max_length`={max_length} for `{config.model_type}`, which "
-        f"takes the place of a token from the longest row (one prompt at a time is fine)": (
-            num_rows > 1 and counted is not None and 2 * max_length > counted
-        ),
+        f"takes the place of a token from the longest row (one prompt at a time is fine)": num_rows > 1 and counts,
+        f"a padded prompt with `max_length`={max_length} for `{config.model_type}`, which counts hidden tokens as "
+        "places (leave the padding out)": counts and mask is not None and _moves_places(config.model_type, mask),
     }
+
+
+def _moves_places(model_type: str, mask: torch.Tensor) -> bool:
+    """Whether the hidden tokens of an `attention_mask` (B, n) change what a model that counts places makes of the
+    others. Where distances alone matter, only those that are hidden between visible ones do."""
+    if model_type in LEAVES_OUT_HIDDEN:
+        return False
+    if model_type not in GOES_BY_DISTANCES:
+        return not bool(mask.all())
+    shown = mask.bool()
+    starts = (shown[:, 1:] & ~shown[:, :-1]).sum(dim=1) + shown[:, 0]
+    return bool((starts > 1).any())
 
 
 def has_alibi(model: PreTrainedModel) -> bool:

@@ -42,7 +42,7 @@ class SpecDecodingStats:
     overlap_hits: rounds whose draft was made while the target verified the one before (`overlap`).
     host_reads: transfers from device to host on the decision path (draft length, accepted tokens).
     other_seconds: the time between the first draft and the last token that is neither drafting nor verifying.
-    runner: how the target's forwards ran: `eager`, or `cuda_graphs` and what was captured.
+    runner: how the target's forwards ran: `eager`, or `cuda_graphs` or `compiled_graphs` and what was captured.
     written: the new tokens of a call with one prompt, which a notebook shows in colour.
     """
 

@@ -240,7 +240,8 @@ class DiffusionDrafter(ABC):
     config: the chunk rule's numbers that suit this drafter; used if the caller gives none.
     made_for: the target its checkpoint names, if it names one.
     drafts_by_chunks: whether its sessions leave all decisions on lengths to the policy.
-    own_model: the drafter as a model with a vocabulary of its own; None if it borrows the target's.
+    own_model: a model with the vocabulary that the drafter drafts in; None if that is the target's, which lends its
+        embedding and head.
     window: the most tokens of a text that the drafter sees; 0: all of it.
     source: the checkpoint that it was loaded from; None: it was made in another way.
     has_alternatives: whether its drafts come with the alternatives that a request asks for.
@@ -277,6 +278,16 @@ class DiffusionDrafter(ABC):
 
     def check_target(self, target: PreTrainedModel) -> None:  # noqa: B027
         """Raises ValueError if the target does not fit. Asks for its config and the shapes of its embedding only."""
+
+    def borrowing_from(self, lender: PreTrainedModel) -> DiffusionDrafter:
+        """The same drafter with embedding and head of `lender`, the target that it was made for: so it can draft for
+        targets of another tokenizer. One with its own stays as it is.
+
+        Raises ValueError if it needs more of a target than these, or if they do not fit.
+        """
+        if self.own_model is None:
+            raise ValueError("The drafter reads the target's hidden states: those of another model tell it nothing.")
+        return self
 
     def modules(self) -> Iterator[nn.Module]:
         """Every module with weights of the drafter's own."""

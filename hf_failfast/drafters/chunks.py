@@ -113,11 +113,11 @@ class ChunkedSession(DraftSession):
             return text
         self.offsets = self.offsets or [0] * len(text.lengths)
         pairs = enumerate(zip(text.lengths, self.offsets, strict=True))
-        outgrown = [row for row, (length, offset) in pairs if length - offset > self.window]
+        outgrown = [row for row, (length, offset) in pairs if not 0 < length - offset <= self.window]
         if outgrown:
             self.restart(outgrown)
-        for row in outgrown:
-            self.offsets[row] = text.lengths[row] - self.window // 2
+        for row in outgrown:  # or fallen short of: what was taken back may have begun before what was in sight
+            self.offsets[row] = max(text.lengths[row] - self.window // 2, 0)
         if not any(self.offsets):
             return text
         lengths = [length - offset for length, offset in zip(text.lengths, self.offsets, strict=True)]

@@ -24,10 +24,8 @@ from .diffusion_gemma import load_diffusion_gemma
 from .learning.stored import adapter_file, base_of, put_adapter
 from .lora.drafter import load_lora
 from .masked.session import DraftingMode, DraftingOptions, MaskedDrafter
-from .spec import OWN_WINDOW, Alignment, AttentionKind, DrafterSection, Noise
+from .spec import LEAST_WINDOW, OWN_WINDOW, Alignment, AttentionKind, DrafterSection, Noise
 
-# A window is as long as a draft may be, so that it must hold one.
-LEAST_WINDOW = 16
 AS_THE_CHECKPOINT_ASKS = DraftingOptions()
 
 if TYPE_CHECKING:

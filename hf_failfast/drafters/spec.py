@@ -13,6 +13,8 @@ from ..config import FailFastConfig
 BUNDLED_DRAFTER = Path(__file__).parents[1] / "assets" / "smollm2-135m-drafter"
 # What a drafter of our trainer sees of a text unless its section says otherwise: it learned from texts of this length.
 OWN_WINDOW = 256
+# A window is as long as a draft may be, so that it must hold one.
+LEAST_WINDOW = 16
 SECTION = "failfast"  # the key of `DrafterSection` in a config.json
 
 AttentionKind = Literal["causal", "causal_canvas", "anchored_canvas", "block_causal", "bidirectional"]

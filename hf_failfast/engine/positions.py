@@ -36,6 +36,10 @@ _COUNTING = frozenset(
     }
 )
 
+# What those make of what they count: distances between tokens; or, from the mask, places without the hidden tokens.
+GOES_BY_DISTANCES = ("gpt_neo", "mpt", "roformer")
+LEAVES_OUT_HIDDEN = ("bloom",)
+
 # Without rotary embeddings and without a table: distances in place of positions, or sines that the forward computes as
 # the text grows.
 _UNBOUNDED = ("bloom", "mpt")

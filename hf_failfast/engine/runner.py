@@ -182,10 +182,11 @@ class EagerRunner:
         read: int | torch.Tensor,
         states: torch.Tensor | None,
         added: torch.Tensor | None,
+        model: CausalLM | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[LayerOutput, tuple[torch.Tensor, ...]]]:
-        """The model's logits, and `hidden_states` and `recorded` of `Forward`."""
+        """The model's logits, and `hidden_states` and `recorded` of `Forward`. model: one that computes the same."""
         wanted = {*self.recorded, "hidden_states"} if self.hidden_layers else self.recorded
-        outputs = self.model(
+        outputs = (self.model if model is None else model)(
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=mask,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from .causal_lm import CausalLM
 from .cuda.capture import CudaGraphs
+from .cuda.compiled_layers import CompiledLayers
 from .cuda.eligibility import obstacle
 from .cuda.graph_runner import CudaGraphRunner
 from .cuda.static_slots import KeptGraphs
@@ -17,7 +18,7 @@ from .runner import EagerRunner, LayerOutput
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RunnerName = Literal["auto", "eager", "cuda_graphs"]
+RunnerName = Literal["auto", "eager", "cuda_graphs", "compiled_graphs"]
 
 
 class RunnerPool:
@@ -26,7 +27,8 @@ class RunnerPool:
     It belongs to the drafter and refers to targets weakly, so that graphs live as long as both of them.
 
     name: `auto` uses CUDA graphs on a CUDA device if the model allows it, `cuda_graphs` also warns on a device
-        without them, `eager` never uses them.
+        without them, `compiled_graphs` also compiles the layers that it captures where the fused decoder does not take
+        their place, `eager` never uses graphs.
     """
 
     def __init__(self, name: RunnerName = "auto", graphs: CudaGraphs | None = None) -> None:
@@ -85,7 +87,11 @@ class RunnerPool:
 
     def _kept_for(self, target: PreTrainedModel, role: str) -> KeptGraphs:
         with self._lock:
-            return self._kept.setdefault(target, {}).setdefault(role, KeptGraphs(self.graphs))
+            kept = self._kept.setdefault(target, {})
+            if role not in kept:
+                compiled = CompiledLayers() if self.name == "compiled_graphs" else None
+                kept[role] = KeptGraphs(self.graphs, compiled)
+            return kept[role]
 
     def _runner(
         self, model: CausalLM, target: PreTrainedModel, role: str, hidden_layers: tuple[int, ...]

@@ -50,8 +50,8 @@ class EvalOptions:
     confidence_threshold, chunk_length, max_draft_length: tau, N, N_max; default: the drafter's own.
     length_policy: `confidence`, `goodput` or `diffuspec`; default: the drafter's own.
     verifier, draft_temperature: how samples verify a draft; default: the drafter's own.
-    runner: `auto`, `eager` or `cuda_graphs`, as in `load_drafter`; `plain` is this package's loop without drafts where
-        it is `auto` or `cuda_graphs`, else transformers' `generate`.
+    runner: `auto`, `eager`, `cuda_graphs` or `compiled_graphs`, as in `load_drafter`; of `plain`, none and
+        `eager` are transformers' `generate`, the others this package's loop without drafts.
     draft_tree, draft_lookup, draft_reuse: tokens that a round verifies as a tree and that the text so far may add to
         a draft, and whether the rest of a rejected draft is proposed again; default: the drafter's own.
     self_selection: drafts of one pass that are verified together; default: the drafter's own.

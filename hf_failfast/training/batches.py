@@ -65,12 +65,14 @@ def batch_indices(lengths: Sequence[int], batch_size: int, seed: int, step: int)
 
 @dataclass(frozen=True)
 class CanvasPlan:
-    """Where canvases lie: `anchors` per sequence, each of `canvas_length` draft positions."""
+    """Where canvases lie: `anchors` per sequence, each of `canvas_length` draft positions; and of how many tokens they
+    see the text, at most `window` (0: all)."""
 
     attention: CanvasAttention
     canvas_length: int
     anchors: int
     extended: float = 0.0  # share of the causal canvases that go on with a draft: their first tokens are known
+    window: int = 0
 
     def random(self, examples: Sequence[Example], generator: torch.Generator) -> torch.Tensor:
         """[batch, A] positions whose canvas holds an answer token, uniform and with replacement."""
@@ -104,10 +106,10 @@ class CanvasPlan:
         known = (known + torch.arange(max(e.answer_length for e in examples))).minimum(last)
         tokens = padded_tokens(examples)
         if self.attention != "block_causal":
-            return Canvases(tokens, known, self.canvas_length, self.attention), torch.zeros_like(known)
+            return self._over(tokens, known), torch.zeros_like(known)
         # The first block's anchor is -1: what would draft its first token, which no answer begins with.
         anchors = (known + 1) // self.canvas_length * self.canvas_length - 1
-        canvases = Canvases(tokens, anchors, self.canvas_length, self.attention)
+        canvases = self._over(tokens, anchors)
         revealed = canvases.canvas_positions() <= known[..., None]
         return dataclasses.replace(canvases, revealed=revealed), known - anchors
 
@@ -116,7 +118,7 @@ class CanvasPlan:
     ) -> Canvases:
         tokens = padded_tokens(examples)
         anchors = anchors.clamp(max=tokens.shape[1] - 1)
-        canvases = Canvases(tokens, anchors, self.canvas_length, self.attention)
+        canvases = self._over(tokens, anchors)
         if self.attention == "block_causal":
             return reveal(examples, canvases, generator)
         if self.extended == 0 or generator is None:
@@ -124,6 +126,9 @@ class CanvasPlan:
         is_extended = torch.rand(anchors.shape, generator=generator) < self.extended
         known = (torch.rand(anchors.shape, generator=generator) * canvases.rows_per_canvas).long() * is_extended
         return dataclasses.replace(canvases, revealed=torch.arange(canvases.rows_per_canvas) < known[..., None])
+
+    def _over(self, tokens: torch.Tensor, anchors: torch.Tensor) -> Canvases:
+        return Canvases(tokens, anchors, self.canvas_length, self.attention, window=self.window)
 
     def _choices(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """First choice and number of choices, each [batch, 1]: positions, or blocks other than the first one."""

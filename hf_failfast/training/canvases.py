@@ -19,6 +19,7 @@ class Canvases:
     attention: `causal_canvas` has K - 1 masked rows a canvas, which see each other; so has `causal`, where they see
         those before them. In `block_causal` K is the block size, the anchor is the
         last position before a block, and the canvas is the whole block: K rows.
+    window: the most tokens of a text that a row sees, those up to itself or to its canvas's anchor; 0: all.
     revealed: [batch, A, rows], the canvas rows that hold their token in place of the mask. In a `causal_canvas` these
         are the first ones, what a conditioned drafter has drafted in earlier passes: each sees those before it only.
     """
@@ -28,6 +29,7 @@ class Canvases:
     canvas_length: int
     attention: CanvasAttention = "causal_canvas"
     revealed: torch.Tensor | None = None
+    window: int = 0
 
     def to(self, device: torch.device) -> "Canvases":
         revealed = None if self.revealed is None else self.revealed.to(device)
@@ -56,7 +58,9 @@ class Canvases:
     def attention_mask(self) -> torch.Tensor:
         """bool [batch, 1, L, L], True where row sees column: the clean positions of `_last_clean`, its own canvas."""
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        return torch.cat([columns <= self._last_clean()[:, :, None], self._own_canvas()], dim=2)[:, None]
+        last = self._last_clean()[:, :, None]
+        seen = (columns <= last) & self._is_near(columns, last)
+        return torch.cat([seen, self._own_canvas()], dim=2)[:, None]
 
     def conditioned_attention_mask(self) -> torch.Tensor:
         """bool [batch, 1, T + L, T + L]: T rows of the target's hidden states come first.
@@ -67,10 +71,15 @@ class Canvases:
         batch, clean = self.tokens.shape
         columns = torch.arange(clean, device=self.tokens.device)
         last = self._last_clean()[:, :, None]
-        rows = torch.cat([columns < last, columns == last, self._own_canvas()], dim=2)
+        seen = (columns < last) & self._is_near(columns, last)
+        rows = torch.cat([seen, columns == last, self._own_canvas()], dim=2)
         states = torch.zeros(clean, rows.shape[2], dtype=torch.bool, device=self.tokens.device)
-        states[:, :clean] = columns <= columns[:, None]
+        states[:, :clean] = (columns <= columns[:, None]) & self._is_near(columns, columns[:, None])
         return torch.cat([states.expand(batch, -1, -1), rows], dim=1)[:, None]
+
+    def _is_near(self, columns: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Bools, whether columns are among the last `window` up to `last`."""
+        return columns > last - (self.window or self.tokens.shape[1] + 1)
 
     def _last_clean(self) -> torch.Tensor:
         """[batch, L] the last clean position each row sees: itself, its block's last, or its canvas's anchor."""

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..drafters.spec import LEAST_WINDOW, OWN_WINDOW
 from .options import option
 
 Attention = Literal["causal_canvas", "block_causal"]
@@ -23,7 +24,16 @@ LOSS_WEIGHTS = (
 )
 MOST_RANK = 1024
 # The settings of drafters that have layers of their own.
-NOT_OF_LORA = ("form", "attention", "conditioned", "layers", "intermediate_size", "draft_vocabulary", "coverage")
+NOT_OF_LORA = (
+    "form",
+    "attention",
+    "conditioned",
+    "layers",
+    "intermediate_size",
+    "draft_vocabulary",
+    "coverage",
+    "drafter_window",
+)
 SELF_WRITTEN, NATURAL = "self-written", "natural"
 SEED = "Decides the data and the training."  # one option of both
 
@@ -142,6 +152,8 @@ class TrainingConfig:
     )
     intermediate_size: int | None = option(None, "MLP neurons kept in every layer.", shown="all")
     canvas_length: int = option(8, "Draft positions per pass; the block of block_causal.")
+    # In training and in drafting.
+    drafter_window: int = option(OWN_WINDOW, "The most tokens of a text that the drafter sees; 0 for all.")
     # The most frequent ids of the answers: the head is the dearest part of a small drafter.
     draft_vocabulary: int | None = option(
         None, "Ids the drafter can propose; 0 for all.", shown="8192; all in z-lab's layout"
@@ -189,6 +201,8 @@ class TrainingConfig:
         if self.minutes is not None:
             require("minutes", self.minutes, "positive", self.minutes > 0)
         require("canvas_length", self.canvas_length, "at least 2", self.canvas_length >= 2)
+        window = self.drafter_window
+        require("drafter_window", window, f"0 or at least {LEAST_WINDOW}", window == 0 or window >= LEAST_WINDOW)
         counts = ("batch_size", "accumulation", "anchors", "soft_label_top", "evaluation_steps", "held_out_anchors")
         for name in counts:
             require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
@@ -211,6 +225,10 @@ class TrainingConfig:
         if self.form == "dflash" and (self.conditioned or self.attention != "causal_canvas"):
             raise ValueError(
                 "`form` 'dflash' has its own way to read states and blocks: no `conditioned`, `attention`."
+            )
+        if self.form == "dflash" and self.drafter_window != OWN_WINDOW:
+            raise ValueError(
+                f"`drafter_window` needs `form` 'canvas', got {self.drafter_window}: DFlash reads the whole text."
             )
         if self.form != "dflash" and self.layout != "z-lab":
             raise ValueError(f"`layout` {self.layout!r} needs `form` 'dflash'.")
@@ -235,6 +253,11 @@ class TrainingConfig:
     def settings(self) -> dict[str, Any]:
         """As a checkpoint and training.json keep them."""
         return asdict(self) | {"draft_vocabulary": self.vocabulary_size}
+
+    @property
+    def window(self) -> int:
+        """The most tokens of a text that the drafter sees, in training as in drafting; 0: all."""
+        return self.drafter_window if self.form == "canvas" and not self.lora else 0
 
     @property
     def reads_states(self) -> bool:

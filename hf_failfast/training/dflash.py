@@ -39,9 +39,9 @@ class BlockDrafter(TrainedDrafter):
         check_norms(target)
         self.mask_token_id = mask_token_id
         self.target_class = type(target).__name__
-        self.num_target_layers = len(cast(Any, target.base_model).layers)
+        self.num_target_layers = len(cast(Any, target.get_decoder()).layers)
         self.target_layer_ids = fused_layers(self.num_target_layers)
-        config = block_config(target.config, len(layers), intermediate_size)
+        config = block_config(target.config.get_text_config(decoder=True), len(layers), intermediate_size)
         self.body = DFlashBody(config, len(self.target_layer_ids) * config.hidden_size, layer_sights(config, {}))
         _copy_target(self.body, target, layers)
         self.embedding = target.get_input_embeddings().requires_grad_(False)
@@ -127,7 +127,7 @@ def rarest_token(texts: Sequence[torch.Tensor], vocabulary: int, never: Sequence
 def check_norms(target: PreTrainedModel) -> None:
     """Raises ValueError unless the target normalises as DFlash's layers do: by the root mean square, before its
     attention and before its head."""
-    source = cast(Any, target.base_model)
+    source = cast(Any, target.get_decoder())
     norms = [getattr(source.layers[0], "input_layernorm", None), source.norm]
     if not all("RMSNorm" in type(norm).__name__ for norm in norms):
         names = sorted({type(norm).__name__ for norm in norms if norm is not None})
@@ -165,12 +165,12 @@ def _rope_theta(config: PreTrainedConfig) -> float:
 def _copy_target(body: DFlashBody, target: PreTrainedModel, layers: Sequence[int]) -> None:
     """The target's weights wherever a layer has a part of the same name and shape; the projection begins with the
     last of the fused states, so that keys and values of the context begin near to the target's own."""
-    source = cast(Any, target.base_model)
+    source = cast(Any, target.get_decoder())
     width = body.config.hidden_size
     scales = []
     for new, old in zip(cast("list[Any]", body.layers), layers, strict=True):
         weights = source.layers[old].state_dict()
-        if body.config.intermediate_size != target.config.intermediate_size:
+        if body.config.intermediate_size != source.config.intermediate_size:
             weights = narrowed_mlp(weights, body.config.intermediate_size)
         own = new.state_dict()
         fits = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}

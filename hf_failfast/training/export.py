@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ..drafters.checkpoints.reading import LORA_CONFIG, LORA_SECTION
 from ..drafters.checkpoints.target_fit import fingerprint
-from ..drafters.spec import SECTION, DrafterSection
+from ..drafters.spec import OWN_WINDOW, SECTION, DrafterSection
 from .atomic_files import replacing, write_json
 from .config import LOSS_WEIGHTS, TrainingConfig
 from .data.shards import HELD_OUT_ONE_IN
@@ -66,6 +66,7 @@ def drafter_section(drafter: CanvasDrafter, target: str, config: TrainingConfig)
         conditioned=config.conditioned,
         input_fusion=drafter.fusion is not None,
         canvas_length=None if is_block else length,
+        drafter_window=None if config.drafter_window == OWN_WINDOW else config.drafter_window,
         source_layers=drafter.source_layers,
         target=target,
         target_fingerprint=fingerprint(drafter.body.get_input_embeddings().weight),

@@ -10,6 +10,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..drafters.bodies.fusion import StateFusion
 from ..drafters.conditioned.canvas import HiddenStateInjection
+from ..engine.runner import EagerRunner
 from .canvases import Canvases
 
 # What a checkpoint holds beside weights that were trained: the ids that can be drafted, and the head's rows.
@@ -78,9 +79,11 @@ class CanvasDrafter(TrainedDrafter):
         """float32 copies of the target's `layers` and final norm; `intermediate_size` keeps the strongest neurons of
         every MLP. input_fusion: of a conditioned drafter, see `StateFusion`."""
         super().__init__(target, layers, draft_vocabulary)
-        source = target.base_model
-        config = drafter_config(target.config, layers, intermediate_size)
-        config.architectures = [type(target).__name__]
+        check_inputs(target)
+        source = target.get_decoder()
+        config = drafter_config(target.config.get_text_config(decoder=True), layers, intermediate_size)
+        if type(config) is type(target.config):  # else it is the text part of a target that sees images, too
+            config.architectures = [type(target).__name__]
         self.body = AutoModel.from_config(config, dtype=torch.float32)
         for new, old in enumerate(layers):
             weights = source.layers[old].state_dict()
@@ -88,6 +91,7 @@ class CanvasDrafter(TrainedDrafter):
                 weights = narrowed_mlp(weights, intermediate_size)
             self.body.layers[new].load_state_dict(weights)
         self.body.norm.load_state_dict(source.norm.state_dict())
+        self._runner = EagerRunner(self.body)  # knows how far back each layer sees
         self.injection = HiddenStateInjection(self.body)
         self.fusion = StateFusion(len(layers), config.hidden_size) if input_fusion else None
         embedding = target.get_input_embeddings().requires_grad_(False)
@@ -112,14 +116,11 @@ class CanvasDrafter(TrainedDrafter):
             visible = canvases.conditioned_attention_mask()
             rows = torch.cat([embedded, rows], dim=1)  # the first T rows are replaced in every layer
             positions = torch.cat([positions[:, :clean], positions], dim=1)
-        if self.body.config._attn_implementation == "eager":  # adds its mask to the scores
-            lowest = torch.finfo(rows.dtype).min
-            visible = torch.zeros_like(visible, dtype=rows.dtype).masked_fill(~visible, lowest)
         with self.injection.of(features, self._added(canvases, features)):
             hidden = self.body(
                 inputs_embeds=rows,
                 position_ids=positions,
-                attention_mask=visible,  # 4-D: transformers hands it to every layer as it is
+                attention_mask=self._runner.mask_of(visible[:, 0], positions),
                 use_cache=False,
             ).last_hidden_state
         hidden = hidden[:, rows.shape[1] - canvases.position_ids().shape[1] :]
@@ -159,7 +160,7 @@ class CanvasDrafter(TrainedDrafter):
 
 def check_target(target: PreTrainedModel, layers: Sequence[int]) -> None:
     """Raises ValueError where a drafter cannot be made of these layers of the target."""
-    source, name = target.base_model, type(target).__name__
+    source, name = target.get_decoder(), type(target).__name__
     if not isinstance(getattr(source, "layers", None), nn.ModuleList) or not hasattr(source, "norm"):
         raise ValueError(f"`target` must be a decoder with `model.layers` and `model.norm`, got {name}.")
     others = {type(layer).__name__ for layer in source.layers if not hasattr(layer, "self_attn")}
@@ -171,6 +172,18 @@ def check_target(target: PreTrainedModel, layers: Sequence[int]) -> None:
     last = len(source.layers) - 1
     if not layers or not all(0 <= layer <= last for layer in layers):
         raise ValueError(f"`layers` must be between 0 and {last}, got {list(layers)}.")
+
+
+def check_inputs(target: PreTrainedModel) -> None:
+    """Raises ValueError where the target's layers read more than what the layer before them wrote: a copy of some of
+    them would lack it."""
+    config = target.config.get_text_config(decoder=True)
+    for key in ("hidden_size_per_layer_input", "num_kv_shared_layers"):
+        if value := getattr(config, key, None):
+            raise ValueError(
+                f"`target` must have layers that read only what the layer before them wrote, got "
+                f"{type(target).__name__} with `{key}` {value}."
+            )
 
 
 def default_layers(total: int, conditioned: bool = False) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from .data.words import wordnet_folder
 from .dflash import check_norms
 from .export import Provenance
 from .lora import check_lora_target
-from .model import check_target, default_layers
+from .model import check_inputs, check_target, default_layers
 from .precision import training_dtype
 from .trainer import Trainer, new_accelerator
 
@@ -55,10 +55,9 @@ def run(job: Job, data_config: DataConfig, training_config: TrainingConfig, as_j
     if training_config.lora:
         check_lora_target(model)
     else:
-        total = model.config.num_hidden_layers
+        total = model.config.get_text_config(decoder=True).num_hidden_layers
         check_target(model, training_config.layers or default_layers(total, training_config.reads_states))
-    if training_config.form == "dflash":
-        check_norms(model)
+        (check_norms if training_config.form == "dflash" else check_inputs)(model)
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     with accelerator.main_process_first():
         manifest = synthesise(model, tokenizer, data_config, job.data, job.target_name, console)

@@ -14,7 +14,7 @@ class Teacher:
     data holds none, the final states."""
 
     def __init__(self, target: PreTrainedModel, layers: Sequence[int]) -> None:
-        self.decoder = target.base_model
+        self.decoder = target.get_decoder()
         self.layers = layers
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ..drafters.checkpoints.reading import read_checkpoint
+from ..drafters.spec import OWN_WINDOW
 from .atomic_files import replacing
 from .averaging import WeightAverage, copy_tensors
 from .batches import Batch, CanvasPlan, aligned, batch_indices, draft_index, step_generator
@@ -51,6 +52,7 @@ BEFORE = {
     "form": "canvas",
     "layout": "z-lab",
     "lora": False,
+    "drafter_window": OWN_WINDOW,  # their drafters have it all the same
     "optimizer": "adamw",
 }  # of checkpoints that do not say
 PATIENCE = timedelta(days=2)  # while the first process synthesises, the others wait
@@ -91,7 +93,7 @@ class Trainer:
         self._check_data()
         self.lengths = [len(example.tokens) for example in self.examples]
         extended = config.extended if config.conditioned else 0.0
-        self.plan = CanvasPlan(config.canvas_attention, config.canvas_length, config.anchors, extended)
+        self.plan = CanvasPlan(config.canvas_attention, config.canvas_length, config.anchors, extended, config.window)
         vocabulary = target.get_input_embeddings().weight.shape[0]
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = self._checkpoint()
@@ -118,7 +120,8 @@ class Trainer:
             draft_vocabulary = stored_vocabulary(initial)
         else:
             draft_vocabulary = self._draft_vocabulary(target, target.get_input_embeddings().weight.shape[0])
-        layers = config.layers or default_layers(target.config.num_hidden_layers, config.reads_states)
+        total = target.config.get_text_config(decoder=True).num_hidden_layers
+        layers = config.layers or default_layers(total, config.reads_states)
         drafter: CanvasDrafter | BlockDrafter
         if config.form == "dflash":
             mask = checkpoint["mask_token_id"] if checkpoint else self._mask_token(target)
@@ -159,7 +162,7 @@ class Trainer:
             assert mask_token_id is not None
             return mask_token_id
         texts = [example.tokens for example in self.examples]
-        return rarest_token(texts, target.config.vocab_size, _end_tokens(target))
+        return rarest_token(texts, target.config.get_text_config(decoder=True).vocab_size, _end_tokens(target))
 
     def _teacher(self, target: PreTrainedModel) -> Teacher | None:
         if isinstance(self.drafter, BlockDrafter):

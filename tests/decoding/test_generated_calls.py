@@ -34,6 +34,9 @@ FOUND: dict[str, tuple[str, Call]] = {
         "equal",
         Call(family="gemma4", lengths=(9, 17), drafter="dflash"),
     ),
+    "hidden tokens that are counted as places": ("refused", Call(family="bart", padding="holes")),
+    "hidden tokens between counted distances": ("refused", Call(family="roformer", padding="holes")),
+    "hidden tokens that the mask takes out": ("equal", Call(family="bloom", padding="holes")),
     "a static cache without slots": ("refused", Call(family="lfm2", cache="plain, static")),
 }
 

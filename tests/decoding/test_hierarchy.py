@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCAB_SIZE, character_tokenizer, drafter, failfast, plain, prompt, shared_drafter, target
+from conftest import (
+    VOCAB_SIZE,
+    character_tokenizer,
+    drafter,
+    failfast,
+    plain,
+    prompt,
+    quick_first,
+    shared_drafter,
+    target,
+)
 from generated_calls import canvas, dflash
 from sampling_support import WARPING, Pair, chi_square, draw, enumerate_distribution, small_pair, suggest_likely
 from scripted import ScriptedDrafter
@@ -152,7 +162,7 @@ def test_who_judges() -> None:
 
 
 @pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize("family", quick_first(["llama", "mistral", "gpt2"]))
 def test_identical_to_plain(family: str, stack: str) -> None:
     """A text of any stack is the target's own, with tails and reuse beside it."""
     model = target(family)
@@ -298,7 +308,7 @@ def fit(pair: Pair, samples: int = 1500, **options: Any) -> float:
     return chi_square(counts, enumerate_distribution(pair, **WARPING))
 
 
-@pytest.mark.parametrize("verifier", ["sample_and_match", "rejection"])
+@pytest.mark.parametrize("verifier", quick_first(["rejection", "sample_and_match"]))
 @pytest.mark.usefixtures("suggestive")
 def test_samples_follow_the_targets_distribution(pair: Pair, verifier: str) -> None:
     """Samples fit the enumerated distribution: what a stack proposes is verified as certain."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DRAFTERS, VOCAB_SIZE, drafter, failfast, plain, prompt, shared_drafter, target
+from conftest import DRAFTERS, VOCAB_SIZE, drafter, failfast, plain, prompt, quick_first, shared_drafter, target
 from generated_calls import canvas, dflash
 from sampling_support import VERIFIERS, WARPING, Pair, kolmogorov_smirnov, sample, small_pair
 from scripted import ScriptedDrafter
@@ -96,7 +96,7 @@ def often(place: int) -> bool:
 
 
 @pytest.mark.parametrize("kind", DRAFTERS)
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("family", quick_first(["llama", "mistral", "gemma2"]))
 def test_identical_to_plain(family: str, kind: str) -> None:
     """Every kind of drafter gives the target's own text."""
     model = target(family)
@@ -268,6 +268,7 @@ def test_a_seed_reproduces_samples_that_are_matched(pair: Pair) -> None:
     assert torch.equal(*texts)
 
 
+@pytest.mark.exhaustive
 def test_the_proof_rejects_another_q(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rejects drafts that come with the distributions of the tokens before them."""
     without_guess = overlap._without_guess

@@ -1,17 +1,22 @@
 """Drafters of another tokenizer: their text becomes the target's tokens, and the output stays the target's."""
 
+import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from family_support import DATA, tiny_model
+from safetensors.torch import save_file
 from sessions import draft_of, session_of
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import hf_failfast
 from hf_failfast import DiffusionDrafter, FailFastConfig, load_drafter
 from hf_failfast.drafters import Draft, DraftRequest, DraftSession
+from hf_failfast.drafters.checkpoints.target_fit import fingerprint
 from hf_failfast.drafters.chunks import Chunk, ChunkedSession
 from hf_failfast.drafters.masked.session import DraftingOptions, MaskedDrafter
 from hf_failfast.drafters.wrappers.cross_tokenizer import CrossTokenizerDrafter, CrossTokenizerSession
@@ -123,6 +128,37 @@ def test_a_drafter_that_knows_the_text_is_accepted(
     assert accepted > 0.85 * total
 
 
+def beginning_with(tokenizer: PreTrainedTokenizerFast, token: str) -> PreTrainedTokenizerFast:
+    """The same tokenizer, which puts a token before every text."""
+    raw = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    raw.add_special_tokens([token])
+    raw.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, raw.token_to_id(token))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=token)
+
+
+@pytest.mark.parametrize("begins", [("ours", "theirs"), ("ours",), ("theirs",)])
+def test_the_drafter_s_text_begins_as_its_texts_do(
+    ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast, begins: tuple[str, ...]
+) -> None:
+    """A token of the target's that begins every text is no text to the drafter, which gets its own, if it has one."""
+    ours = beginning_with(ours, "<s>") if "ours" in begins else ours
+    theirs = beginning_with(theirs, "<begin>") if "theirs" in begins else theirs
+    target = tiny_model("llama", len(ours))
+    drafter = CrossTokenizerDrafter(Recorded(tiny_model("qwen2", len(theirs) + 1), theirs, TEXT), ours, theirs)
+    session = session_of(drafter, target, 400)
+    seen: list[list[int]] = []
+    session.inner.draft_chunk = lambda known, length: (
+        seen.append(known.ids[0].tolist()) or Chunk(torch.zeros(1, length, dtype=torch.long), torch.ones(1, length), 1)
+    )
+    draft_of(session, torch.tensor([ours(TEXT[:30]).input_ids]), FixedLength(4), 50)
+    assert seen == [theirs(TEXT[:30]).input_ids]
+    assert (theirs.bos_token_id in seen[0]) == ("theirs" in begins)
+    if begins == ("ours",):  # nothing to go on from
+        assert len(draft_of(session, torch.tensor([ours("").input_ids]), FixedLength(4), 50)) == 0
+
+
 def test_the_same_tokenizer_needs_no_detour(ours: PreTrainedTokenizerFast) -> None:
     target = tiny_model("llama", len(ours))
     drafter = drafter_with(ours, attention="causal_canvas", shift=1)
@@ -132,6 +168,58 @@ def test_the_same_tokenizer_needs_no_detour(ours: PreTrainedTokenizerFast) -> No
     tokenizers = {"tokenizer": ours, "assistant_tokenizer": ours}
     same = hf_failfast.generate(target, prompt, return_dict_in_generate=True, **tokenizers, **settings)
     assert same.speculation.records == direct.speculation.records
+
+
+@pytest.mark.parametrize("window", [0, 16])
+def test_layers_that_borrow_an_embedding_take_it_from_the_model_they_were_made_for(
+    ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast, window: int, tmp_path: Path
+) -> None:
+    """They draft what the same layers draft that have the embedding of their own; with a window too, longer texts."""
+    lender, target = tiny_model("llama", len(theirs), seed=7), tiny_model("qwen2", len(ours))
+    drafter = borrowing_drafter(lender, tmp_path, window)
+    lent = drafter.borrowing_from(lender)
+    assert lent.own_model is lender and drafter.own_model is None
+    prompt = ours(TEXT[:90], return_tensors="pt").input_ids
+    settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
+    plain = target.generate(prompt, **settings)
+    settings |= {"assistant_model": lent, "tokenizer": ours, "assistant_tokenizer": theirs}
+    settings |= {"return_dict_in_generate": True, "drafter_errors": "raise"}
+    output = target.generate(prompt, custom_generate="hf_failfast", **settings)
+    assert output.sequences.tolist() == plain.tolist()
+    assert output.speculation.drafted > 0
+    # The inner session drafts as for its own target.
+    text, policy = torch.tensor([theirs(TEXT[:40]).input_ids]), FixedLength(4)
+    drafts = [draft_of(session_of(each, lender, 100), text, policy, 50).token_ids for each in (drafter, lent)]
+    assert torch.equal(*drafts)
+
+
+def borrowing_drafter(lender: PreTrainedModel, folder: Path, window: int) -> DiffusionDrafter:
+    """The first layer of `lender`, as our trainer exports it."""
+    section = {"shared_embeddings": True, "mask_token_id": lender.config.vocab_size, "target": "the lender"}
+    section |= {"attention": "causal_canvas", "shift": 1, "chunk_length": 4, "max_draft_length": 12}
+    section |= {"target_fingerprint": fingerprint(lender.get_input_embeddings().weight), "drafter_window": window}
+    config = copy.deepcopy(lender.config)
+    config.num_hidden_layers = 1
+    content = config.to_dict() | {"failfast": section}
+    (folder / "config.json").write_text(json.dumps(content))
+    weights = {f"model.layers.0.{name}": value for name, value in lender.model.layers[0].state_dict().items()}
+    weights["model.norm.weight"] = lender.model.norm.weight.data
+    save_file(weights | {"mask_embedding": torch.ones(config.hidden_size)}, folder / "model.safetensors")
+    return load_drafter(folder)
+
+
+def test_a_lender_must_be_the_model_they_were_made_for(theirs: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    lender = tiny_model("llama", len(theirs), seed=7)
+    drafter = borrowing_drafter(lender, tmp_path, 0)
+    with pytest.raises(ValueError, match="entries"):
+        drafter.borrowing_from(tiny_model("llama", 2 * len(theirs)))
+    with pytest.warns(UserWarning, match="made for 'the lender'"):
+        drafter.borrowing_from(tiny_model("llama", len(theirs), seed=8))
+    whole = drafter_with(theirs, attention="causal_canvas", shift=1)
+    assert whole.borrowing_from(lender) is whole
+    dflash = load_drafter(DATA / "dflash" / "case_1" / "checkpoint")
+    with pytest.raises(ValueError, match="reads the target's hidden states"):
+        dflash.borrowing_from(lender)
 
 
 def test_what_is_refused(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) -> None:

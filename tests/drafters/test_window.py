@@ -52,6 +52,27 @@ def test_the_text_is_the_plain_one(kind: str, length: int) -> None:
     assert output.speculation.drafted > 0
 
 
+@pytest.mark.parametrize("kept", [3, 20, 30, 36])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_text_that_changes_before_what_is_in_sight(kind: str, kept: int) -> None:
+    """Tokens taken back from before the window, at, and after its beginning: the next draft is that of a fresh session
+    on the part in sight, whether the text is then longer or shorter than what was in sight."""
+    model, session = target("qwen2"), session_of(windowed(kind, 32), target("qwen2"), 400)
+    draft_of(session, prompt(40), FixedLength(4), 50)
+    assert session.offsets == [24]
+    session.accept([kept - 40])
+    for length in (kept + 1, kept + 5):
+        text = torch.cat([prompt(40)[:, :kept], prompt(20, seed=3)], dim=1)[:, :length]
+        draft = draft_of(session, text, FixedLength(4), 50)
+        seen = text[:, session.offsets[0] :]
+        assert 0 < seen.shape[1] <= 32
+        expected = draft_of(session_of(drafter(kind), model, 400), seen, FixedLength(4), 50)
+        assert torch.equal(draft.token_ids, expected.token_ids)
+        torch.testing.assert_close(draft.confidence, expected.confidence, atol=1e-4, rtol=1e-4)
+        session.accept([0])
+
+
 def test_slots_are_bounded() -> None:
     """A long text takes the slots of two windows, and no draft is longer than a window."""
     session = session_of(windowed("canvas_shift", 32), target("qwen2"), 4000)

@@ -353,6 +353,11 @@ def counts_places(call: Call) -> bool:
     return is_batch(call) and (call.family in kinds or call.family == "llama4, no rotation")
 
 
+def counts_hidden(call: Call) -> bool:
+    kinds = ("gpt_neo", "bart", "mbart", "marian", "trocr", "roformer", "mpt", "llama4, no rotation")
+    return call.padding == "holes" and call.family in kinds
+
+
 def is_longrope(call: Call) -> bool:
     return "longrope" in call.family and call.longest > 32
 
@@ -382,6 +387,7 @@ def is_beyond_plain(call: Call) -> bool:
 REFUSALS: dict[str, Callable[[Call], bool]] = {
     "with ALiBi": lambda call: is_batch(call) and call.family in ("bloom", "falcon, ALiBi"),
     "takes the place of a token from the longest row": counts_places,
+    "counts hidden tokens as places": counts_hidden,
     "LinearAttentionLayer state|ConvLayer state|LinearAttention layers": lambda call: call.family == "lfm2",
     "batch of .* that change at": lambda call: (
         is_batch(call) and (is_longrope(call) or (call.family == "dynamic NTK" and call.longest > 31))

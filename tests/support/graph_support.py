@@ -2,15 +2,18 @@
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 from triton_support import Launch, on_triton_launch
 
 from hf_failfast.engine.cuda.capture import CudaGraphs, Outputs, Rehearsal
+from hf_failfast.engine.cuda.compiled_layers import Artifact, Call
 
 # One capture at a time, as on a GPU: what records launches replaces a method of a class.
 _CAPTURING = threading.Lock()
@@ -31,6 +34,13 @@ class _Tape(TorchDispatchMode):
     def launch(self, name: str, launch: Launch) -> None:
         self.steps.append((launch, (), {}, None))
 
+    def compiled(self, run: Callable[[], Any]) -> Any:
+        """A compiled layer is one step: its kernels are no operations of torch."""
+        with _disable_current_modes():
+            result = run()
+        self.steps.append((run, (), {}, result))
+        return result
+
     def replay(self) -> None:
         """Repeats every operation on the same addresses; decisions of Python are not taken again."""
         for func, args, kwargs, recorded in self.steps:
@@ -38,6 +48,28 @@ class _Tape(TorchDispatchMode):
             for fresh, kept in zip(new, old, strict=True):
                 if isinstance(kept, torch.Tensor) and fresh.data_ptr() != kept.data_ptr():
                     kept.copy_(fresh)
+
+
+_recording = threading.local()
+_run = Artifact.__call__
+
+
+def _run_or_record(artifact: Artifact, call: Call) -> Any:
+    tape = getattr(_recording, "tape", None)
+    return _run(artifact, call) if tape is None else tape.compiled(partial(_run, artifact, call))
+
+
+Artifact.__call__ = _run_or_record  # type: ignore[method-assign]
+
+
+@contextmanager
+def _recorded_by(tape: _Tape) -> Iterator[None]:
+    """In this context the tape gets the compiled layers that this thread runs."""
+    _recording.tape = tape
+    try:
+        yield
+    finally:
+        del _recording.tape
 
 
 class _Arena:
@@ -71,7 +103,7 @@ class Recorder(CudaGraphs):
         if self.fails(self.captures):
             raise torch.OutOfMemoryError("CUDA out of memory")
         tape = _Tape()
-        with _CAPTURING, tape, on_triton_launch(tape.launch):
+        with _CAPTURING, tape, on_triton_launch(tape.launch), _recorded_by(tape):
             outputs = forward()
         for output in outputs:
             output.fill_(torch.nan if output.is_floating_point() else -1)  # a capture does not execute its operations

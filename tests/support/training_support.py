@@ -1,5 +1,8 @@
 """A tiny target, its tokenizer, and random examples for the tests of training."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -19,9 +22,9 @@ PROVENANCE = Provenance(
 )
 
 
-def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token per character."""
-    vocabulary = {token: i for i, token in enumerate(SPECIALS + CHARACTERS)}
+def tiny_tokenizer(template: str | None = TEMPLATE, characters: Sequence[str] = CHARACTERS) -> PreTrainedTokenizerFast:
+    """One token per character; `characters` in the order of their ids."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIALS, *characters])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
     inner.decoder = decoders.Fuse()
@@ -36,12 +39,23 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_target(model_type: str = "llama", layers: int = 4) -> PreTrainedModel:
+def tiny_target(model_type: str = "llama", layers: int = 4, **options: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "head_dim": 8}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     ids = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
-    config = AutoConfig.for_model(model_type, **sizes, **heads, **ids, initializer_range=0.3)
+    config = AutoConfig.for_model(model_type, **sizes, **heads, **ids, initializer_range=0.3, **options)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def text_and_image_target(**options: Any) -> PreTrainedModel:
+    """Gemma 3 as it is published from 4B on: its text model is a part beside one that sees images."""
+    text = tiny_target("gemma3_text", **options).config.to_dict()
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision | {"image_size": 32, "patch_size": 16}, eos_token_id=3
+    )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 

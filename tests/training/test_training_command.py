@@ -39,7 +39,7 @@ COMMAND = """
 target output data threads licence=apache-2.0 as_json=False seed=0
 steps minutes form=canvas layout=z-lab attention=causal_canvas conditioned=False input_fusion=True extended=0.25
 lora=False lora_rank=32
-initial layers intermediate_size canvas_length=8
+initial layers intermediate_size canvas_length=8 drafter_window=256
 draft_vocabulary coverage batch_size=4 accumulation=1 anchors=24 optimizer=adamw learning_rate=0.0015 ema_decay=0.0
 cross_entropy_weight=0.3 position_decay=4.5 focal_weight=0.0 chain_weight=0.0 streak_weight=0.0 soft_label_weight=0.0
 reach_alpha regression_weight=1.0 evaluation_steps=200

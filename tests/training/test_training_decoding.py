@@ -8,7 +8,15 @@ import pytest
 import torch
 from conftest import failfast
 from sessions import draft_of, session_of
-from training_support import PROVENANCE, greedy_answers, talkative_target, tiny_target, tiny_tokenizer
+from training_support import (
+    PROVENANCE,
+    greedy_answers,
+    random_examples,
+    talkative_target,
+    text_and_image_target,
+    tiny_target,
+    tiny_tokenizer,
+)
 
 from hf_failfast import load_drafter
 from hf_failfast.policies.confidence import FixedLength
@@ -18,7 +26,7 @@ from hf_failfast.training.data.answers import Writer
 from hf_failfast.training.data.loops import LONGEST_PERIOD, RUN, loop_ends, without_loops
 from hf_failfast.training.data.shards import Example
 from hf_failfast.training.data.synthesis import load_data, load_examples, read_manifest, synthesise
-from hf_failfast.training.data.unseen import ANSWER_TOKENS, PROMPTS, unseen_examples
+from hf_failfast.training.data.unseen import ANSWER_TOKENS, BEGINNINGS, PROMPTS, unseen_examples
 from hf_failfast.training.decoding import answers_of, decoded, decoding_figures
 from hf_failfast.training.objective import held_out_drafts
 from hf_failfast.training.trainer import Trainer
@@ -73,6 +81,34 @@ def exported_matches(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
     batch = aligned(trainer.unseen, canvases, trainer.draft_index)
     batch = batch if trainer.teacher is None else trainer.teacher(batch)
     return held_out_drafts(trainer.drafter, batch).matches.unflatten(0, starts.shape), starts
+
+
+SLIDING = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2}
+SLIDING_TARGETS = {
+    "mistral": lambda: tiny_target("mistral", sliding_window=5),
+    "gemma3_text": lambda: tiny_target("gemma3_text", **SLIDING),
+    "gemma3": lambda: text_and_image_target(**SLIDING),
+}
+
+
+@pytest.mark.parametrize("name", SLIDING_TARGETS)
+def test_simulated_drafts_see_as_far_back_as_the_layers(name: str, tmp_path: Path) -> None:
+    """Targets with sliding windows: in training a layer sees no more of the text than it does in drafting."""
+    target = SLIDING_TARGETS[name]()
+    examples = [replace(example, hidden=None) for example in random_examples(6)]  # their tokens are hard to learn
+    trainer = Trainer(target, (examples, examples[:2]), CONFIG, tmp_path, PROVENANCE, examples)
+    trainer.train()
+    drafter = load_drafter(tmp_path, dtype=torch.float32)
+    matches, _ = exported_matches(trainer)
+    right = wrong = 0
+    for row, example in zip(matches, trainer.unseen, strict=True):
+        for written in range(example.answer_length - K):
+            known = example.prompt_length + written
+            draft = draft_of(session_of(drafter, target, 64), example.tokens[None, :known], FixedLength(K), K)
+            drafted = draft.token_ids[0] == example.tokens[known : known + K]
+            assert row[written].tolist() == drafted.tolist()
+            right, wrong = right + int(drafted.sum()), wrong + int((~drafted).sum())
+    assert right > 20 and wrong > 20
 
 
 def test_simulated_blocks_are_those_of_a_session(tmp_path: Path) -> None:
@@ -181,3 +217,12 @@ def test_unseen_prompts_are_answered_once_and_never_trained_on(
     own.write_text("\n")
     with pytest.raises(ValueError, match="`unseen` must hold a usable prompt, but .*unseen.jsonl have none"):
         unseen_examples(target, tokenizer, replace(config, unseen=str(own)), tmp_path / "data", "tiny")
+
+
+def test_a_target_without_a_chat_template_is_measured_on_beginnings(tmp_path: Path) -> None:
+    """Questions are for targets that answer; a base model continues texts, and training makes none of these."""
+    target, tokenizer = talkative_target(), tiny_tokenizer(template=None)
+    examples = unseen_examples(target, tokenizer, DataConfig(), tmp_path, "tiny")
+    found = [tokenizer.decode(example.tokens[: example.prompt_length]) for example in examples]
+    assert found == [f"<s>{text}" for text in BEGINNINGS]
+    assert len(set(BEGINNINGS)) == len(PROMPTS) == 64

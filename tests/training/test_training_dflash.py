@@ -262,6 +262,7 @@ def test_fused_layers_are_spread(total: int, layers: tuple[int, ...]) -> None:
         ({"form": "canvas", "layout": "speculators"}, "`layout` 'speculators' needs `form` 'dflash'"),
         ({"draft_vocabulary": 50}, "`draft_vocabulary` and `coverage` need `layout` 'speculators'"),
         ({"lora": True}, "`form` does not fit `lora`"),
+        ({"drafter_window": 64}, "`drafter_window` needs `form` 'canvas', got 64"),
         ({"coverage": 0.9}, "`draft_vocabulary` and `coverage` need `layout` 'speculators'"),
     ],
 )

@@ -118,6 +118,16 @@ def test_exported_folder_keeps_the_contract_of_the_loader(tmp_path: Path) -> Non
     assert "license: apache-2.0" in card and f"**{record['held_out']['mean_acceptance_length']:.2f}**" in card
 
 
+@pytest.mark.parametrize(("window", "stored"), [(256, None), (16, 16), (0, 0)])
+def test_a_drafter_sees_as_far_back_as_in_training(tmp_path: Path, window: int, stored: int | None) -> None:
+    trainer = new_trainer(tmp_path, replace(TRAINING, steps=1, drafter_window=window))
+    trainer.train()
+    canvases, _ = trainer.plan.every(trainer.examples[:1])
+    assert canvases.window == trainer.plan.fixed(trainer.examples[:1]).window == window
+    assert json.loads((tmp_path / "config.json").read_text())["failfast"].get("drafter_window") == stored
+    assert load_drafter(tmp_path).window == window
+
+
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert learning_rate_factor(0, 0.0, 10) == pytest.approx(0.1)
     assert learning_rate_factor(50, 0.5, 10) == pytest.approx(0.5)
@@ -131,6 +141,8 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
         ({"canvas_length": 1}, "`canvas_length` must be at least 2, got 1"),
         ({"learning_rate": 0.0}, "`learning_rate` must be positive, got 0.0"),
         ({"head_fraction": 1.5}, r"`head_fraction` must be in \(0, 1\], got 1.5"),
+        ({"drafter_window": 15}, "`drafter_window` must be 0 or at least 16, got 15"),
+        ({"drafter_window": -1}, "`drafter_window` must be 0 or at least 16, got -1"),
     ],
 )
 def test_bad_settings_name_field_bound_and_value(fields: dict[str, object], message: str) -> None:

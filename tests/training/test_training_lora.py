@@ -189,6 +189,7 @@ def test_a_run_can_start_from_another_lora(tmp_path: Path) -> None:
         ({"intermediate_size": 8}, "`intermediate_size` does not fit `lora`"),
         ({"draft_vocabulary": 50}, "`draft_vocabulary` does not fit `lora`"),
         ({"coverage": 0.9}, "`coverage` does not fit `lora`"),
+        ({"drafter_window": 64}, "`drafter_window` does not fit `lora`"),
     ],
 )
 def test_bad_settings_name_field_bound_and_value(fields: dict[str, Any], message: str) -> None:

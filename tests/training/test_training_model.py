@@ -1,5 +1,8 @@
 """The drafter in training: packed canvases equal each canvas alone, for every kind of drafter."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from training_support import VOCABULARY, tiny_target
@@ -7,12 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_failfast.training.batches import CanvasPlan, batch_indices, collate, draft_index
 from hf_failfast.training.canvases import Canvases
+from hf_failfast.training.config import CanvasAttention
 from hf_failfast.training.data.shards import Example
 from hf_failfast.training.losses import IGNORE
 from hf_failfast.training.model import CanvasDrafter, covered_share, covering_size, frequent_tokens
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral", "gemma2"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"])
 def test_packed_canvases_equal_each_canvas_after_its_own_prefix(model_type: str) -> None:
     drafter = CanvasDrafter(tiny_target(model_type), [0, 1, 3]).eval()
     torch.nn.init.normal_(drafter.mask_embedding)
@@ -47,6 +51,23 @@ def test_drafter_refuses_targets_and_layers_it_cannot_copy() -> None:
         CanvasDrafter(AutoModelForCausalLM.from_config(config), [0])
     with pytest.raises(ValueError, match=r"`layers` must be between 0 and 3, got \[0, 4\]"):
         CanvasDrafter(tiny_target(), [0, 4])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("gemma4_text", {"global_head_dim": 8}),
+        ("gemma4_text", {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 2, "global_head_dim": 8}),
+        ("gemma3n_text", {"laurel_rank": 8, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4}),
+    ],
+)
+def test_layers_that_read_more_than_the_one_before_are_refused(model_type: str, options: dict[str, Any]) -> None:
+    """Gemma 3n and small Gemma 4: embeddings of their own for each layer, and K/V of earlier layers."""
+    types = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+    sizes = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
+    target = tiny_target(model_type, **types | sizes | options)
+    with pytest.raises(ValueError, match=r"`target` must have layers .* with `(hidden|num)_\w+` [28]\."):
+        CanvasDrafter(target, [0, 3])
 
 
 def test_reduced_vocabulary_keeps_frequent_ids_and_maps_the_rest_to_ignore() -> None:
@@ -120,6 +141,28 @@ def test_conditioned_packed_canvases_equal_each_canvas_alone() -> None:
             alone_clean, alone_masks = drafter(one, changed)
             torch.testing.assert_close(masks[:, canvas], alone_masks[:, 0], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(clean[:, anchor], alone_clean[:, anchor], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["causal_canvas", "block_causal", "causal"])
+def test_a_window_hides_what_is_further_back(attention: CanvasAttention) -> None:
+    """A row sees the clean positions that it sees without a window, but the last 5 up to its own end of them."""
+    tokens, anchors = torch.zeros(1, 12, dtype=torch.long), torch.tensor([[7, 3, 11]])
+    whole = Canvases(tokens, anchors, 4, attention)
+    near = replace(whole, window=5)
+    seen = whole.attention_mask()[0, 0, :, :12]
+    from_the_end = seen.flip(1).cumsum(dim=1).flip(1)
+    assert torch.equal(near.attention_mask()[0, 0, :, :12], seen & (from_the_end <= 5))
+    assert torch.equal(near.attention_mask()[..., 12:], whole.attention_mask()[..., 12:])
+    assert torch.equal(replace(whole, window=12).attention_mask(), whole.attention_mask())
+
+
+def test_a_window_of_a_conditioned_drafter() -> None:
+    """States of the last 5 tokens, the row's own or its anchor's place among them; each state sees 5, too."""
+    tokens, anchors = torch.zeros(1, 12, dtype=torch.long), torch.tensor([[7]])
+    mask = Canvases(tokens, anchors, 4, window=5).conditioned_attention_mask()[0, 0]
+    assert mask[9, :12].nonzero()[:, 0].tolist() == [5, 6, 7, 8, 9]
+    assert mask[12 + 9, :24].nonzero()[:, 0].tolist() == [5, 6, 7, 8, 12 + 9]
+    assert mask[24, :24].nonzero()[:, 0].tolist() == [3, 4, 5, 6, 12 + 7]
 
 
 def test_packed_blocks_equal_each_block_after_its_own_prefix() -> None:

@@ -45,7 +45,12 @@ class DraftingOptions:
 
 
 class MaskedDrafter(DiffusionDrafter):
-    """A native transformers causal LM (or layers that borrow the target's embedding and head), used as a spec says."""
+    """A native transformers causal LM (or layers that borrow the target's embedding and head), used as a spec says.
+
+    lender: the model that lends them where the target has another tokenizer; None: the target does.
+    """
+
+    lender: PreTrainedModel | None = None
 
     def __init__(
         self,
@@ -67,7 +72,17 @@ class MaskedDrafter(DiffusionDrafter):
 
     @property
     def own_model(self) -> Any:
-        return None if isinstance(self.model, SharedBody) else self.model
+        return self.lender if isinstance(self.model, SharedBody) else self.model
+
+    def borrowing_from(self, lender: PreTrainedModel) -> Self:
+        if not isinstance(self.model, SharedBody):
+            return self
+        self.check_target(lender)
+        if self.made_for is not None:
+            self.made_for.check(lender)
+        other = copy.copy(self)
+        other.lender, other.made_for, other.runners = lender, None, self.runners
+        return other
 
     def start(self, request: DraftRequest) -> DraftSession:
         self.check_target(request.target)
@@ -212,8 +227,9 @@ class MaskedSession(ChunkedSession):
         return Chunk(tokens.token_ids[:, :kept], tokens.confidence[:, :kept], 1)
 
     def _forget(self, lengths: Sequence[int]) -> None:
-        """Keeps the slots that are final now that `lengths[b]` tokens of sequence b are accepted."""
-        final = [self.pattern.final_length(length) for length in lengths]
+        """Keeps the slots that are final now that `lengths[b]` tokens of sequence b are accepted; none below 0, where
+        they end before what a window shows."""
+        final = [self.pattern.final_length(max(length, 0)) for length in lengths]
         self.cache.rollback([min(pair) for pair in zip(self.cache.lengths, final, strict=True)])
 
     def _plan(self, lengths: Sequence[int], wanted: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -37,7 +37,10 @@ class CrossTokenizerDrafter(Wrapper):
         drafter_tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         if drafter.own_model is None:
-            raise ValueError("The drafter borrows the target's embedding or hidden states, so it needs its tokenizer.")
+            raise ValueError(
+                "The drafter borrows the target's embedding or hidden states, so it needs its tokenizer. Where it "
+                "borrows the embedding only, `drafter.borrowing_from(model)` takes that of the model it was made for."
+            )
         if isinstance(drafter, MaskedDrafter) and drafter.options.mode == "reference":
             raise ValueError("`mode='reference'` drafts for the drafter's own tokenizer only.")
         super().__init__(drafter)
@@ -74,14 +77,15 @@ class CrossTokenizerSession(DraftSession):
         self.own_capacity = own_capacity
         self.target_tokenizer: Any = drafter.target_tokenizer
         self.drafter_tokenizer: Any = drafter.drafter_tokenizer
+        self.target_beginning = _beginning(self.target_tokenizer)
+        self.beginning = _beginning(self.drafter_tokenizer)
         self.vocab_size = target.config.get_text_config(decoder=True).vocab_size
         self.known: list[int] = []  # the inner session's sequence, its last draft included
 
     def draft(self, text: RaggedIds, policy: LengthPolicy, room: Sequence[int]) -> Draft:
         """For one sequence. The length rule decides on the drafter's own tokens."""
         token_ids = text.ids
-        words = self.target_tokenizer.decode(token_ids[0], **_VERBATIM)  # host sync: the text
-        own = self.drafter_tokenizer(words, add_special_tokens=False).input_ids
+        own = self._own_ids(token_ids[0].tolist())  # host sync: the text
         longest = min(room[0], self.own_capacity - len(own) - policy.max_draft_length - 1)
         if not own or longest < 1:
             return _draft([], token_ids, 1.0, 0, 1)
@@ -97,6 +101,14 @@ class CrossTokenizerSession(DraftSession):
 
     def accept(self, counts: Sequence[int]) -> None:
         """Nothing to do: the next draft compares its own sequence with the text."""
+
+    def _own_ids(self, token_ids: list[int]) -> list[int]:
+        """The text as the drafter's tokens: it begins as the drafter's texts do, and not as the target's."""
+        start = len(self.target_beginning)
+        if token_ids[:start] != self.target_beginning:
+            start = 0
+        words = self.target_tokenizer.decode(token_ids[start:], **_VERBATIM)
+        return self.beginning + list(self.drafter_tokenizer(words, add_special_tokens=False).input_ids)
 
     def _keep_common(self, own: list[int]) -> None:
         """Tells the inner session how much of its sequence is still valid; at least one token must be new to it."""
@@ -133,6 +145,12 @@ class CrossTokenizerSession(DraftSession):
         new = ids[len(tail) :]
         unknown = next((index for index, token_id in enumerate(new) if token_id >= self.vocab_size), len(new))
         return list(new[:unknown])
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """The token that a tokenizer puts before every text, if it does."""
+    added = list(tokenizer("").input_ids)
+    return added if added == [tokenizer.bos_token_id] else []
 
 
 _VERBATIM = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}

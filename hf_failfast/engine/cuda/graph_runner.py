@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -21,6 +22,7 @@ from ..slot_cache import LayerWindow, SlotCache
 from ..window import Sight, Window
 from . import fused_decoder, slot_attention
 from .capture import Outputs
+from .compiled_layers import CompiledLayers
 from .eligibility import fingerprint
 from .fused_decoder import FusedDecoder
 from .static_slots import (
@@ -57,7 +59,8 @@ class CudaGraphRunner(EagerRunner):
     @property
     def description(self) -> str:
         """How its forwards have run: those of the last kind of shape that was replayed."""
-        return f"cuda_graphs: {self._replayed}" if self._replayed else super().description
+        name = "cuda_graphs" if self.kept.compiled is None else "compiled_graphs"
+        return f"{name}: {self._replayed}" if self._replayed else super().description
 
     def new_cache(self, capacity: int, num_rows: int = 1) -> SlotCache:
         cache = super().new_cache(capacity, num_rows)
@@ -122,12 +125,12 @@ class CudaGraphRunner(EagerRunner):
         return self.rope_change is not None and start < self.rope_change.length < start + width
 
     def _capture(self, forward: CapturedForward, slots: StaticSlots) -> None:
-        """Captures the fused decoder where it can stand in for the model's layers, else the model with our attention
-        kernel where that can, else the model as it is."""
+        """Captures the fused decoder where it can stand in for the model's layers, else compiled layers if they are
+        asked for, else the model with our attention kernel where that can, else the model as it is."""
 
-        def capture(is_fused: bool, decoder: FusedDecoder | None = None) -> None:
+        def capture(is_fused: bool, decoder: FusedDecoder | None = None, model: CausalLM | None = None) -> None:
             forward.capture(
-                lambda: self._run(forward, slots, is_fused, decoder),
+                lambda: self._run(forward, slots, is_fused, decoder, model),
                 lambda: self._run(forward, slots, False),
                 self.kept.graphs,
                 slots.arena,
@@ -144,8 +147,19 @@ class CudaGraphRunner(EagerRunner):
                 self.kept.decoder_failure = f"{type(error).__name__}: {error}"
                 logger.warning("Capturing without the fused decoder: %s.", self.kept.decoder_failure)
         reason = decoder if isinstance(decoder, str) else self.kept.decoder_failure
+        takes_kernel = self.kept.is_fused and slot_attention.is_usable(self.model)
+        compiled = self.kept.compiled
+        if compiled is not None and compiled.failure is None:
+            try:
+                forward.content = "compiled layers"
+                return self._capture_compiled(capture, forward, slots, compiled, takes_kernel)
+            except Exception as error:
+                compiled.failure = f"{type(error).__name__}: {error}".splitlines()[0]
+                logger.warning("Capturing without compiled layers: %s.", compiled.failure)
+        if compiled is not None:
+            reason = f"{reason}; not compiled: {compiled.failure}"
         forward.content = f"the model's own layers ({reason})"
-        if self.kept.is_fused and slot_attention.is_usable(self.model):
+        if takes_kernel:
             try:
                 return capture(True)
             except Exception as error:
@@ -153,11 +167,37 @@ class CudaGraphRunner(EagerRunner):
                 logger.warning("Capturing without the attention kernel: %s: %s.", type(error).__name__, error)
         return capture(False)
 
+    def _capture_compiled(
+        self,
+        capture: Callable[..., None],
+        forward: CapturedForward,
+        slots: StaticSlots,
+        compiled: CompiledLayers,
+        takes_kernel: bool,
+    ) -> None:
+        """Captures compiled layers, with our attention kernel where they take it."""
+        model = compiled.model(self.model)
+        if takes_kernel and compiled.takes_kernel:
+            try:
+                self._run(forward, slots, True, model=model)  # compiles: a capture's rehearsal may not
+                return capture(True, model=model)
+            except Exception as error:
+                compiled.takes_kernel = False
+                logger.info("Compiling without the attention kernel: %s: %s.", type(error).__name__, error)
+                model = compiled.model(self.model)
+        self._run(forward, slots, False, model=model)
+        return capture(False, model=model)
+
     def _run(
-        self, forward: CapturedForward, slots: StaticSlots, is_fused: bool, decoder: FusedDecoder | None = None
+        self,
+        forward: CapturedForward,
+        slots: StaticSlots,
+        is_fused: bool,
+        decoder: FusedDecoder | None = None,
+        model: CausalLM | None = None,
     ) -> Outputs:
-        """The forward to capture: on its fixed inputs, by the decoder or by the model, with our attention kernel or
-        the model's own. Returns logits, hidden states if any, and the head's results.
+        """The forward to capture: on its fixed inputs, by the decoder or by the model (`model` in place of ours), with
+        our attention kernel or the model's own. Returns logits, hidden states if any, and the head's results.
 
         Nothing here may depend on a number that changes on the host.
         """
@@ -178,7 +218,7 @@ class CudaGraphRunner(EagerRunner):
         self._is_fused = False
         with slot_attention.slot_attention(self.model) if is_fused else nullcontext():
             logits, hidden_states, _ = self._forward(
-                forward.input_ids, position_ids, mask, shown, forward.read, forward.states, forward.added
+                forward.input_ids, position_ids, mask, shown, forward.read, forward.states, forward.added, model
             )
         if not all(layer.is_written for layer in layers):
             raise RuntimeError("the forward stores nothing in the cache")

@@ -7,8 +7,9 @@ and needs no mask in memory (`kernels.attention`).
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,5 +87,26 @@ def _attend(
     if asked or key.shape[-1] != value.shape[-1]:
         raise ValueError(f"the attention kernel supports neither {asked} nor values of another width than keys")
     first, limit, *ancestors = attention_mask[:, 0].unbind(1)
-    attended = kernels.attention(query, key, value, limit, first, scaling, *ancestors)
-    return attended.transpose(1, 2).contiguous(), None
+    attended = _by_kernel if type(query) is torch.Tensor else _as_operator()
+    return attended(query, key, value, limit, first, scaling, *ancestors), None
+
+
+def _by_kernel(*arguments: Any) -> torch.Tensor:
+    """(B, q, H, D), which is how the kernel lays it out."""
+    return kernels.attention(*arguments).transpose(1, 2).contiguous()
+
+
+@functools.cache
+def _as_operator() -> Callable[..., torch.Tensor]:
+    """`_by_kernel` as one operator, which stays a call of its own in what torch traces and compiles."""
+
+    def attended(query: torch.Tensor, *others: Any) -> torch.Tensor:
+        return _by_kernel(query if query.stride(-1) == 1 else query.contiguous(), *others)
+
+    given = "Tensor query, Tensor key, Tensor value, Tensor limit, Tensor first, float? scale, Tensor? ancestors=None"
+    name = "hf_failfast::slot_attention"
+    # It takes tensors of any strides: with others than those of the trace they would be copied, all slots of them.
+    options: Any = {"schema": f"({given}) -> Tensor", "tags": (torch.Tag.flexible_layout,)}
+    operator = torch.library.custom_op(name, attended, mutates_args=(), **options)
+    operator.register_fake(lambda query, *_: query.new_empty(query.transpose(1, 2).shape))
+    return operator

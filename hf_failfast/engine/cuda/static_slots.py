@@ -18,6 +18,7 @@ from ..window import Window
 from .capture import Arena, CudaGraphs, Outputs
 
 if TYPE_CHECKING:
+    from .compiled_layers import CompiledLayers
     from .fused_decoder import FusedDecoder
 
 logger = logging.getLogger(__name__)
@@ -251,10 +252,14 @@ class StaticSlots:
 
 
 class KeptGraphs:
-    """Slots and graphs of one model of a pair of target and drafter, kept between calls."""
+    """Slots and graphs of one model of a pair of target and drafter, kept between calls.
 
-    def __init__(self, graphs: CudaGraphs) -> None:
+    compiled: where to keep layers that are compiled for the graphs; None: the model's own are captured.
+    """
+
+    def __init__(self, graphs: CudaGraphs, compiled: CompiledLayers | None = None) -> None:
         self.graphs = graphs
+        self.compiled = compiled
         self.idle: list[StaticSlots] = []
         self.problem: str | None = None
         self.is_fused = True  # our attention kernel has not failed with this model

@@ -83,7 +83,7 @@ class Writer:
             return None
         if not self.config.store_states:
             return Example(tokens, length, None)
-        states = self.target.base_model(tokens[None].to(self.target.device), use_cache=False).last_hidden_state[0]
+        states = self.target.get_decoder()(tokens[None].to(self.target.device), use_cache=False).last_hidden_state[0]
         return Example(tokens, length, states[length - 1 : -1].to("cpu", torch.bfloat16))
 
     def _answers(self, questions: list[str], tokens: int, sampled: bool, **sampling: Any) -> list[Example]:
@@ -109,7 +109,7 @@ class Writer:
     def generate(self, texts: list[str], tokens: int, **sampling: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """New tokens [batch, at most `tokens`] and the normalised final state that predicted each of them."""
         states: list[torch.Tensor] = []
-        decoder = self.target.base_model
+        decoder = self.target.get_decoder()
         # A hook costs nothing; a second forward over the answers would cost half as much as writing them.
         handle = decoder.register_forward_hook(lambda *call: states.append(call[2].last_hidden_state[:, -1].clone()))
         try:

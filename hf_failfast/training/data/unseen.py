@@ -88,12 +88,82 @@ PROMPTS = (
     f"What is the capital of Canada?{TURN}The capital of Canada is Ottawa.{TURN}How many people live there?",
 )
 
+# The same for a target that continues text and answers nobody.
+BEGINNINGS = (
+    "The history of the bicycle begins in the early nineteenth century, when",
+    "The human heart is a muscular organ that",
+    "Volcanoes form where",
+    "Photosynthesis is the process by which plants",
+    "The Roman Empire reached its greatest extent under",
+    "Coffee was first grown in",
+    "The Amazon rainforest covers an area of",
+    "A black hole is a region of space in which",
+    "Glass is made by heating sand until",
+    "The first railway line for passengers was opened in",
+    "Whales are mammals, although",
+    "The Great Wall of China was built to",
+    "Inflation is measured by",
+    "Bread rises because",
+    "The violin has four strings, which are tuned to",
+    "Most deserts lie between",
+    "LISBON - The city's tram drivers said on Monday that they would",
+    "Scientists at the university have found that",
+    "The match was decided in the last minute, when",
+    "Shares of the company fell by four percent after",
+    "After three days of rain the river",
+    "The museum will open its new wing in spring. Visitors can expect",
+    "A new law requires shops to",
+    "The mayor thanked the volunteers who",
+    "The old lighthouse keeper had not seen a ship for weeks. That evening,",
+    "When Mira opened the letter, she understood at once that",
+    "It was the last day of summer, and the children",
+    "The robot looked at its hands and asked,",
+    "Nobody in the village talked about the house on the hill, because",
+    "The train stopped between two stations, and the lights went out. Then",
+    "My grandmother used to say that",
+    "On his first day as captain, Jonas",
+    "def is_leap_year(year):\n    ",
+    'def count_words(text):\n    """Returns a dictionary from each word to how often it occurs."""\n',
+    "class Queue:\n    def __init__(self):\n        self.items = []\n\n    def",
+    "# Read a CSV file and print the mean of each column\nimport csv\n",
+    "function sum(numbers) {\n",
+    "SELECT name, price\nFROM products\nWHERE",
+    "<!DOCTYPE html>\n<html>\n<head>\n<title>My garden</title>\n",
+    "for i in range(1, 101):\n    if i % 15 == 0:\n",
+    "#include <stdio.h>\n\nint main(void) {\n",
+    'try:\n    with open("settings.json") as file:\n',
+    "Q: Why is the sky blue?\nA:",
+    "Question: What is the capital of Canada?\nAnswer:",
+    "Q: How many seconds are there in a week?\nA:",
+    "Interviewer: How did you become a pilot?\nPilot:",
+    "Customer: My order has not arrived yet.\nAgent:",
+    "Teacher: Who can tell me what a verb is?\nStudent:",
+    "1 + 1 = 2\n2 + 2 = 4\n4 + 4 = 8\n8 + 8 =",
+    "If 3 pens cost 6 euros, then 7 pens cost",
+    "The months of the year are January, February,",
+    "Ingredients for pancakes:\n- 2 eggs\n-",
+    "Things to pack for a week at the sea:\n1.",
+    "Five vegetables that grow underground are",
+    "How to plant a tree\n\nStep 1:",
+    "To change the tyre of a bicycle, first",
+    "Preheat the oven to 180 degrees. In a large bowl, mix",
+    "Dear Ms. Alvarez,\n\nI am writing to apply for",
+    "Hi Tom,\n\nThanks for your message. Unfortunately,",
+    "Subject: Heating in flat 12\n\nDear landlord,\n\n",
+    "Name: Anna Berg\nAge: 34\nCity:",
+    "| Country | Capital |\n| --- | --- |\n| France | Paris |\n|",
+    "English: Good morning. French: Bonjour. English: Thank you. French:",
+    "Abstract: We study the effect of sleep on memory in",
+)
+
 
 def unseen_prompts(writer: Writer) -> list[str]:
-    """Those of the file that `unseen` names, by default PROMPTS. Raises ValueError where none can be used."""
+    """Those of the file that `unseen` names, by default PROMPTS, or BEGINNINGS where the target has no chat template.
+    Raises ValueError where none can be used."""
     name = writer.config.unseen
     config = dataclasses.replace(writer.config, records="prompts", source=None, prompts=name)
-    texts = PROMPTS if name is None else read_records(config)
+    own = PROMPTS if writer.has_template else BEGINNINGS
+    texts = own if name is None else read_records(config)
     usable = [text for text in texts if text.strip() and not writer.is_too_long(text)]
     if not usable:
         raise ValueError(f"`unseen` must hold a usable prompt, but {name or BUILT_IN} have none.")
