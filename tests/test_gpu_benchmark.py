@@ -15,6 +15,7 @@ def report(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]
     return found
 
 
+@pytest.mark.exhaustive
 def test_cpu_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Every section runs without an error, and drafting changes no text."""
     found = report(capsys, output=tmp_path / "result.json")

@@ -344,11 +344,12 @@ def test_memory_stays_flat(monkeypatch: pytest.MonkeyPatch) -> None:
         for turn in range(20):
             text = failfast(model, text, used, max_new_tokens=24)
             text = torch.cat([text, prompt(4, turn)], dim=1)
-            sizes.append(held_bytes())
+            if turn % 4 == 3:
+                sizes.append(held_bytes())
         return sizes
 
     more = [with_it - without for with_it, without in zip(turns(True), turns(False), strict=True)]
-    assert max(more[8:]) - min(more[8:]) < 20_000
+    assert max(more[2:]) - min(more[2:]) < 20_000  # from the twelfth turn on
 
 
 # What ends it

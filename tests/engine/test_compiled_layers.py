@@ -49,7 +49,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
     "starcoder2": ({}, 1),
 }
 # The quick ones, and whether a C++ compiler builds what Inductor makes of them; without it what was traced runs.
-QUICK = {"gemma3_text": True, "phi3": False, "olmo2": False, "gpt2": True}
+QUICK = {"gemma3_text": False, "phi3": False, "olmo2": False, "gpt2": True}
 CASES = [pytest.param(name, is_built, False, id=name) for name, is_built in QUICK.items()]
 CASES += [pytest.param(name, True, True, id=f"{name}, all", marks=pytest.mark.exhaustive) for name in FAMILIES]
 

@@ -51,7 +51,10 @@ def alone(folders: dict[str, str]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("local_processes", [2, 1], ids=["one machine", "two machines"])
+@pytest.mark.parametrize(
+    "local_processes",
+    [pytest.param(2, id="one machine"), pytest.param(1, id="two machines", marks=pytest.mark.exhaustive)],
+)
 def test_two_processes_answer_every_document_once(
     local_processes: int, folders: dict[str, str], alone: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_every_pair_is_lossless_in_float32(folder: Path) -> None:
     assert str(folder) not in json.dumps(document["setting"] | training)
 
 
+@pytest.mark.exhaustive
 def test_a_run_goes_on_where_it_was_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finished parts are kept, the missing one is measured; another drafter or other prompts are measured anew."""
     before = json.loads((folder / "gemma.json").read_text())

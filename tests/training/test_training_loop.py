@@ -1,7 +1,6 @@
 """The training loop on tiny random models: resuming, the exported folder, the command."""
 
 import json
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -214,7 +213,7 @@ def test_ctrl_c_stores_the_step_and_training_goes_on_there(tmp_path: Path, monke
 
     def step_and_press() -> dict[str, float]:
         if first.step == 3:  # while the fourth of six steps runs: evaluations are after the third and the sixth
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step()
 
     monkeypatch.setattr(first, "train_step", step_and_press)
@@ -234,8 +233,8 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     trainer = new_trainer(tmp_path)
 
     def press_twice() -> dict[str, float]:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise AssertionError("the step went on")
 
     monkeypatch.setattr(trainer, "train_step", press_twice)
