@@ -33,6 +33,7 @@ def test_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert all("skipped" in found[name] for name in ("machine", "kernels", "generations", "1.5B", "7B"))
 
 
+@pytest.mark.exhaustive
 def test_a_failing_section(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     """A failing section is reported, and the others keep their results."""
 

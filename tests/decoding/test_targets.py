@@ -226,6 +226,7 @@ def test_pipeline(tokenizer: PreTrainedTokenizerFast) -> None:
     )
 
 
+@pytest.mark.exhaustive
 def test_tensor_parallel(folder: Path, tmp_path: Path) -> None:
     """The two ranks of a split target write the same text and end."""
     (tmp_path / "target").symlink_to(folder)

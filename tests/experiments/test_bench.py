@@ -204,6 +204,7 @@ def test_plain_generate_compiled(backend: Any, folder: Path, monkeypatch: pytest
 
 
 @pytest.mark.skipif(not COMPILES_ASSISTED, reason="transformers before 5.24 compiles plain `generate` only")
+@pytest.mark.exhaustive
 def test_prompt_lookup_compiled(backend: Any, folder: Path) -> None:
     """The compiled method writes the plain text, and is timed as a method of its own."""
     _, document, records, graphs = compiled(backend, folder)
