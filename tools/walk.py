@@ -170,7 +170,7 @@ def steps(folder: Path) -> list[Step]:
         Step(("generate", "--prmpt", "a"), 2, "No such option: --prmpt"),
         Step(("train",), 2, "Missing option '--target'"),
         Step(("generate", "--prompt", "a", "--chunk-length", "0"), 2, "`chunk_length` must be an integer >= 1"),
-        Step(("generate", "--prompt", "a", "--length-policy", "godput"), 2, "['confidence', 'goodput']"),
+        Step(("generate", "--prompt", "a", "--length-policy", "godput"), 2, "['confidence', 'goodput', 'diffuspec']"),
         Step(("demo", "--confidence-threshold", "7"), 2, "`confidence_threshold` must be a number in [0, 1]"),
         Step(
             ("bench", "--chunk-length", "8", "--max-draft-length", "4"),

@@ -17,7 +17,7 @@ from huggingface_hub import is_offline_mode
 
 from ...config import FailFastConfig
 from ..spec import DrafterSpec
-from .reading import Checkpoint, read_checkpoint, weight_shapes
+from .reading import Checkpoint, check_format, read_checkpoint, weight_shapes
 from .target_fit import made_for_folder
 
 if TYPE_CHECKING:
@@ -102,7 +102,11 @@ def inspect_checkpoint(
     """
     checkpoint = read_checkpoint(name_or_path, given, hub_kwargs or {})
     family, section = checkpoint.family, checkpoint.section
-    drafter = None if target is None and _is_own(checkpoint) else _from_headers(checkpoint)
+    if _is_own(checkpoint) and Path(checkpoint.name).is_dir():
+        check_format(checkpoint, allow_pickle=False)
+    drafter = (
+        None if target is None and _is_own(checkpoint) and _has_weights(checkpoint) else _from_headers(checkpoint)
+    )
     counts = _elements(checkpoint)
     return Inspection(
         name=checkpoint.name,
@@ -123,14 +127,6 @@ def inspect_checkpoint(
         options=_options(checkpoint),
         is_made_for_target=_is_made_for(checkpoint, target),
     )
-
-
-def _is_own(checkpoint: Checkpoint) -> bool:
-    """Whether it is a checkpoint of this project's own, and not a folder without its weights."""
-    if checkpoint.is_listed:
-        return False
-    is_local = Path(checkpoint.name).is_dir()
-    return "attention" in checkpoint.section.spec and (not is_local or bool(weight_files(checkpoint)))
 
 
 def _options(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -183,6 +179,16 @@ def _elements(checkpoint: Checkpoint) -> Counter[str]:
                 size *= dimension
             counts[dtype] += size
     return counts
+
+
+def _is_own(checkpoint: Checkpoint) -> bool:
+    """Whether it is a checkpoint of this project's own."""
+    return not checkpoint.is_listed and "attention" in checkpoint.section.spec
+
+
+def _has_weights(checkpoint: Checkpoint) -> bool:
+    """Whether weights are there, or may be: a Hub repository's are not asked for."""
+    return not Path(checkpoint.name).is_dir() or bool(weight_files(checkpoint))
 
 
 def weight_files(checkpoint: Checkpoint) -> list[str]:

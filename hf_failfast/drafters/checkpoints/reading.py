@@ -25,6 +25,8 @@ LORA_CONFIG = "adapter_config.json"  # PEFT's
 CONFIGS = ("config.json", LORA_CONFIG)  # a checkpoint has one of them
 LORA_SECTION = "failfast.json"  # this project's section of a LoRA, which PEFT's config has no place for
 
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
+
 # Keys that some configs switch off with `false`, which transformers' config classes refuse.
 OFF = ("rope_scaling", "sliding_window")
 
@@ -164,6 +166,23 @@ def find_file(name_or_path: str, file_name: str, hub_kwargs: dict[str, Any]) -> 
         **hub_kwargs,
     )
     return path
+
+
+def check_format(checkpoint: Checkpoint, allow_pickle: bool) -> None:
+    """Raises FileNotFoundError on a checkpoint without weights, ValueError on a pickle that may not be read."""
+    safetensors = checkpoint.safetensors
+    if any(checkpoint.file(name) for name in safetensors):
+        return
+    if not any(checkpoint.file(name) for name in PICKLES):
+        raise FileNotFoundError(
+            f"{checkpoint.name!r} holds no weights that could be loaded (no {safetensors[0]}): it has no weights, "
+            "only a config.json."
+        )
+    if not allow_pickle:
+        raise ValueError(
+            f"{checkpoint.name!r} holds its weights as a pickle only, which can execute code when read: convert them "
+            "to safetensors, or pass `allow_pickle=True` if you trust their author."
+        )
 
 
 def weight_shapes(path: str) -> dict[str, tuple[list[int], str]]:

@@ -18,7 +18,7 @@ from transformers.utils import is_accelerate_available
 from ...config import FailFastConfig
 from ..bodies.borrowed import SharedBody
 from ..bodies.fusion import StateFusion
-from .reading import Checkpoint, find_file, weight_shapes
+from .reading import PICKLES, Checkpoint, check_format, find_file, weight_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,8 +42,6 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def load_native(request: LoadRequest, auto_class: Any = None) -> PreTrainedModel
     if request.is_out_of_reach:
         with torch.device("meta"):
             return (auto_class or AutoModelForCausalLM).from_config(checkpoint.native_config())
-    _check_format(checkpoint, request.allow_pickle)
+    check_format(checkpoint, request.allow_pickle)
     device_map, device = "meta" if request.headers_only else request.device_map, None
     if device_map is not None and not is_accelerate_available():  # which transformers needs for any `device_map`
         device_map, device = None, _one_device(device_map)
@@ -172,7 +170,7 @@ def load_into(module: nn.Module, request: LoadRequest, ignored: Iterable[str] = 
 
 def read_weights(checkpoint: Checkpoint, device: Any = "cpu", headers_only: bool = False) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint in one safetensors file; on the meta device if only its header is to be read."""
-    _check_format(checkpoint, allow_pickle=False)
+    check_format(checkpoint, allow_pickle=False)
     path = checkpoint.file(checkpoint.safetensors[0])
     if path is None:
         raise ValueError(f"{checkpoint.name!r} has its weights in several files; this family comes in one.")
@@ -212,20 +210,4 @@ def check_keys(missing: Iterable[str], unexpected: Iterable[str], ignored: Itera
             "The checkpoint's weights do not fit its config: "
             f"missing {sorted(missing)[:8]} ({len(missing)} in all), "
             f"unexpected {sorted(unexpected)[:8]} ({len(unexpected)} in all)."
-        )
-
-
-def _check_format(checkpoint: Checkpoint, allow_pickle: bool) -> None:
-    safetensors = checkpoint.safetensors
-    if any(checkpoint.file(name) for name in safetensors):
-        return
-    if not any(checkpoint.file(name) for name in PICKLES):
-        raise FileNotFoundError(
-            f"{checkpoint.name!r} holds no weights that could be loaded (no {safetensors[0]}): it has no weights, "
-            "only a config.json."
-        )
-    if not allow_pickle:
-        raise ValueError(
-            f"{checkpoint.name!r} holds its weights as a pickle only, which can execute code when read: convert them "
-            "to safetensors, or pass `allow_pickle=True` if you trust their author."
         )
