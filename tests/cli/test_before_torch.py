@@ -50,6 +50,13 @@ def test_inspecting_a_folder_needs_no_torch() -> None:
     assert json.loads(said)["spec"]["shift"] == 1
 
 
+def test_a_folder_without_weights_needs_no_torch(tmp_path: Path) -> None:
+    """What is missing is said before anything heavy is imported."""
+    (tmp_path / "config.json").write_text((REPOSITORY / BUNDLED / "config.json").read_text())
+    status, said, heavy = run("hf_failfast.cli", "inspect", tmp_path)
+    assert (status, heavy) == (1, set()) and "it has no weights, only a config.json" in said
+
+
 PAIR = ("--target", BUNDLED, "--drafter", BUNDLED)
 TRAIN = ("--target", "any/target", "--output", "any-folder")
 MISTAKES: list[tuple[tuple[str, ...], int, str]] = [

@@ -104,9 +104,8 @@ def inspect_checkpoint(
     family, section = checkpoint.family, checkpoint.section
     if _is_own(checkpoint) and Path(checkpoint.name).is_dir():
         check_format(checkpoint, allow_pickle=False)
-    drafter = (
-        None if target is None and _is_own(checkpoint) and _has_weights(checkpoint) else _from_headers(checkpoint)
-    )
+    is_read = target is None and _is_own(checkpoint) and _has_weights(checkpoint)
+    drafter = None if is_read else _from_headers(checkpoint)
     counts = _elements(checkpoint)
     return Inspection(
         name=checkpoint.name,
