@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY
 
 USE = """
@@ -16,6 +17,7 @@ assert conftest.Path(tempfile.gettempdir()).is_relative_to(sys.argv[1])
 """
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path) -> None:
     """A process that uses the tests' checkpoints, and a child of it, leave nothing in the temporary folder."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "HF_MODULES"))}

@@ -48,6 +48,7 @@ def run(folder: Path, **options: object) -> dict:
     return json.loads((folder / "gemma.json").read_text())
 
 
+@pytest.mark.exhaustive
 def test_every_pair_is_lossless_in_float32(folder: Path) -> None:
     document = json.loads((folder / "gemma.json").read_text())
     assert [(row["target"], row["drafter"], row["rule"]) for row in document["rows"]] == [
@@ -86,6 +87,7 @@ def test_a_run_goes_on_where_it_was_stopped(folder: Path, monkeypatch: pytest.Mo
     assert len(measured) == 7
 
 
+@pytest.mark.exhaustive
 def test_the_tables_show_speeds_of_a_quiet_machine_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = json.loads((folder / "gemma.json").read_text())
     monkeypatch.setattr(tables, "result", lambda path: document)
