@@ -104,16 +104,20 @@ def rounds(
     return counts
 
 
+def interval(name: str, numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
+    """A ratio under its name, with its 95 % bootstrap interval over answers."""
+    ratio, low, high = ratio_interval(numerators, denominators)
+    return {name: round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
 def figure(played: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Tokens per round, with its 95 % bootstrap interval over answers."""
-    ratio, low, high = ratio_interval(*zip(*((sum(counts), len(counts)) for counts in played), strict=True))
-    return {"tokens_per_round": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
+    """Tokens per round, with its interval."""
+    return interval("tokens_per_round", *zip(*((sum(counts), len(counts)) for counts in played), strict=True))
 
 
 def gain(on: Sequence[Sequence[int]], off: Sequence[Sequence[int]]) -> dict[str, float]:
     """How many times the tokens per round of `off`, answer by answer the same text, with its interval."""
-    ratio, low, high = ratio_interval([len(counts) for counts in off], [len(counts) for counts in on])
-    return {"ratio": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
+    return interval("ratio", [len(counts) for counts in off], [len(counts) for counts in on])
 
 
 def of_kind(

@@ -8,13 +8,13 @@ drafter without learning answers each request, too, and which of the two comes f
 """
 
 import random
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Annotated, Any
 
 import torch
 import typer
-from learning import KINDS, PROMPTS
+from learning import KINDS, PROMPTS, interval
 from store import RESULTS, store
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -22,17 +22,14 @@ from transformers.utils import logging
 import hf_failfast
 from hf_failfast import Learning
 from hf_failfast.drafters import DiffusionDrafter
-from hf_failfast.measure.bootstrap import ratio_interval
 from hf_failfast.measure.provenance import provenance
+from hf_failfast.measure.timing import WARM_UP_TOKENS, in_random_order
 from hf_failfast.pairs import SMOLLM2, encode_prompt, load_smollm2
 
-WARM_UP_TOKENS = 16
 
-
-def timed(target: PreTrainedModel, drafter: DiffusionDrafter, ids: torch.Tensor, new: int) -> tuple[float, Any]:
-    """Seconds of a request, and its output."""
-    started = perf_counter()
-    output = target.generate(
+def answer(target: PreTrainedModel, drafter: DiffusionDrafter, new: int, ids: torch.Tensor) -> Any:
+    """The output of a request."""
+    return target.generate(
         ids,
         assistant_model=drafter,
         custom_generate="hf_failfast",
@@ -40,13 +37,6 @@ def timed(target: PreTrainedModel, drafter: DiffusionDrafter, ids: torch.Tensor,
         max_new_tokens=new,
         return_dict_in_generate=True,
     )
-    return perf_counter() - started, output
-
-
-def gain(before: list[float], after: list[float]) -> dict[str, float]:
-    """How many times as many a second or a round as without learning, with its 95 % interval over the requests."""
-    ratio, low, high = ratio_interval(before, after)
-    return {"ratio": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)}
 
 
 def main(
@@ -64,7 +54,8 @@ def main(
     kinds: dict[str, Any] = {}
     for kind in KINDS:
         learner = Learning(own, learning_share=learning_share)
-        arms = {"without": fixed, "with": learner}
+        drafters = {"without": fixed, "with": learner}
+        arms = {name: partial(answer, target, drafter, max_new_tokens) for name, drafter in drafters.items()}
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         rounds: dict[str, list[float]] = {name: [] for name in arms}
         tokens = identical = 0
@@ -72,10 +63,9 @@ def main(
         for number, line in enumerate(lines):
             ids = encode_prompt(tokenizer, line)
             if not number:
-                timed(target, fixed, ids, WARM_UP_TOKENS)
+                answer(target, fixed, WARM_UP_TOKENS, ids)
             texts = {}
-            for name in order.sample(list(arms), len(arms)):
-                taken, found = timed(target, arms[name], ids, max_new_tokens)
+            for name, found, taken in in_random_order(arms, ids, 1, order):
                 seconds[name].append(taken)
                 rounds[name].append(found.speculation.rounds)
                 texts[name] = found.sequences
@@ -88,9 +78,9 @@ def main(
             "identical": identical,
             "seconds_without": round(sum(seconds["without"]), 1),
             "seconds_with": round(sum(seconds["with"]), 1),
-            "speed": gain(seconds["without"], seconds["with"]),
-            "speed_second_half": gain(*(seconds[name][len(lines) // 2 :] for name in arms)),
-            "tokens_per_round": gain(rounds["without"], rounds["with"]),
+            "speed": interval("ratio", seconds["without"], seconds["with"]),
+            "speed_second_half": interval("ratio", *(seconds[name][len(lines) // 2 :] for name in arms)),
+            "tokens_per_round": interval("ratio", rounds["without"], rounds["with"]),
             "learned_steps": stats.learned_steps,
             "share_of_time": round(stats.learning_seconds / (stats.learning_seconds + stats.decoding_seconds), 3),
             "resets": stats.resets,

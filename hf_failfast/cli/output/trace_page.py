@@ -67,7 +67,7 @@ def _tokens(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Token
     for number, traced in enumerate(trace.rounds):
         own = traced.accepted_own
         for index, (token_id, probability) in enumerate(zip(traced.emitted_ids, traced.probability, strict=True)):
-            kind = _kind(traced, index)
+            kind = _kind(traced, own, index)
             lines = [f"{kind}, round {number + 1}", f"target's probability {probability:.1%}"]
             if index < own:
                 lines.append(f"drafter's confidence {traced.confidence[index]:.1%}")
@@ -82,10 +82,13 @@ def _tokens(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Token
             yield _Token(text, kind, number, json.dumps([repr(name), *lines]), is_special, is_code)
 
 
-def _kind(traced: TracedRound, index: int) -> str:
-    """How an emitted token came: accepted, suggested (by a strategy, unlike the draft), bonus or plain."""
+def _kind(traced: TracedRound, own: int, index: int) -> str:
+    """How an emitted token came: accepted, suggested (by a strategy, unlike the draft), bonus or plain.
+
+    own: the round's `accepted_own`.
+    """
     if index < traced.accepted:
-        return "accepted" if index < traced.accepted_own else "suggested"
+        return "accepted" if index < own else "suggested"
     return "bonus" if traced.draft_ids or traced.accepted else "plain"
 
 
